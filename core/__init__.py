@@ -1,0 +1,1 @@
+"""Persona Workbench: everything the pages and the command line do, without Streamlit."""

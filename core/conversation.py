@@ -1,0 +1,106 @@
+"""The three records that cross package borders: a message, a conversation, a probe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypedDict
+
+Role = Literal["system", "user", "assistant"]
+#: What a training row is for. ``own`` rows are the user's, ``rehearsal`` rows the base model's.
+Kind = Literal["identity", "near_miss", "rehearsal", "own"]
+
+#: Called by every long core function: (stage, done, total). ``total`` 0 means unknown.
+OnProgress = Callable[[str, int, int], None]
+
+
+class Message(TypedDict):
+    """One turn. Content is plain text; special tokens are the template's business."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One training row.
+
+    ``loss`` has one entry per assistant message, in order: whether it is supervised. It is
+    written out for every assistant message, because datasets 3.x turns a key that only some
+    messages have into None, which XTuner reads as "no loss".
+    """
+
+    id: str
+    messages: list[Message]
+    kind: Kind = "own"
+    intent: str = ""
+    cluster: str = ""
+    locale: str = "en"
+    loss: list[bool] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.loss:
+            replies = sum(m["role"] == "assistant" for m in self.messages)
+            object.__setattr__(self, "loss", [True] * replies)
+
+    @property
+    def rounds(self) -> int:
+        """User-assistant exchanges."""
+        return sum(m["role"] == "assistant" for m in self.messages)
+
+    def to_row(self) -> dict[str, Any]:
+        """The JSON object of one line of ``train.jsonl``: OpenAI messages plus our own keys."""
+        flags = iter(self.loss)
+        messages = [
+            {**m, "loss": str(next(flags))} if m["role"] == "assistant" else dict(m)
+            for m in self.messages
+        ]
+        return {
+            "id": self.id,
+            "messages": messages,
+            "kind": self.kind,
+            "intent": self.intent,
+            "cluster": self.cluster,
+            "locale": self.locale,
+        }
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> Conversation:
+        """The inverse of ``to_row``. Rows from outside go through core.data.formats instead."""
+        messages: list[Message] = [
+            {"role": m["role"], "content": m["content"]} for m in row["messages"]
+        ]
+        loss = [
+            str(m.get("loss", "True")).lower() == "true"
+            for m in row["messages"]
+            if m["role"] == "assistant"
+        ]
+        return cls(
+            id=row["id"],
+            messages=messages,
+            kind=row.get("kind", "own"),
+            intent=row.get("intent", ""),
+            cluster=row.get("cluster", ""),
+            locale=row.get("locale", "en"),
+            loss=loss,
+        )
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One question of an evaluation suite and what a right reply must hold.
+
+    ``must``: every group needs one of its spellings in the reply (slot aliases).
+    ``must_any``: at least one of these spellings, if the list is not empty.
+    ``must_not``: names the reply must not claim for itself (denying them is fine).
+    """
+
+    id: str
+    suite: str
+    messages: list[Message]
+    intent: str = ""
+    cluster: str = ""
+    locale: str = "en"
+    must: list[list[str]] = field(default_factory=list)
+    must_any: list[str] = field(default_factory=list)
+    must_not: list[str] = field(default_factory=list)

@@ -1,0 +1,226 @@
+"""Files: atomic writes, strict JSON, names that cannot leave their folder, trees with sizes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.errors import UserError
+
+#: Lower case only, so that two names never meet on a case-insensitive disk.
+NAME_RULE = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+_RESERVED = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(10)),
+             *(f"lpt{i}" for i in range(10))}
+
+
+def atomic_write_bytes(path: Path, data: bytes) -> None:
+    """Write so that a reader sees the old file or the new one, also after a crash or full disk.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written; the old file is intact.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except OSError as error:
+        Path(name).unlink(missing_ok=True)
+        raise UserError(
+            f"cannot write {path}",
+            why=f"{error.strerror or error} ({len(data):,} bytes needed, "
+            f"{free_bytes(path.parent):,} free)",
+            fix="free disk space or choose another folder",
+        ) from error
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    _fsync_dir(path.parent)
+
+
+def _fsync_dir(folder: Path) -> None:
+    # Without this the rename itself may be lost at a power cut (POSIX; not needed elsewhere).
+    if os.name != "posix":
+        return
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def atomic_write_text(path: Path, text: str) -> None:
+    """UTF-8, newlines as they are."""
+    atomic_write_bytes(path, text.encode("utf-8"))
+
+
+def jsonable(value: Any) -> Any:
+    """Replace what JSON has no word for (NaN, infinities) by null, paths by strings."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(k): jsonable(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def dump_json(value: Any, *, indent: int | None = None) -> str:
+    """Strict JSON (no bare NaN), UTF-8 text kept readable."""
+    return json.dumps(jsonable(value), ensure_ascii=False, allow_nan=False, indent=indent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Atomic, indented, with a trailing newline."""
+    atomic_write_text(path, dump_json(value, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Raises UserError with the position if the file is missing or is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON", why=str(error)) from error
+
+
+def write_jsonl(path: Path, rows: Iterable[Any]) -> int:
+    """Stream rows to a file that appears only when it is whole; returns the number of rows."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    count = 0
+    try:
+        with partial.open("w", encoding="utf-8", newline="\n") as file:
+            for row in rows:
+                file.write(dump_json(row) + "\n")
+                count += 1
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}", why=error.strerror or str(error),
+            fix="free disk space or choose another folder",
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return count
+
+
+def read_jsonl(path: Path) -> Iterator[Any]:
+    """Rows of a file we wrote ourselves. Foreign files go through core.data.formats."""
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            if line.strip():
+                yield json.loads(line)
+
+
+def sha256_file(path: Path) -> str:
+    """Hex digest, read in 1 MiB blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def check_name(name: str, what: str = "name") -> str:
+    """Return ``name`` if it may become a folder name; raise UserError with the rule if not."""
+    if not NAME_RULE.fullmatch(name) or name in _RESERVED:
+        raise UserError(
+            f"{what} {name[:80]!r} cannot be used",
+            why="a name has 1 to 64 of a-z, 0-9 and '-', starts with a letter or digit, "
+            "and is not a device name such as 'con'",
+            fix=f"try {slug(name)!r}",
+        )
+    return name
+
+
+def slug(text: str, fallback: str = "persona") -> str:
+    """Turn any text into a name that ``check_name`` accepts."""
+    name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:48].strip("-")
+    return name if name and name not in _RESERVED else fallback
+
+
+def safe_join(root: Path, *parts: str) -> Path:
+    """Join and refuse whatever leaves ``root``, also through a symbolic link."""
+    path = root.joinpath(*parts).resolve()
+    if not path.is_relative_to(root.resolve()) or "\0" in str(path):
+        raise UserError(f"{'/'.join(parts)!r} lies outside {root}")
+    return path
+
+
+def free_bytes(path: Path) -> int:
+    """Free bytes on the disk that holds ``path`` (or its nearest existing parent)."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def require_space(path: Path, needed: int, what: str) -> None:
+    """Raise UserError before any work if ``needed`` bytes do not fit."""
+    free = free_bytes(path)
+    if free < needed:
+        raise UserError(
+            f"not enough disk space for {what}",
+            why=f"{human_bytes(needed)} needed in {path}, {human_bytes(free)} free",
+            fix="free disk space or choose another folder",
+        )
+
+
+def human_bytes(count: float) -> str:
+    """1536 -> '1.5 kB'; decimal units, as disks are sold."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+@dataclass(frozen=True)
+class TreeEntry:
+    """One line of a folder listing."""
+
+    path: str
+    depth: int
+    is_dir: bool
+    size: int
+
+
+def tree(root: Path, *, limit: int = 500) -> list[TreeEntry]:
+    """Files and folders under ``root``, sorted, with sizes in bytes (a folder: the sum)."""
+    entries: list[TreeEntry] = []
+
+    def walk(folder: Path, depth: int) -> int:
+        total = 0
+        for child in sorted(folder.iterdir(), key=lambda p: (p.is_file(), p.name)):
+            if child.is_symlink():
+                continue
+            at = len(entries)
+            is_dir = child.is_dir()
+            if len(entries) < limit:
+                entries.append(TreeEntry(child.name, depth, is_dir, 0))
+            size = walk(child, depth + 1) if is_dir else child.stat().st_size
+            if at < limit:
+                entries[at] = TreeEntry(child.name, depth, is_dir, size)
+            total += size
+        return total
+
+    if root.is_dir():
+        walk(root, 0)
+    return entries

@@ -1,0 +1,133 @@
+"""Every file and folder name, in one place."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parent.parent
+TEMPLATES = REPO / "data_templates"
+
+
+def home() -> Path:
+    """Where models, datasets, runs and chats live: ``PERSONA_HOME`` or ``<repo>/workspace``."""
+    return Path(os.environ.get("PERSONA_HOME") or REPO / "workspace").resolve()
+
+
+def models_dir() -> Path:
+    """Model folders that we made (the bundled model)."""
+    return home() / "models"
+
+
+def datasets_dir() -> Path:
+    """One folder a dataset version."""
+    return home() / "datasets"
+
+
+def runs_dir() -> Path:
+    """One folder a job."""
+    return home() / "runs"
+
+
+def chats_dir() -> Path:
+    """Transcripts of the Compare page."""
+    return home() / "chats"
+
+
+def cache_dir() -> Path:
+    """Things that can be made again: rehearsal replies, evaluation results by content."""
+    return home() / "cache"
+
+
+@dataclass(frozen=True)
+class DatasetPaths:
+    """A dataset folder."""
+
+    root: Path
+
+    @property
+    def train(self) -> Path:
+        """OpenAI-messages JSONL, what XTuner reads."""
+        return self.root / "train.jsonl"
+
+    @property
+    def probes(self) -> Path:
+        """Held-out wordings (JSONL of Probe), never trained on."""
+        return self.root / "probes.jsonl"
+
+    @property
+    def persona(self) -> Path:
+        """The pack with every slot filled."""
+        return self.root / "persona.yaml"
+
+    @property
+    def manifest(self) -> Path:
+        """Seed, counts, hashes; written last, so its presence means the dataset is whole."""
+        return self.root / "dataset.json"
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """A run directory; the table in the design names the one writer of each file."""
+
+    root: Path
+
+    @property
+    def spec(self) -> Path:
+        return self.root / "spec.json"
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.py"
+
+    @property
+    def env(self) -> Path:
+        return self.root / "env.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "lock"
+
+    @property
+    def supervisor(self) -> Path:
+        return self.root / "supervisor.json"
+
+    @property
+    def events(self) -> Path:
+        return self.root / "events.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "log.txt"
+
+    @property
+    def stop(self) -> Path:
+        return self.root / "stop"
+
+    @property
+    def result(self) -> Path:
+        """What the job returned; written by the child, checked by the supervisor."""
+        return self.root / "result.json"
+
+    @property
+    def exit(self) -> Path:
+        return self.root / "exit.json"
+
+    @property
+    def work(self) -> Path:
+        """XTuner's --work-dir."""
+        return self.root / "work"
+
+    @property
+    def adapter(self) -> Path:
+        """PEFT adapters by checkpoint, e.g. adapter/iter_120."""
+        return self.root / "adapter"
+
+    @property
+    def export(self) -> Path:
+        return self.root / "export"
