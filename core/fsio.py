@@ -18,8 +18,14 @@ from core.errors import UserError
 
 #: Lower case only, so that two names never meet on a case-insensitive disk.
 NAME_RULE = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
-_RESERVED = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(10)),
-             *(f"lpt{i}" for i in range(10))}
+_RESERVED = {
+    "con",
+    "prn",
+    "aux",
+    "nul",
+    *(f"com{i}" for i in range(10)),
+    *(f"lpt{i}" for i in range(10)),
+}
 
 
 def atomic_write_bytes(path: Path, data: bytes) -> None:
@@ -114,7 +120,8 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> int:
         os.replace(partial, path)
     except OSError as error:
         raise UserError(
-            f"cannot write {path}", why=error.strerror or str(error),
+            f"cannot write {path}",
+            why=error.strerror or str(error),
             fix="free disk space or choose another folder",
         ) from error
     finally:

@@ -1,0 +1,162 @@
+"""Which model: the bundled one, a folder, or a hub id."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from core import fsio
+from core.conversation import OnProgress
+from core.errors import UserError
+from core.models import bundled
+
+#: Families whose instruction models speak Chinese as well as English.
+_CHINESE = {
+    "internlm",
+    "internlm2",
+    "internlm3",
+    "qwen",
+    "qwen2",
+    "qwen2_moe",
+    "qwen3",
+    "chatglm",
+    "baichuan",
+    "deepseek_v2",
+    "deepseek_v3",
+    "yi",
+    "minicpm",
+}
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """A model folder that was looked at and found usable."""
+
+    path: Path
+    name: str
+    source: Literal["bundled", "folder", "hub"]
+    license: str
+    locales: tuple[str, ...]
+    family: str
+
+    def fingerprint(self) -> str:
+        """Identifies the weights for caches: sha256 over names, sizes and ends of the files.
+
+        Reading 3 GB to name a cache entry would cost more than the cache saves, so the first and
+        last 64 kB of each weight file stand for it. The manifest of a merged model has full hashes.
+        """
+        digest = hashlib.sha256()
+        for file in sorted(self.path.iterdir()):
+            if file.suffix in {".safetensors", ".bin", ".json", ".jinja", ".model"}:
+                size = file.stat().st_size
+                digest.update(f"{file.name}:{size}".encode())
+                with file.open("rb") as handle:
+                    digest.update(handle.read(65536))
+                    handle.seek(max(0, size - 65536))
+                    digest.update(handle.read(65536))
+        return digest.hexdigest()
+
+
+def resolve(model: str, on_progress: OnProgress | None = None) -> ModelRef:
+    """Turn ``bundled``, a folder or a hub id into a folder on this machine.
+
+    A hub id is the only thing that may reach the network, and only if its files are not in the
+    local cache. HF_HOME, HF_HUB_OFFLINE, HF_TOKEN and HF_ENDPOINT are honoured by huggingface_hub.
+
+    Raises:
+        UserError: the folder is missing, empty, or not a causal language model; the hub id is
+            malformed or cannot be had.
+    """
+    if model == "bundled":
+        return _inspect(bundled.ensure(on_progress), "bundled", bundled.NAME)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return _inspect(path.resolve(), "folder", path.resolve().name)
+    if (os.sep in model and (path.is_absolute() or model.startswith((".", "~")))) or path.exists():
+        raise UserError(
+            f"model folder {model} is not there"
+            if not path.exists()
+            else f"{model} is not a folder",
+            fix="give a folder that holds config.json and the weights, a hub id, or 'bundled'",
+        )
+    return _inspect(_download(model), "hub", model)
+
+
+def _download(model: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(model)
+        return Path(
+            snapshot_download(
+                model,
+                allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"],
+            )
+        )
+    except HFValidationError as error:
+        raise UserError(
+            f"{model!r} is neither 'bundled', a folder, nor a hub id",
+            why=str(error),
+            fix="check the spelling; a hub id looks like 'Qwen/Qwen2.5-0.5B-Instruct'",
+        ) from error
+    except Exception as error:  # the hub client raises a dozen unrelated types
+        raise UserError(
+            f"cannot get {model} from the hub",
+            why=f"{type(error).__name__}: {error}"[:400],
+            fix="check the id, the network and `hf auth login`; or download it and give the folder",
+        ) from error
+
+
+def _inspect(path: Path, source: Literal["bundled", "folder", "hub"], name: str) -> ModelRef:
+    config_file = path / "config.json"
+    if not any(path.iterdir()):
+        raise UserError(f"model folder {path} is empty", fix="point to a folder with config.json")
+    if not config_file.is_file():
+        raise UserError(
+            f"{path} is not a model folder",
+            why="it has no config.json",
+            fix="point to the folder that holds config.json, the weights and the tokenizer",
+        )
+    config: dict[str, Any] = fsio.read_json(config_file)
+    family = str(config.get("model_type", ""))
+    architectures = config.get("architectures") or []
+    if not any(str(a).endswith(("ForCausalLM", "LMHeadModel")) for a in architectures):
+        raise UserError(
+            f"{path} is not a causal language model",
+            why=f"config.json names {', '.join(architectures) or 'no architecture'}",
+            fix="choose a chat model (…ForCausalLM)",
+        )
+    if not list(path.glob("*.safetensors")) and not list(path.glob("*.bin")):
+        raise UserError(
+            f"{path} has no weights",
+            why="no *.safetensors and no *.bin in it",
+            fix="complete the download of the model",
+        )
+    if not any((path / f).is_file() for f in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise UserError(
+            f"{path} has no tokenizer",
+            why="none of tokenizer.json, tokenizer.model, vocab.json in it",
+            fix="copy the tokenizer files of the base model into the folder",
+        )
+    return ModelRef(
+        path=path,
+        name=name,
+        source=source,
+        license=bundled.LICENSE if source == "bundled" else _license(path),
+        locales=("en", "zh") if family in _CHINESE else ("en",),
+        family=family,
+    )
+
+
+def _license(path: Path) -> str:
+    readme = path / "README.md"
+    if readme.is_file():
+        for line in readme.read_text(encoding="utf-8", errors="replace").splitlines()[:40]:
+            if line.startswith("license:"):
+                return line.split(":", 1)[1].strip()
+    return "unknown"

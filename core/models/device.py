@@ -1,0 +1,88 @@
+"""What this machine has, and what follows from it, each choice with its reason."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An automatic setting and the reason that is shown beside it."""
+
+    name: str
+    value: Any
+    reason: str
+
+
+@dataclass(frozen=True)
+class Device:
+    """The device that models run on. ``memory_bytes`` is the GPU's, or the machine's on a CPU."""
+
+    kind: Literal["cpu", "cuda"]
+    name: str
+    count: int
+    memory_bytes: int
+    threads: int
+    compute_dtype: Choice
+
+    def line(self) -> str:
+        """One line for the top of a page."""
+        memory = f"{self.memory_bytes / 2**30:.0f} GiB"
+        what = f"{self.count} x {self.name}" if self.count > 1 else self.name
+        if self.kind == "cpu":
+            what = f"{what}, {self.threads} threads, no GPU found"
+        return (
+            f"{what}, {memory}; computes in {self.compute_dtype.value}: {self.compute_dtype.reason}"
+        )
+
+
+@lru_cache(maxsize=1)
+def describe() -> Device:
+    """Look once. Imports torch, so call it from a job or behind a cache, not at start-up."""
+    import psutil
+    import torch
+
+    threads = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    if torch.cuda.is_available():
+        props = torch.cuda.get_device_properties(0)
+        if torch.cuda.is_bf16_supported():
+            dtype = Choice("dtype", "bfloat16", "the GPU has bf16 units")
+        else:
+            dtype = Choice("dtype", "float16", "the GPU has no bf16 units")
+        return Device(
+            "cuda", props.name, torch.cuda.device_count(), props.total_memory, threads, dtype
+        )
+    dtype = Choice(
+        "dtype",
+        "float32",
+        "bf16 is 40 times slower on a CPU without AVX512-BF16 or AMX"
+        if not cpu_has_bf16()
+        else "the CPU kernels of bitsandbytes are tuned for float32",
+    )
+    return Device("cpu", _cpu_name(), 1, psutil.virtual_memory().total, threads, dtype)
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bf16 in hardware (Linux; elsewhere assumed not)."""
+    flags = Path("/proc/cpuinfo")
+    if not flags.is_file():
+        return False
+    text = flags.read_text(errors="replace")
+    return "avx512_bf16" in text or "amx_bf16" in text
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    import platform
+
+    return platform.processor() or "CPU"

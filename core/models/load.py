@@ -1,0 +1,99 @@
+"""Load a tokenizer or a model, with an adapter or quantized to NF4 if asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.errors import UserError
+from core.models import device as devices
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder; it must have a chat template and a pad token.
+
+    A missing pad token becomes the eos token, which is what generate() falls back to anyway.
+
+    Raises:
+        UserError: there is no tokenizer, or it has no chat template.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot load the tokenizer of {path}",
+            why=str(error)[:400],
+            fix="complete the model folder",
+        ) from error
+    if not tokenizer.chat_template:
+        raise UserError(
+            f"the tokenizer of {path} has no chat template",
+            why="without it nobody knows how the model was taught to see a conversation",
+            fix="choose the chat or instruct version of the model",
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def nf4_config(compute_dtype: Any) -> Any:
+    """QLoRA's quantization (arXiv 2305.14314): NF4 with double quantization."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype,
+    )
+
+
+def load_model(
+    path: Path,
+    *,
+    device: str | None = None,
+    dtype: str = "auto",
+    nf4: bool = False,
+    adapter: Path | None = None,
+) -> PreTrainedModel:
+    """A causal LM in eval mode on ``device`` (default: the one found).
+
+    Args:
+        dtype: ``auto`` is the device's compute dtype (float32 on a CPU); ``stored`` the file's own.
+        nf4: quantize the linear layers as in training.
+        adapter: a PEFT adapter folder, attached unmerged.
+
+    Raises:
+        UserError: the folder cannot be loaded as a causal LM.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    where = device or devices.describe().kind
+    if dtype == "auto":
+        dtype = devices.describe().compute_dtype.value if where != "cpu" else "float32"
+    torch_dtype = "auto" if dtype == "stored" else getattr(torch, dtype)
+    extra: dict[str, Any] = {"device_map": {"": where}} if nf4 or where != "cpu" else {}
+    if nf4:
+        extra["quantization_config"] = nf4_config(torch_dtype)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            str(path), dtype=torch_dtype, trust_remote_code=False, **extra
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot load {path} as a causal language model",
+            why=str(error)[:400],
+            fix="check that the folder is whole",
+        ) from error
+    if adapter is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, str(adapter))
+    model.eval()
+    return model
