@@ -35,6 +35,11 @@ def chats_dir() -> Path:
     return home() / "chats"
 
 
+def drafts_dir() -> Path:
+    """Unsaved work of the Dataset page: the persona form, and edits by dataset."""
+    return home() / "drafts"
+
+
 def cache_dir() -> Path:
     """Things that can be made again: rehearsal replies, evaluation results by content."""
     return home() / "cache"
