@@ -88,7 +88,7 @@ def resolve(model: str, on_progress: OnProgress | None = None) -> ModelRef:
 def _download(model: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils._validators import validate_repo_id
 
     try:
         validate_repo_id(model)

@@ -9,7 +9,7 @@ from core.errors import UserError
 from core.models import device as devices
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
@@ -60,8 +60,8 @@ def load_model(
     dtype: str = "auto",
     nf4: bool = False,
     adapter: Path | None = None,
-) -> PreTrainedModel:
-    """A causal LM in eval mode on ``device`` (default: the one found).
+) -> Any:
+    """A causal LM (PreTrainedModel, or PeftModel with an adapter) in eval mode on ``device`` (default: the one found).
 
     Args:
         dtype: ``auto`` is the device's compute dtype (float32 on a CPU); ``stored`` the file's own.
@@ -82,7 +82,7 @@ def load_model(
     if nf4:
         extra["quantization_config"] = nf4_config(torch_dtype)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             str(path), dtype=torch_dtype, trust_remote_code=False, **extra
         )
     except (OSError, ValueError) as error:

@@ -1,0 +1,68 @@
+"""Small pieces that several pages draw the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import streamlit as st
+
+from core import fsio
+from core.errors import UserError, UserErrors
+from core.models.device import Device
+
+
+@st.cache_resource(show_spinner="Looking at this machine")
+def device() -> Device:
+    """The device, looked up once a server (it imports torch)."""
+    from core.models.device import describe
+
+    return describe()
+
+
+def device_line() -> None:
+    """One line under the title: what was found, and what follows."""
+    st.caption(f":material/memory: {device().line()}")
+
+
+def show_error(error: UserError) -> None:
+    """What, why and how to fix, for one problem or several."""
+    problems = error.problems if isinstance(error, UserErrors) else [error]
+    for problem in problems:
+        where = f"`{problem.where}` " if problem.where else ""
+        lines = [f"{where}{problem.what}"]
+        if problem.why:
+            lines.append(f"**Why:** {problem.why}")
+        if problem.fix:
+            lines.append(f"**Fix:** {problem.fix}")
+        st.error("\n\n".join(lines), icon=":material/error:")
+
+
+@contextmanager
+def errors_shown() -> Iterator[None]:
+    """Turn a UserError inside the block into a message on the page."""
+    try:
+        yield
+    except UserError as error:
+        show_error(error)
+
+
+def folder_tree(entries: list[fsio.TreeEntry]) -> None:
+    """A folder listing with sizes, as the tutorial's tree.py prints it."""
+    lines = [
+        f"{'    ' * e.depth}{e.path}{'/' if e.is_dir else ''}  ({fsio.human_bytes(e.size)})"
+        for e in entries
+    ]
+    st.code("\n".join(lines) or "(empty)", language=None)
+
+
+def time_left(seconds: float | None) -> str:
+    """75 -> '1 min 15 s left'; None -> ''."""
+    if seconds is None:
+        return ""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s left"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s left"
+    return f"{whole // 3600} h {whole % 3600 // 60} min left"
