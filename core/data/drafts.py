@@ -55,12 +55,19 @@ class Draft:
     def __len__(self) -> int:
         return len(self._positions) + len(self._added)
 
-    def write(self, rows: Sequence[Conversation], removed: Sequence[str] = (),
-              label: str = "") -> None:
+    def write(
+        self, rows: Sequence[Conversation], removed: Sequence[str] = (), label: str = ""
+    ) -> None:
         """Replace the rows whose ids exist, append the others, remove ``removed``: one action."""
         if rows or removed:
-            self._append({"do": "edit", "label": label, "rows": [r.to_row() for r in rows],
-                          "removed": list(removed)})
+            self._append(
+                {
+                    "do": "edit",
+                    "label": label,
+                    "rows": [r.to_row() for r in rows],
+                    "removed": list(removed),
+                }
+            )
 
     def undo(self) -> None:
         """Take back the last action; nothing happens if there is none."""
@@ -114,8 +121,12 @@ class Draft:
         Raises:
             UserError: see ``store.save``; the draft is kept then.
         """
-        saved = store.save(name, self.rows(), parent=self.name,
-                           note=note or f"{len(self.done)} edits of {self.name}")
+        saved = store.save(
+            name,
+            self.rows(),
+            parent=self.name,
+            note=note or f"{len(self.done)} edits of {self.name}",
+        )
         self.discard()
         return saved
 
@@ -143,7 +154,8 @@ class Draft:
                 case "edit":
                     rows = tuple(Conversation.from_row(r) for r in action["rows"])
                     self.done.append(
-                        Edit(action["at"], action["label"], rows, tuple(action["removed"])))
+                        Edit(action["at"], action["label"], rows, tuple(action["removed"]))
+                    )
                     self.undone.clear()
         self._apply()
 
@@ -167,7 +179,8 @@ class Draft:
     def _places(self, kind: str) -> list[int | Conversation]:
         """Positions of stored rows, then the added rows themselves."""
         places: list[int | Conversation] = [
-            p for p in self._positions if not kind or self._kind_at(p) == kind]
+            p for p in self._positions if not kind or self._kind_at(p) == kind
+        ]
         places += [row for row in self._added.values() if not kind or row.kind == kind]
         return places
 

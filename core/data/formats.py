@@ -1,4 +1,4 @@
-"""The five file formats of conversations: how a row of each is written, read and checked.
+"""The five file formats of conversations, and export.
 
 Every format keeps the whole conversation (system turn, which replies are supervised, our own
 labels), so that export and import give back what went in. Where the trainer's own reader knows
@@ -9,43 +9,27 @@ Reading files (line by line, with every fault reported) is ``core.data.importer`
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any
 
-from core.conversation import Conversation, Kind, Message, Role
+from core.conversation import Conversation
+from core.data.codecs import (
+    Row,
+    from_alpaca,
+    from_turns,
+    from_ultrachat,
+    from_xtuner,
+    to_alpaca,
+    to_messages,
+    to_sharegpt,
+    to_ultrachat,
+    to_xtuner,
+    xtuner_turns,
+)
 from core.errors import UserError
 from core.fsio import dump_json, write_jsonl
-
-Row = Mapping[str, Any]
-
-#: Marks such as ``<|im_end|>``: a tokenizer turns them into control tokens, so in the middle of
-#: a text they would end the turn.
-CONTROL_MARK = re.compile(r"<\|[A-Za-z0-9_]{1,40}\|>")
-_SURROGATE = re.compile(r"[\ud800-\udfff]")
-_CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]")
-_KINDS = get_args(Kind)
-
-#: Spellings of the roles that other tools write.
-ROLE_NAMES: dict[str, Role] = {
-    "system": "system",
-    "user": "user", "human": "user",
-    "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant",
-    "bard": "assistant", "bot": "assistant", "model": "assistant",
-}
-
-
-class RowError(Exception):
-    """One row cannot be used. ``field`` is a path inside the row, e.g. ``messages[2].role``."""
-
-    def __init__(self, field: str, what: str, fix: str) -> None:
-        super().__init__(field, what, fix)
-        self.field = field
-        self.what = what
-        self.fix = fix
 
 
 @dataclass(frozen=True)
@@ -67,286 +51,14 @@ class Format:
     caveat: str = ""
 
 
-# --- shared checks ---------------------------------------------------------------------------
-
-
-def guess_locale(text: str) -> str:
-    """``"zh"`` if at least a fifth of the letters are CJK, else ``"en"``."""
-    letters = sum(c.isalpha() for c in text)
-    return "zh" if letters and len(_CJK.findall(text)) / letters >= 0.2 else "en"
-
-
-def content_id(messages: Sequence[Message]) -> str:
-    """A stable id (12 hex digits) of a conversation's text."""
-    text = dump_json(list(messages)).encode("utf-8", "surrogatepass")
-    return hashlib.sha256(text).hexdigest()[:12]
-
-
-def check_text(value: Any, at: str) -> str:
-    """The text of one turn; RowError if it is no text, empty, or unsafe to train on."""
-    if value is None or (isinstance(value, str) and not value.strip()):
-        raise RowError(at, "the text is empty", "write the text, or remove the turn pair")
-    if not isinstance(value, str):
-        raise RowError(at, f"a {type(value).__name__} where text belongs",
-                       "use one string; pictures and lists of parts are not supported")
-    if mark := CONTROL_MARK.search(value):
-        raise RowError(at, f"the text holds the control mark {mark.group()}",
-                       "remove the mark: a tokenizer would end the turn there")
-    if _SURROGATE.search(value):
-        raise RowError(at, "the text holds half of a surrogate pair",
-                       "write the whole character, or remove the escape \\ud8xx-\\udfxx")
-    return value
-
-
-def _flag(value: Any, at: str) -> bool:
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, str) and value.strip().lower() in ("true", "false"):
-        return value.strip().lower() == "true"
-    raise RowError(at, f"{value!r} is not true or false", "write true or false")
-
-
-def check_order(messages: Sequence[Message], path: str, roles_at: str = ".role") -> None:
-    """RowError unless the turns are [system,] user, assistant, user, assistant ... in pairs.
-
-    XTuner's reader would join two user turns without a space, skip a leading assistant turn and
-    drop a trailing user turn, all in silence.
-    """
-    if not messages:
-        raise RowError(path, "there are no turns", "add a user turn and an assistant turn")
-    offset = 1 if messages[0]["role"] == "system" else 0
-    for at, message in enumerate(messages[offset:], start=offset):
-        expected = "assistant" if (at - offset) % 2 else "user"
-        found = message["role"]
-        if found != expected:
-            raise RowError(f"{path}[{at}]{roles_at}", f"{found} where {expected} is expected",
-                           _order_fix(found, at, offset))
-    if len(messages) == offset or messages[-1]["role"] != "assistant":
-        raise RowError(f"{path}[{len(messages) - 1}]{roles_at}",
-                       f"the conversation ends with the {messages[-1]['role']} turn",
-                       "add the reply that the model should learn, or remove the last turn")
-
-
-def _order_fix(found: str, at: int, offset: int) -> str:
-    if found == "system":
-        return "keep one system turn, at the very start"
-    if at == offset:
-        return "begin with a user turn (after the system turn, if there is one)"
-    return f"join the two {found} turns into one, or add the turn that is missing between them"
-
-
-def _conversation(row: Row, messages: list[Message], loss: list[bool]) -> Conversation:
-    replies = sum(m["role"] == "assistant" for m in messages)
-    if loss and len(loss) != replies:
-        raise RowError("loss", f"{len(loss)} loss entries for {replies} replies",
-                       "write one true or false for each reply, or leave the key out")
-    label = {k: row[k] for k in ("intent", "cluster", "locale") if isinstance(row.get(k), str)}
-    label.setdefault("locale", guess_locale(" ".join(m["content"] for m in messages)))
-    identity = row.get("id")
-    return Conversation(
-        id=str(identity) if isinstance(identity, (str, int)) and identity != ""
-        else content_id(messages),
-        messages=messages,
-        kind=_kind(row.get("kind")),
-        loss=loss,
-        **label,
-    )
-
-
-def _kind(value: Any) -> Kind:
-    return cast(Kind, value) if value in _KINDS else "own"
-
-
-def _labels(conversation: Conversation) -> dict[str, Any]:
-    return {k: getattr(conversation, k) for k in ("kind", "intent", "cluster", "locale")}
-
-
-def _loss_list(row: Row) -> list[bool]:
-    value = row.get("loss")
-    if value is None:
-        return []
-    if not isinstance(value, list):
-        raise RowError("loss", "loss is not a list", "write one true or false for each reply")
-    return [_flag(v, f"loss[{i}]") for i, v in enumerate(value)]
-
-
-def _system(row: Row) -> list[Message]:
-    if row.get("system") in (None, ""):
-        return []
-    return [{"role": "system", "content": check_text(row["system"], "system")}]
-
-
-def _list_of(row: Row, key: str) -> list[Any]:
-    value = row.get(key)
-    if not isinstance(value, list):
-        raise RowError(key, f"{key} is not a list", f"write {key} as a list of turns")
-    return value
-
-
-# --- OpenAI messages and ShareGPT ------------------------------------------------------------
-
-
-def _turns(row: Row, key: str) -> Conversation:
-    """Tools mix the two spellings of role and text, so either is read under either key."""
-    messages: list[Message] = []
-    flags: list[tuple[int, Any]] = []
-    for at, turn in enumerate(_list_of(row, key)):
-        here = f"{key}[{at}]"
-        if not isinstance(turn, Mapping):
-            raise RowError(here, "a turn is not an object", "write an object with role and text")
-        role_key, text_key = ("from", "value") if "from" in turn else ("role", "content")
-        role = ROLE_NAMES.get(str(turn.get(role_key, "")).lower())
-        if role is None:
-            raise RowError(f"{here}.{role_key}", f"unknown role {turn.get(role_key)!r}",
-                           "use system, user (human) or assistant (gpt); tool turns cannot be "
-                           "trained here")
-        messages.append(
-            {"role": role, "content": check_text(turn.get(text_key), f"{here}.{text_key}")})
-        if role == "assistant":
-            flags.append((at, turn.get("loss")))
-    check_order(messages, key)
-    return _conversation(row, messages, _loss_of_turns(flags, key) or _loss_list(row))
-
-
-def _loss_of_turns(flags: Sequence[tuple[int, Any]], key: str) -> list[bool]:
-    present = [value is not None for _, value in flags]
-    if not any(present):
-        return []
-    if not all(present):
-        at = flags[present.index(False)][0]
-        raise RowError(f"{key}[{at}].loss", "some replies have a loss key and some have none",
-                       "write loss on every assistant turn of the file, or on none: readers take "
-                       "a missing key for false")
-    return [_flag(value, f"{key}[{at}].loss") for at, value in flags]
-
-
-def _to_messages(c: Conversation) -> dict[str, Any]:
-    return c.to_row()
-
-
-def _to_sharegpt(c: Conversation) -> dict[str, Any]:
-    names = {"system": "system", "user": "human", "assistant": "gpt"}
-    turns = [{"from": names[m["role"]], "value": m["content"]} for m in c.messages]
-    return {"id": c.id, "conversations": turns, "loss": c.loss, **_labels(c)}
-
-
-# --- XTuner conversation ---------------------------------------------------------------------
-
-
-def xtuner_turns(c: Conversation) -> list[dict[str, Any]]:
-    """XTuner's own shape: one object for each exchange, the system text on the first."""
-    system, pairs = split_pairs(c)
-    return [
-        {"system": system if at == 0 else "", "input": user, "output": reply,
-         "output_with_loss": loss}
-        for at, ((user, reply), loss) in enumerate(zip(pairs, c.loss, strict=True))
-    ]
-
-
-def split_pairs(c: Conversation) -> tuple[str, list[tuple[str, str]]]:
-    """(system text or "", [(user, reply), ...])."""
-    texts = [m["content"] for m in c.messages]
-    system = texts.pop(0) if c.messages and c.messages[0]["role"] == "system" else ""
-    return system, list(zip(texts[::2], texts[1::2], strict=True))
-
-
-def _to_xtuner(c: Conversation) -> dict[str, Any]:
-    return {"id": c.id, "conversation": xtuner_turns(c), **_labels(c)}
-
-
-def _from_xtuner(row: Row) -> Conversation:
-    turns = _list_of(row, "conversation")
-    messages: list[Message] = []
-    flags: list[Any] = []
-    for at, turn in enumerate(turns):
-        here = f"conversation[{at}]"
-        if not isinstance(turn, Mapping):
-            raise RowError(here, "a turn is not an object", "write input and output")
-        if turn.get("system"):
-            if at:
-                raise RowError(f"{here}.system", "a system text after the first exchange",
-                               "move it to the first exchange")
-            system = check_text(turn["system"], f"{here}.system")
-            messages += [{"role": "system", "content": system}]
-        messages += _pair(turn.get("input"), turn.get("output"), f"{here}.input", f"{here}.output")
-        flags.append(turn.get("output_with_loss"))
-    check_order(messages, "conversation", "")
-    return _conversation(row, messages, _loss_of_pairs(flags))
-
-
-def _loss_of_pairs(flags: Sequence[Any]) -> list[bool]:
-    if all(value is None for value in flags):
-        return []
-    if None in flags:
-        at = list(flags).index(None)
-        raise RowError(f"conversation[{at}].output_with_loss",
-                       "some exchanges have output_with_loss and some have none",
-                       "write it on every exchange, or on none")
-    return [_flag(v, f"conversation[{at}].output_with_loss") for at, v in enumerate(flags)]
-
-
-def _pair(user: Any, reply: Any, user_at: str, reply_at: str) -> list[Message]:
-    return [{"role": "user", "content": check_text(user, user_at)},
-            {"role": "assistant", "content": check_text(reply, reply_at)}]
-
-
-# --- Alpaca ----------------------------------------------------------------------------------
-
-
-def _to_alpaca(c: Conversation) -> dict[str, Any]:
-    system, pairs = split_pairs(c)
-    return {"id": c.id, "instruction": pairs[-1][0], "input": "", "output": pairs[-1][1],
-            "system": system, "history": [list(p) for p in pairs[:-1]], "loss": c.loss,
-            **_labels(c)}
-
-
-def _from_alpaca(row: Row) -> Conversation:
-    messages = _system(row)
-    history = row.get("history") or []
-    if not isinstance(history, list):
-        raise RowError("history", "history is not a list", "write a list of [user, reply] pairs")
-    for at, pair in enumerate(history):
-        if not isinstance(pair, list) or len(pair) != 2:
-            raise RowError(f"history[{at}]", "not a [user, reply] pair", "write two texts")
-        messages += _pair(pair[0], pair[1], f"history[{at}][0]", f"history[{at}][1]")
-    question = check_text(row.get("instruction"), "instruction")
-    if row.get("input"):
-        question += "\n" + check_text(row["input"], "input")
-    if row.get("output") == "<nooutput>":
-        raise RowError("output", "the row says <nooutput>", "write the reply, or remove the row")
-    messages += _pair(question, row.get("output"), "instruction", "output")
-    return _conversation(row, messages, _loss_list(row))
-
-
-# --- UltraChat -------------------------------------------------------------------------------
-
-
-def _to_ultrachat(c: Conversation) -> dict[str, Any]:
-    system, pairs = split_pairs(c)
-    return {"id": c.id, "data": [text for pair in pairs for text in pair], "system": system,
-            "loss": c.loss, **_labels(c)}
-
-
-def _from_ultrachat(row: Row) -> Conversation:
-    texts = _list_of(row, "data")
-    messages = _system(row)
-    for at, text in enumerate(texts):
-        role: Role = "assistant" if at % 2 else "user"
-        messages.append({"role": role, "content": check_text(text, f"data[{at}]")})
-    if not texts or len(texts) % 2:
-        raise RowError("data", f"{len(texts)} texts; user and assistant come in pairs",
-                       "add the missing reply, or remove the last text")
-    return _conversation(row, messages, _loss_list(row))
-
-
 def sharegpt_map_fn(example: Row) -> dict[str, Any]:
     """A ``dataset_map_fn`` for XTuner, which ships none for ShareGPT rows."""
-    return {"conversation": xtuner_turns(_turns(_present(example), "conversations"))}
+    return {"conversation": xtuner_turns(from_turns(_present(example), "conversations"))}
 
 
 def ultrachat_map_fn(example: Row) -> dict[str, Any]:
     """A ``dataset_map_fn`` for XTuner, which ships none for UltraChat rows."""
-    return {"conversation": xtuner_turns(_from_ultrachat(_present(example)))}
+    return {"conversation": xtuner_turns(from_ultrachat(_present(example)))}
 
 
 def _present(example: Row) -> Row:
@@ -359,22 +71,53 @@ _XTUNER_MAPS = "xtuner.dataset.map_fns"
 FORMATS: dict[str, Format] = {
     f.name: f
     for f in (
-        Format("messages", "OpenAI messages",
-               "one JSON object a line with messages: role and content", "messages",
-               _to_messages, lambda row: _turns(row, "messages"), f"{_XTUNER_MAPS}.openai_map_fn"),
-        Format("xtuner", "XTuner conversation",
-               "conversation: system, input, output for each exchange", "conversation",
-               _to_xtuner, _from_xtuner),
-        Format("sharegpt", "ShareGPT", "conversations: from and value", "conversations",
-               _to_sharegpt, lambda row: _turns(row, "conversations"),
-               "core.data.formats.sharegpt_map_fn"),
-        Format("alpaca", "Alpaca", "instruction, input, output, with system and history",
-               "instruction", _to_alpaca, _from_alpaca, f"{_XTUNER_MAPS}.alpaca_map_fn",
-               caveat="XTuner's own Alpaca reader takes the last exchange only, without system "
-               "text and history, and puts a line break after the question. Use OpenAI messages "
-               "for multi-turn training."),
-        Format("ultrachat", "UltraChat", "id and data: the texts in turn, user first", "data",
-               _to_ultrachat, _from_ultrachat, "core.data.formats.ultrachat_map_fn"),
+        Format(
+            "messages",
+            "OpenAI messages",
+            "one JSON object a line with messages: role and content",
+            "messages",
+            to_messages,
+            lambda row: from_turns(row, "messages"),
+            f"{_XTUNER_MAPS}.openai_map_fn",
+        ),
+        Format(
+            "xtuner",
+            "XTuner conversation",
+            "conversation: system, input, output for each exchange",
+            "conversation",
+            to_xtuner,
+            from_xtuner,
+        ),
+        Format(
+            "sharegpt",
+            "ShareGPT",
+            "conversations: from and value",
+            "conversations",
+            to_sharegpt,
+            lambda row: from_turns(row, "conversations"),
+            "core.data.formats.sharegpt_map_fn",
+        ),
+        Format(
+            "alpaca",
+            "Alpaca",
+            "instruction, input, output, with system and history",
+            "instruction",
+            to_alpaca,
+            from_alpaca,
+            f"{_XTUNER_MAPS}.alpaca_map_fn",
+            caveat="XTuner's own Alpaca reader takes the last exchange only, without system "
+            "text and history, and puts a line break after the question. Use OpenAI messages "
+            "for multi-turn training.",
+        ),
+        Format(
+            "ultrachat",
+            "UltraChat",
+            "id and data: the texts in turn, user first",
+            "data",
+            to_ultrachat,
+            from_ultrachat,
+            "core.data.formats.ultrachat_map_fn",
+        ),
     )
 }
 
@@ -426,6 +169,7 @@ def export_rows(rows: Iterable[Conversation], fmt: str, path: Path) -> Exported:
     count = write_jsonl(path, encoded())
     notes = []
     if chosen.caveat and narrowed:
-        notes.append(f"{narrowed:,} of {count:,} rows have several rounds or a system text. "
-                     + chosen.caveat)
+        notes.append(
+            f"{narrowed:,} of {count:,} rows have several rounds or a system text. " + chosen.caveat
+        )
     return Exported(path, count, path.stat().st_size, notes)

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from core.conversation import Conversation
-from core.data.formats import FORMATS, Format, RowError, content_id, detect, get_format
+from core.data.codecs import RowError, content_id
+from core.data.formats import FORMATS, Format, detect, get_format
 from core.errors import UserError
 from core.fsio import human_bytes
 
@@ -30,8 +31,11 @@ MAX_DEPTH = 64
 _BLOCK = 1 << 16
 _STRUCTURE = re.compile(rb'["\\{}\[\],\n]')
 _MAGIC = {
-    codecs.BOM_UTF16_LE: "UTF-16 text", codecs.BOM_UTF16_BE: "UTF-16 text",
-    b"\x1f\x8b": "a gzip archive", b"PK": "a zip archive or an Office file", b"%PDF": "a PDF",
+    codecs.BOM_UTF16_LE: "UTF-16 text",
+    codecs.BOM_UTF16_BE: "UTF-16 text",
+    b"\x1f\x8b": "a gzip archive",
+    b"PK": "a zip archive or an Office file",
+    b"%PDF": "a PDF",
     b"PAR1": "a Parquet file",
 }
 
@@ -127,23 +131,29 @@ def iter_rows(
         yield from _rows(source, chosen, max_bytes, report, getattr(source, "name", "upload"))
 
 
-def _rows(file: BinaryIO, fmt: Format | None, max_bytes: int | None, report: ImportReport,
-          name: str) -> Iterator[Conversation | RowProblem]:
+def _rows(
+    file: BinaryIO, fmt: Format | None, max_bytes: int | None, report: ImportReport, name: str
+) -> Iterator[Conversation | RowProblem]:
     _check_size(file, max_bytes, name)
     head = file.read(4)
     for magic, what in _MAGIC.items():
         if head.startswith(magic):
-            raise UserError(f"{name} is {what}",
-                            why="only UTF-8 text in JSON Lines or JSON is read",
-                            fix="save or unpack it as JSON Lines in UTF-8")
+            raise UserError(
+                f"{name} is {what}",
+                why="only UTF-8 text in JSON Lines or JSON is read",
+                fix="save or unpack it as JSON Lines in UTF-8",
+            )
     file.seek(3 if head.startswith(codecs.BOM_UTF8) else 0)
     empty = True
     for record in _records(file):
         empty = False
         yield record if isinstance(record, RowProblem) else _row(*record, fmt, report)
     if empty:
-        raise UserError(f"{name} holds no rows", why="the file is empty or all blank",
-                        fix="choose a file with one JSON object a line")
+        raise UserError(
+            f"{name} holds no rows",
+            why="the file is empty or all blank",
+            fix="choose a file with one JSON object a line",
+        )
 
 
 def _check_size(file: BinaryIO, max_bytes: int | None, name: str) -> None:
@@ -157,14 +167,18 @@ def _check_size(file: BinaryIO, max_bytes: int | None, name: str) -> None:
         )
 
 
-def _row(line: int, text: bytes, fmt: Format | None,
-         report: ImportReport) -> Conversation | RowProblem:
+def _row(
+    line: int, text: bytes, fmt: Format | None, report: ImportReport
+) -> Conversation | RowProblem:
     try:
         row = _parse(text)
         chosen = fmt or detect(row)
         if chosen is None:
-            raise RowError("", f"no known key among {', '.join(list(row)[:6]) or '(none)'}",
-                           "a row needs one of " + ", ".join(f.key for f in FORMATS.values()))
+            raise RowError(
+                "",
+                f"no known key among {', '.join(list(row)[:6]) or '(none)'}",
+                "a row needs one of " + ", ".join(f.key for f in FORMATS.values()),
+            )
         conversation = chosen.decode(row)
     except RowError as error:
         return RowProblem(line, error.field, error.what, error.fix)
@@ -177,20 +191,25 @@ def _parse(text: bytes) -> dict[str, Any]:
     try:
         decoded = text.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise RowError("", f"byte {error.start + 1} of the row is not UTF-8",
-                       "save the file as UTF-8") from error
+        raise RowError(
+            "", f"byte {error.start + 1} of the row is not UTF-8", "save the file as UTF-8"
+        ) from error
     if _depth(text) > MAX_DEPTH:
         raise RowError("", f"nested more than {MAX_DEPTH} deep", "flatten the row")
     try:
         row = json.loads(decoded)
     except json.JSONDecodeError as error:
-        raise RowError("", f"not JSON: {error.msg} at column {error.colno}", _json_fix(decoded)
-                       ) from error
+        raise RowError(
+            "", f"not JSON: {error.msg} at column {error.colno}", _json_fix(decoded)
+        ) from error
     except ValueError as error:  # a number with thousands of digits
         raise RowError("", f"not JSON: {error}", "remove the number") from error
     if not isinstance(row, dict):
-        raise RowError("", f"a {type(row).__name__} where an object belongs",
-                       "write one JSON object for each conversation")
+        raise RowError(
+            "",
+            f"a {type(row).__name__} where an object belongs",
+            "write one JSON object for each conversation",
+        )
     return row
 
 
@@ -259,9 +278,13 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes] | RowProblem]:
 
 
 def _too_long(line: int, size: int) -> RowProblem:
-    return RowProblem(line, "", f"the row has {human_bytes(size)}",
-                      f"keep a row under {human_bytes(MAX_ROW_BYTES)}; if the whole file is one "
-                      "line, write one object a line or a JSON array")
+    return RowProblem(
+        line,
+        "",
+        f"the row has {human_bytes(size)}",
+        f"keep a row under {human_bytes(MAX_ROW_BYTES)}; if the whole file is one "
+        "line, write one object a line or a JSON array",
+    )
 
 
 class _ArraySplitter:
@@ -341,5 +364,9 @@ def _array(file: BinaryIO, line: int) -> Iterator[tuple[int, bytes] | RowProblem
     while not splitter.closed and (block := file.read(_BLOCK)):
         yield from splitter.feed(block)
     if not splitter.closed:
-        yield RowProblem(splitter.line, "", "the array is not closed: the file was cut off",
-                         "save the file again; the rows before this point were read")
+        yield RowProblem(
+            splitter.line,
+            "",
+            "the array is not closed: the file was cut off",
+            "save the file again; the rows before this point were read",
+        )

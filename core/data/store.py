@@ -59,8 +59,10 @@ def dataset(name: str) -> DatasetPaths:
     found = DatasetPaths(safe_join(paths.datasets_dir(), check_name(name, "dataset name")))
     if not found.manifest.is_file() or not found.train.is_file():
         names = [s.name for s in list_datasets() if not s.problem]
-        raise UserError(f"there is no dataset {name!r}",
-                        fix=f"use one of {', '.join(names)}" if names else "build one first")
+        raise UserError(
+            f"there is no dataset {name!r}",
+            fix=f"use one of {', '.join(names)}" if names else "build one first",
+        )
     return found
 
 
@@ -84,8 +86,11 @@ def list_datasets() -> list[Summary]:
     root = paths.datasets_dir()
     if not root.is_dir():
         return []
-    folders = [p for p in root.iterdir()
-               if p.is_dir() and not p.is_symlink() and not p.name.startswith(".")]
+    folders = [
+        p
+        for p in root.iterdir()
+        if p.is_dir() and not p.is_symlink() and not p.name.startswith(".")
+    ]
     return sorted(map(_summary, folders), key=lambda s: (s.created, s.name), reverse=True)
 
 
@@ -184,16 +189,21 @@ def save(
     """
     target = safe_join(paths.datasets_dir(), check_name(name, "dataset name"))
     if target.exists():
-        raise UserError(f"the name {name!r} is taken", why="a saved version never changes",
-                        fix=f"use another name, e.g. {free_name(name)!r}")
+        raise UserError(
+            f"the name {name!r} is taken",
+            why="a saved version never changes",
+            fix=f"use another name, e.g. {free_name(name)!r}",
+        )
     before = dataset(parent) if parent else None
     partial = DatasetPaths(target.with_name(f".{name}.{os.getpid()}.partial"))
     shutil.rmtree(partial.root, ignore_errors=True)
     try:
         manifest = _write_rows(partial, conversations)
         if before:
-            for source, copy in ((before.probes, partial.probes),
-                                 (before.persona, partial.persona)):
+            for source, copy in (
+                (before.probes, partial.probes),
+                (before.persona, partial.persona),
+            ):
                 if source.is_file():
                     shutil.copyfile(source, copy)
             manifest = {**_inherited(before), **manifest, "parent": parent}
@@ -202,9 +212,11 @@ def save(
         _write_manifest(partial, {**manifest, "note": note, **(extra or {})})
         os.rename(partial.root, target)
     except OSError as error:
-        raise UserError(f"cannot save {name!r}", why=error.strerror or str(error),
-                        fix="free disk space, or choose another folder with PERSONA_HOME"
-                        ) from error
+        raise UserError(
+            f"cannot save {name!r}",
+            why=error.strerror or str(error),
+            fix="free disk space, or choose another folder with PERSONA_HOME",
+        ) from error
     finally:
         shutil.rmtree(partial.root, ignore_errors=True)
     return DatasetPaths(target)
@@ -236,12 +248,15 @@ def _inherited(before: DatasetPaths) -> dict[str, Any]:
 
 def _write_manifest(at: DatasetPaths, values: Mapping[str, Any]) -> None:
     files = [p for p in (at.train, at.probes, at.persona) if p.is_file()]
-    write_json(at.manifest, {
-        **values,
-        "schema": SCHEMA,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "sha256": {p.name: sha256_file(p) for p in files},
-    })
+    write_json(
+        at.manifest,
+        {
+            **values,
+            "schema": SCHEMA,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "sha256": {p.name: sha256_file(p) for p in files},
+        },
+    )
 
 
 def delete(name: str) -> None:
