@@ -120,6 +120,11 @@ class RunPaths:
         return self.root / "result.json"
 
     @property
+    def error(self) -> Path:
+        """Why the child gave up; written by the child."""
+        return self.root / "error.json"
+
+    @property
     def exit(self) -> Path:
         return self.root / "exit.json"
 

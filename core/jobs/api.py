@@ -1,0 +1,320 @@
+"""Runs: create, start, look, stop, list, delete. Pages and the command line call only this."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from core import fsio, paths
+from core.errors import UserError
+from core.jobs import locks, processes
+from core.jobs.journal import parse_record, read_tail_records, tail
+from core.jobs.kinds import kind_of
+from core.jobs.observe import elapsed, error_from, observe, progress_of, read_exit
+from core.jobs.spec import Options, RunSpec, read_spec
+from core.jobs.state import ACTIVE, FINAL, Progress, Reason, State, Status, Summary, derive
+from core.jobs.supervisor import ALREADY_STARTED
+from core.paths import REPO, RunPaths
+
+
+class AlreadyStarted(UserError):
+    """The same thing is running or waiting already. ``run`` tells which run it is."""
+
+    def __init__(self, run: str) -> None:
+        super().__init__(f"already started as {run}",
+                         fix="watch that run, or stop it before you start another")
+        self.run = run
+
+
+# -- making ----------------------------------------------------------------------------------
+
+
+def create(
+    kind: str,
+    params: Mapping[str, Any],
+    *,
+    name: str,
+    root: Path | None = None,
+    run_dir: Path | None = None,
+    parent: str | None = None,
+    options: Options | None = None,
+    argv: Sequence[str] = (),
+) -> RunPaths:
+    """Make a run directory with its spec; nothing is started.
+
+    Args:
+        params: what the job's function gets; JSON-able.
+        name: for people; its slug becomes part of the folder's name.
+        root: folder of runs, ``paths.runs_dir()`` if not given.
+        run_dir: the very folder to use, which must not hold a run yet.
+        parent: id of the run that this one changes or resumes.
+        argv: the command, for the kind ``command`` only.
+
+    Raises:
+        UserError: unknown kind, an argv where none is allowed, a folder that is taken.
+    """
+    kind_of(kind)
+    if bool(argv) != (kind == "command"):
+        raise UserError("a job of the kind 'command', and no other, has an argv")
+    with locks.creation_lock():
+        seq = _next_seq()
+        run = RunPaths(run_dir.resolve() if run_dir else _new_root(root or paths.runs_dir(), name))
+        if run.spec.exists():
+            raise UserError(f"{run.root} already holds a run", fix="choose another folder")
+        run.root.mkdir(parents=True, exist_ok=run_dir is not None)
+        RunSpec(kind=kind, name=name, params=dict(params), seq=seq, parent=parent,
+                argv=tuple(map(str, argv)), options=options or Options()).write(run)
+    return run
+
+
+def _new_root(root: Path, name: str) -> Path:
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    return root / f"{stamp}-{fsio.slug(name, 'run')[:40].strip('-')}-{secrets.token_hex(2)}"
+
+
+def _next_seq() -> int:
+    """Counts runs of this workspace; the clock may be set back, this may not."""
+    file = paths.runs_dir() / ".seq"
+    try:
+        last = int(file.read_text())
+    except (FileNotFoundError, ValueError):
+        last = 0
+    fsio.atomic_write_text(file, f"{last + 1}\n")
+    return last + 1
+
+
+def start(run: RunPaths, timeout: float = 10.0) -> None:
+    """Start the supervisor in a session of its own and wait until it has the run.
+
+    Raises:
+        AlreadyStarted: somebody was faster, or the run has been before.
+        UserError: the supervisor could not start; the message has the end of its log.
+    """
+    spec = read_spec(run)
+    with run.log.open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "core.jobs.supervisor", str(run.root)],
+            cwd=REPO, env=_supervisor_environment(spec), stdin=subprocess.DEVNULL,
+            stdout=log, stderr=log, start_new_session=True)
+    # Collected by a thread of ours if we live to see its end, else by init.
+    threading.Thread(target=process.wait, daemon=True).start()
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        record = _read_record(run.supervisor)
+        if record is not None and record.get("pid") == process.pid:
+            return
+        if process.returncode == ALREADY_STARTED:
+            raise AlreadyStarted(run.root.name)
+        if process.returncode is not None and not run.exit.exists():
+            break
+        time.sleep(0.02)
+    raise UserError(f"run {run.root.name} did not start", why=tail(run.log, lines=5),
+                    fix="read log.txt in the run's folder")
+
+
+def _supervisor_environment(spec: RunSpec) -> dict[str, str]:
+    env = processes.job_environment(spec.mark, spec.options.pass_env)
+    # The supervisor is no process of the job: a sweep must not find it.
+    del env[processes.MARK]
+    return env
+
+
+def launch(kind: str, params: Mapping[str, Any], *, name: str, parent: str | None = None,
+           options: Options | None = None) -> RunPaths:
+    """Create and start, unless a run with the same kind and params is active.
+
+    Two windows pressing Start at once, or a double click, make one run.
+
+    Raises:
+        AlreadyStarted: by the other press.
+    """
+    runs = paths.runs_dir()
+    runs.mkdir(parents=True, exist_ok=True)
+    gate = locks.FileLock(runs / ".launch.lock")
+    if not gate.acquire(timeout=15.0):
+        raise UserError("another window is starting a run and does not finish",
+                        fix="try again in a moment")
+    try:
+        wanted = fsio.dump_json(dict(params))
+        for other in list_runs():
+            if (other.state in ACTIVE and other.kind == kind
+                    and fsio.dump_json(read_spec(RunPaths(other.root)).params) == wanted):
+                raise AlreadyStarted(other.id)
+        run = create(kind, params, name=name, parent=parent, options=options)
+        start(run)
+        return run
+    finally:
+        gate.release()
+
+
+# -- looking ---------------------------------------------------------------------------------
+
+
+def open_run(run_id: str, root: Path | None = None) -> RunPaths:
+    """The run of this id (or its unique beginning, or ``latest``).
+
+    Raises:
+        UserError: none, or several, or an id that is no plain name.
+    """
+    root = root or paths.runs_dir()
+    if run_id == "latest":
+        newest = next(iter(list_runs(root)), None)
+        if newest is None:
+            raise UserError("there are no runs yet", fix="start one: python -m core train ...")
+        return RunPaths(newest.root)
+    if not run_id or run_id in (".", "..") or set(run_id) & set("/\\\0"):
+        raise UserError(f"{run_id[:80]!r} is not a run id", fix="list them: python -m core runs")
+    exact = fsio.safe_join(root, run_id)
+    if (exact / "spec.json").is_file():
+        return RunPaths(exact)
+    found = [s for s in list_runs(root) if s.id.startswith(run_id)]
+    if len(found) == 1:
+        return RunPaths(found[0].root)
+    raise UserError(
+        f"no run is called {run_id!r}" if not found else f"{run_id!r} fits {len(found)} runs",
+        why=", ".join(s.id for s in found[:5]), fix="list them: python -m core runs")
+
+
+def status(run: RunPaths) -> Status:
+    """All about one run; cheap, its cost does not grow with the run.
+
+    Raises:
+        UserError: the run's folder is gone or its spec cannot be read.
+    """
+    spec = read_spec(run)
+    seen = observe(run, spec)
+    state, reason = derive(seen)
+    record = _read_record(run.supervisor) or {}
+    over = seen.exit or {}
+    progress = progress_of(run) if state is not State.CREATED else Progress()
+    holder = locks.device_holder() if state is State.STARTING else None
+    return Status(
+        id=run.root.name, name=spec.name, kind=spec.kind, state=state, reason=reason,
+        stage="queued" if holder and holder.run != run.root.name else progress.stage,
+        done=progress.done, total=progress.total,
+        started=record.get("started"), ended=over.get("ended"),
+        elapsed_seconds=elapsed(record, seen.exit),
+        eta_seconds=progress.eta_seconds if state is State.RUNNING else None,
+        result=_read_record(run.result) if state in FINAL else None,
+        error=error_from(over.get("error")),
+        log_tail=tail(run.log),
+        waiting_for=holder.what if holder and holder.run != run.root.name else "",
+        stalled=state is State.RUNNING and _stalled(run),
+        left_over=tuple(over.get("left_over", ())),
+    )
+
+
+def _stalled(run: RunPaths) -> bool:
+    seen = [r["event"] for r in read_tail_records(run.events)
+            if r.get("event") in ("stalled", "active")]
+    return bool(seen) and seen[-1] == "stalled"
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    try:
+        return parse_record(path.read_bytes())
+    except OSError:
+        return None
+
+
+def list_runs(root: Path | None = None) -> list[Summary]:
+    """Every run, newest first. A folder that cannot be read is listed as LOST, not hidden."""
+    root = root or paths.runs_dir()
+    if not root.is_dir():
+        return []
+    marks: dict[str, list[psutil.Process]] | None = None
+    found = []
+    for entry in os.scandir(root):
+        if entry.name.startswith(".") or not entry.is_dir(follow_symlinks=False):
+            continue
+        run = RunPaths(Path(entry.path))
+        if not run.spec.exists():
+            continue
+        over = read_exit(run)
+        if over is None and marks is None:
+            marks = processes.marked_processes()  # once for all runs, and only if one needs it
+        found.append(_summary(run, over, marks or {}))
+    return sorted(found, key=lambda s: s.seq, reverse=True)
+
+
+def _summary(run: RunPaths, over: dict[str, Any] | None,
+             marks: dict[str, list[psutil.Process]]) -> Summary:
+    try:
+        spec = read_spec(run)
+    except UserError:
+        return Summary(run.root.name, run.root, run.root.name, "unknown", State.LOST, Reason.LOST,
+                       0, 0.0, None, None)
+    seen = observe(run, spec, over, marks)
+    state, reason = derive(seen)
+    record = _read_record(run.supervisor) or {} if over is None else {}
+    return Summary(
+        id=run.root.name, root=run.root, name=spec.name, kind=spec.kind, state=state,
+        reason=reason, seq=spec.seq, created=spec.created,
+        elapsed_seconds=elapsed(record, seen.exit), parent=spec.parent,
+        progress=progress_of(run) if state in ACTIVE else Progress())
+
+
+def wait(run: RunPaths, on_update: Callable[[Status], None] | None = None,
+         poll: float = 0.5) -> Status:
+    """Block until the run is over.
+
+    Raises:
+        UserError: it was never started, or its folder is deleted meanwhile.
+    """
+    while True:
+        now = status(run)
+        if on_update is not None:
+            on_update(now)
+        if now.final:
+            return now
+        if now.state is State.CREATED:
+            raise UserError(f"run {now.id} has not been started", fix="start it first")
+        time.sleep(poll)
+
+
+# -- ending ----------------------------------------------------------------------------------
+
+
+def stop(run: RunPaths, force: bool = False) -> None:
+    """Ask a run to stop; idempotent. The supervisor does it, or we if it is gone.
+
+    Args:
+        force: skip the time between SIGTERM and SIGKILL.
+
+    Raises:
+        UserError: the folder is gone or cannot be written.
+    """
+    spec = read_spec(run)
+    state, _ = derive(observe(run, spec))
+    if state in FINAL:
+        return
+    if force or not run.stop.exists():
+        fsio.write_json(run.stop, {"schema": 1, "force": force, "time": time.time()})
+    if state is State.ORPHANED:
+        processes.end_processes(lambda: processes.processes_of(spec.mark),
+                                0.0 if force else spec.options.grace_seconds)
+
+
+def delete(run: RunPaths) -> None:
+    """Remove a run's folder.
+
+    Raises:
+        UserError: the run is alive.
+    """
+    now = status(run)
+    if not now.final and now.state is not State.CREATED:
+        raise UserError(f"run {now.id} is {now.state}", fix="stop it first")
+    # Renamed first: a half-deleted folder must not look like a run.
+    doomed = run.root.with_name(f".deleted-{run.root.name}")
+    run.root.rename(doomed)
+    shutil.rmtree(doomed)

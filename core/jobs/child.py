@@ -1,0 +1,75 @@
+"""Runs one job in a process of its own: ``python -m core.jobs.child RUN_DIR``.
+
+Exit status: 0 after ``result.json`` is on disk, 2 for a UserError, 1 for anything else. What went
+wrong is in ``error.json``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from core import fsio
+from core.errors import UserError, UserErrors
+from core.jobs.journal import PREFIX
+from core.jobs.kinds import kind_of
+from core.jobs.spec import read_spec
+from core.paths import RunPaths
+
+#: Progress lines are for people: five a second are enough.
+_INTERVAL = 0.2
+
+
+def emit(record: dict[str, Any]) -> None:
+    """Print one record for the supervisor."""
+    print(PREFIX + fsio.dump_json(record), flush=True)
+
+
+class Reporter:
+    """An ``OnProgress`` that prints each stage's start and end and at most five lines a second."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._last = 0.0
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if stage == self._stage and done < total and now - self._last < _INTERVAL:
+            return
+        self._stage, self._last = stage, now
+        emit({"type": "progress", "stage": stage, "done": done, "total": total})
+
+
+def error_record(error: BaseException) -> dict[str, Any]:
+    """What ``error.json`` holds. ``kind`` tells a UserError from a crash."""
+    if isinstance(error, UserError):
+        problems = error.problems if isinstance(error, UserErrors) else []
+        return {"schema": 1, "kind": "user", "what": error.what, "why": error.why,
+                "fix": error.fix, "where": error.where,
+                "reason": getattr(error, "reason", None),
+                "problems": [error_record(problem) for problem in problems]}
+    text = "".join(traceback.format_exception_only(error)).strip()
+    return {"schema": 1, "kind": "crash", "what": text[:2000]}
+
+
+def main(argv: list[str]) -> int:
+    """Import the job's module, run it, write its result."""
+    run = RunPaths(Path(argv[1]).resolve())
+    try:
+        spec = read_spec(run)
+        module, function = kind_of(spec.kind).entry.split(":")
+        job = getattr(importlib.import_module(module), function)
+        fsio.write_json(run.result, job(dict(spec.params), run, Reporter()))
+        return 0
+    except Exception as error:
+        traceback.print_exc()
+        fsio.write_json(run.error, error_record(error))
+        return 2 if isinstance(error, UserError) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,171 @@
+"""Append-only JSON lines with one writer, and what the supervisor reads out of a job's log."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from core import fsio
+
+#: A line of a job's output that is meant for us.
+PREFIX = "@@persona "
+_ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07]*\x07?|\x1b[@-Z\\-_]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+#: mmengine's text line, e.g. ``Iter(train) [ 10/500]  lr: 2e-4  eta: 0:01:00  loss: 2.31``.
+_MMENGINE = re.compile(r"Iter\(train\)\s*\[\s*(\d+)/(\d+)\]\s+(.*)")
+_PAIR = re.compile(r"(\w+):\s*(\S+)")
+_NAMES = {"lr": "lr", "loss": "loss", "grad_norm": "grad_norm", "time": "s_per_step",
+          "memory": "memory_bytes", "tokens_per_s": "tokens_per_s"}
+#: A line longer than this is cut: a progress bar that never ends its line, or binary noise.
+MAX_LINE = 64 * 1024
+
+
+def clean(text: str) -> str:
+    """A terminal line as a terminal would show it: after the last ``\\r``, without codes."""
+    text = text.rstrip("\r\n")
+    return _CONTROL.sub("", _ANSI.sub("", text.rsplit("\r", 1)[-1]))
+
+
+def tail(path: Path, limit: int = MAX_LINE, lines: int = 200) -> str:
+    """The last lines of a log, reading at most ``limit`` bytes whatever its size."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - limit))
+            raw = file.read(limit)
+    except OSError:
+        return ""
+    text = raw.decode("utf-8", errors="replace")
+    rows = text.split("\n")
+    if size > limit and len(rows) > 1:
+        rows = rows[1:]  # the first is cut
+    shown = [clean(row) for row in rows if not row.startswith(PREFIX)]
+    return "\n".join(shown[-lines:]).strip("\n")
+
+
+class Journal:
+    """Appends records. A full disk costs records, never the writer's life."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.dropped = 0
+        self._seq = 0
+        self._torn = False
+
+    def append(self, *records: dict[str, Any]) -> None:
+        """Write records, each with the next ``seq``, in one system call."""
+        rows = []
+        for record in records:
+            self._seq += 1
+            rows.append(fsio.dump_json({"seq": self._seq, **record}) + "\n")
+        data = (("\n" if self._torn else "") + "".join(rows)).encode()
+        try:
+            fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                self._torn = os.write(fd, data) != len(data)
+            finally:
+                os.close(fd)
+        except OSError:
+            self.dropped += len(rows)
+
+
+def read_journal(path: Path) -> Iterator[dict[str, Any]]:
+    """Records that parse; a torn or foreign line is skipped. Missing file: none."""
+    try:
+        raw = path.read_bytes()
+    except OSError:
+        return
+    for line in raw.split(b"\n"):
+        if (record := parse_record(line)) is not None:
+            yield record
+
+
+def parse_record(line: bytes) -> dict[str, Any] | None:
+    """One JSON object, or None for anything else."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def read_tail_records(path: Path, limit: int = 32 * 1024) -> list[dict[str, Any]]:
+    """The records in the last ``limit`` bytes of a journal."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - limit))
+            rows = file.read(limit).split(b"\n")
+    except OSError:
+        return []
+    return [r for row in (rows[1:] if size > limit else rows) if (r := parse_record(row))]
+
+
+class LogFollower:
+    """Reads what was added to a growing log, in pieces, as cleaned lines.
+
+    Lines end in ``\\n`` or ``\\r``. A replaced or shortened file is read from its start.
+    """
+
+    def __init__(self, path: Path, chunk: int = 1 << 20) -> None:
+        self.path = path
+        self.size = 0
+        self._chunk = chunk
+        self._rest = b""
+
+    def lines(self) -> Iterator[str]:
+        """New complete lines, at most ``chunk`` bytes of them a call."""
+        try:
+            with self.path.open("rb") as file:
+                end = file.seek(0, os.SEEK_END)
+                if end < self.size:
+                    self.size, self._rest = 0, b""
+                file.seek(self.size)
+                raw = file.read(self._chunk)
+        except OSError:
+            return
+        self.size += len(raw)
+        parts = re.split(rb"[\r\n]", self._rest + raw)
+        self._rest = parts.pop()[:MAX_LINE]
+        for part in parts:
+            if part:
+                yield part[:MAX_LINE].decode("utf-8", errors="replace")
+
+
+def parse_line(line: str, *, mmengine: bool) -> dict[str, Any] | None:
+    """The record in a line of a job's output; None if it is an ordinary line.
+
+    Args:
+        mmengine: also read mmengine's own ``Iter(train)`` lines. Only for jobs that print no
+            records of ours: mmengine counts micro-batches where ours count optimizer steps.
+    """
+    if line.startswith(PREFIX):
+        record = parse_record(line[len(PREFIX):].encode())
+        return _mark_nan(record) if record and isinstance(record.get("type"), str) else None
+    if mmengine and (match := _MMENGINE.search(clean(line))):
+        record = {"type": "metric", "step": int(match[1]), "max_steps": int(match[2])}
+        for name, text in _PAIR.findall(match[3]):
+            if name in _NAMES:
+                record[_NAMES[name]] = _number(text)
+        if isinstance(record.get("memory_bytes"), float):
+            record["memory_bytes"] *= 1e6  # mmengine prints MB
+        return _mark_nan(record)
+    return None
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _mark_nan(record: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN: null plus a flag."""
+    bad = [k for k, v in record.items() if isinstance(v, float) and not math.isfinite(v)]
+    return {**record, **dict.fromkeys(bad), "nan": True} if bad else record

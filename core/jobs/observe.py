@@ -1,0 +1,106 @@
+"""Reads a run directory into the values that ``state.derive`` and the pages work on."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import psutil
+
+from core.errors import UserError, UserErrors
+from core.jobs import locks, processes
+from core.jobs.journal import parse_record, read_tail_records
+from core.jobs.spec import RunSpec
+from core.jobs.state import Observation, Progress
+from core.paths import RunPaths
+
+
+def read_exit(run: RunPaths) -> dict[str, Any] | None:
+    """exit.json if it is there and whole."""
+    try:
+        record = parse_record(run.exit.read_bytes())
+    except OSError:
+        return None
+    return record if record and "state" in record and "reason" in record else None
+
+
+def observe(run: RunPaths, spec: RunSpec, over: dict[str, Any] | None = None,
+            marks: dict[str, list[psutil.Process]] | None = None) -> Observation:
+    """Look at a run.
+
+    Args:
+        over: exit.json, if it has been read already; it never changes once it is there.
+        marks: the process table by mark, if it has been walked already.
+    """
+    over = over or read_exit(run)
+    if over is not None:
+        return Observation(False, True, True, False, over, False)
+    held = locks.is_held(run.lock)
+    if not held:
+        over = read_exit(run)  # it may have been written since; the lock goes last
+    try:
+        record = parse_record(run.supervisor.read_bytes())
+    except OSError:
+        record = None
+    alive = False
+    if not held and over is None:
+        table = processes.marked_processes() if marks is None else marks
+        alive = any(map(processes.alive, table.get(spec.mark, [])))
+    return Observation(
+        lock_held=held,
+        started=record is not None,
+        child_started=record is not None and record.get("child_pid") is not None,
+        stop_requested=run.stop.exists(),
+        exit=over,
+        marked_alive=alive,
+    )
+
+
+def elapsed(record: dict[str, Any], over: dict[str, Any] | None) -> float | None:
+    """Seconds a run has taken, by the monotonic clock, which nobody can set back.
+
+    Args:
+        record: supervisor.json; empty before the start.
+    """
+    if over is not None:
+        return float(over.get("elapsed", 0.0))
+    if record.get("boot_id") != processes.boot_id():
+        return None  # that clock began anew with the machine
+    return max(0.0, time.monotonic() - float(record["monotonic"]))
+
+
+def progress_of(run: RunPaths) -> Progress:
+    """From the end of metrics.jsonl: the last count, and the rate over the lines before it."""
+    counts = [c for record in read_tail_records(run.metrics) if (c := _count(record))]
+    if not counts:
+        return Progress()
+    stage, done, total, now = counts[-1]
+    same = [c for c in counts if c[0] == stage and c[2] == total and c[1] <= done]
+    eta = None
+    if total and len(same) > 1 and done > same[0][1] and now > same[0][3]:
+        eta = (total - done) * (now - same[0][3]) / (done - same[0][1])
+    return Progress(stage, done, total, eta)
+
+
+def _count(record: dict[str, Any]) -> tuple[str, int, int, float] | None:
+    """(stage, done, total, seconds since start) of a progress or a metric record."""
+    try:
+        if record["type"] == "progress":
+            return (str(record["stage"]), int(record["done"]), int(record["total"]),
+                    float(record["t"]))
+        if record["type"] == "metric":
+            return ("train", int(record["step"]), int(record["max_steps"]), float(record["t"]))
+    except (KeyError, TypeError, ValueError):
+        return None
+    return None
+
+
+def error_from(record: dict[str, Any] | None) -> UserError | None:
+    """The error that exit.json or error.json describes."""
+    if not record:
+        return None
+    problems = [e for p in record.get("problems", []) if (e := error_from(p))]
+    if problems:
+        return UserErrors(problems, str(record.get("what", "")))
+    return UserError(str(record.get("what", "")), str(record.get("why", "")),
+                     str(record.get("fix", "")), where=str(record.get("where", "")))

@@ -1,0 +1,272 @@
+"""Watches one job: ``python -m core.jobs.supervisor RUN_DIR``.
+
+A process in a session of its own, so that it outlives the page, the server and the terminal that
+started it. It holds the run's lock for life, starts the child, turns its output into metrics and
+events, stops it when asked, and writes ``exit.json`` as its last act. Standard library and psutil
+only: it must start in a blink and never fail because a heavy library does.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from core import fsio
+from core.errors import UserError
+from core.jobs import processes, reasons
+from core.jobs.journal import Journal, LogFollower, parse_record, tail
+from core.jobs.kinds import kind_of
+from core.jobs.locks import DeviceLock, FileLock, device_holder
+from core.jobs.spec import RunSpec, read_spec
+from core.jobs.state import Reason, State
+from core.jobs.watcher import OutputWatcher
+from core.paths import REPO, RunPaths
+
+#: Exit status of a supervisor that found the run already started.
+ALREADY_STARTED = 3
+_POLL = 0.2
+#: Freed before ``exit.json`` is written, so that a full disk cannot leave a run without an end.
+_RESERVE_BYTES = 32 * 1024
+
+
+class Supervisor:
+    """One run, from the lock to ``exit.json``."""
+
+    def __init__(self, run: RunPaths, spec: RunSpec) -> None:
+        self.run = run
+        self.spec = spec
+        self.events = Journal(run.events)
+        self.device = DeviceLock(f"{spec.kind} {run.root.name}", run.root.name)
+        self.log = LogFollower(run.log)
+        self.watcher = OutputWatcher(spec, Journal(run.metrics), self.event)
+        self.began = time.monotonic()
+        self.child_pid: int | None = None
+        self.child_status: int | None = None
+        self.signalled = False
+        self._record: dict[str, Any] = {}
+
+    # -- what is written ---------------------------------------------------------------------
+
+    def event(self, event: str, **fields: Any) -> None:
+        """One line of events.jsonl."""
+        self.events.append({"t": round(time.monotonic() - self.began, 3), "time": time.time(),
+                            "event": event, **fields})
+
+    def write_record(self, **fields: Any) -> None:
+        """supervisor.json. A full disk keeps the older one, which is still true enough."""
+        self._record |= fields
+        with suppress(UserError):
+            fsio.write_json(self.run.supervisor, self._record)
+
+    def begin(self) -> None:
+        """From here on the run counts as started."""
+        fsio.atomic_write_bytes(self._reserve, bytes(_RESERVE_BYTES))
+        self._record = {
+            "schema": 1, "pid": os.getpid(), "start_time": psutil.Process().create_time(),
+            "boot_id": processes.boot_id(), "mark": self.spec.mark, "child_pid": None,
+            "child_start_time": None, "started": time.time(), "monotonic": self.began,
+        }
+        fsio.write_json(self.run.supervisor, self._record)
+        self.event("state", state=State.STARTING)
+
+    @property
+    def _reserve(self) -> Path:
+        return self.run.root / ".reserve"
+
+    def finish(self, state: State, reason: Reason, error: dict[str, Any] | None = None,
+               left_over: list[int] | None = None) -> None:
+        """Write exit.json. Tried for a minute: without it the run would read as LOST."""
+        self._reserve.unlink(missing_ok=True)
+        self.event("state", state=state, reason=reason)
+        record = {"schema": 1, "state": state, "reason": reason, "returncode": self.child_status,
+                  "ended": time.time(), "elapsed": time.monotonic() - self.began, "error": error,
+                  "left_over": left_over or []}
+        for _ in range(60):
+            if not self.run.root.is_dir():
+                return  # deleted under us: nobody is left to tell
+            try:
+                fsio.write_json(self.run.exit, record)
+                return
+            except UserError:
+                time.sleep(1)
+
+    # -- the run -----------------------------------------------------------------------------
+
+    def stop_wanted(self) -> bool:
+        """Somebody pressed stop, or we were told to go, or the directory is gone."""
+        return self.signalled or self.run.stop.exists() or not self.run.spec.exists()
+
+    def supervise(self) -> None:
+        """Wait for the device, run the child, say how it ended."""
+        self.begin()
+        if kind_of(self.spec.kind).needs_device and not self.wait_for_device():
+            self.finish(State.STOPPED, self._stop_reason())
+            return
+        try:
+            self.start_child()
+        except OSError as error:
+            self.finish(State.FAILED, Reason.BAD_CONFIG, {
+                "schema": 1, "kind": "user", "what": f"cannot start {self.spec.argv[:1]}",
+                "why": str(error), "fix": "check the command", "where": "", "problems": []})
+            return
+        halted = self.follow_child()
+        left = self.end_child() if self.child_status is None or halted else self.sweep()
+        self.read_output()
+        self.device.release()
+        self.conclude(halted, left)
+
+    def wait_for_device(self) -> bool:
+        """Queue; False if the run was stopped while it waited."""
+        holder = device_holder()
+        if holder is not None:
+            self.event("queued", behind=holder.what)
+        return self.device.acquire_in_turn(self.spec.seq, self.stop_wanted)
+
+    def start_child(self) -> None:
+        """Own session, output straight into the log (a pipe would tie it to our life)."""
+        argv = list(self.spec.argv) or [sys.executable, "-m", "core.jobs.child",
+                                        str(self.run.root)]
+        env = processes.job_environment(self.spec.mark, self.spec.options.pass_env)
+        with self.run.log.open("ab") as log:
+            child = subprocess.Popen(argv, cwd=REPO, env=env, stdin=subprocess.DEVNULL,
+                                     stdout=log, stderr=log, start_new_session=True)
+        self.child_pid = child.pid
+        child.returncode = 0  # reap() collects it; Popen must not
+        start_time = None
+        with suppress(psutil.Error):
+            start_time = psutil.Process(child.pid).create_time()
+        self.write_record(child_pid=child.pid, child_start_time=start_time)
+        self.event("state", state=State.RUNNING, child_pid=child.pid)
+
+    def reap(self) -> None:
+        """Collect whatever ended: the child, and grandchildren that were left to us."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid == self.child_pid:
+                self.child_status = os.waitstatus_to_exitcode(status)
+
+    def read_output(self) -> None:
+        """All that the log has gained."""
+        while True:
+            before = self.log.size
+            self.watcher.feed(self.log.lines())
+            if self.log.size == before:
+                return
+
+    def follow_child(self) -> Reason | None:
+        """Until the child ends by itself (None) or has to be ended (why)."""
+        while True:
+            self.reap()
+            ended = self.child_status is not None
+            self.watcher.feed(self.log.lines())
+            if ended:
+                return None
+            if self.stop_wanted():
+                return self._stop_reason()
+            if self.watcher.give_up is not None:
+                return self.watcher.give_up
+            time.sleep(_POLL)
+
+    def _stop_reason(self) -> Reason:
+        return Reason.KILLED_SIGNAL if self.signalled else Reason.USER_STOP
+
+    def end_child(self) -> list[int]:
+        """Group, descendants listed beforehand, grace, SIGKILL, sweep by mark."""
+        assert self.child_pid is not None
+        self.event("state", state=State.STOPPING)
+        # The list first: once the child is dead its descendants are nobody's.
+        listed = processes.processes_of(self.spec.mark, self.child_pid)
+        with suppress(ProcessLookupError):
+            os.killpg(self.child_pid, signal.SIGTERM)
+        return processes.end_processes(
+            lambda: [*listed, *processes.processes_of(self.spec.mark, self.child_pid)],
+            self.spec.options.grace_seconds, while_waiting=self._waiting)
+
+    def sweep(self) -> list[int]:
+        """What a child that ended by itself has left behind."""
+        return processes.end_processes(lambda: processes.processes_of(self.spec.mark),
+                                       grace=2.0, while_waiting=self._waiting)
+
+    def _waiting(self) -> bool:
+        """Keep reaping and reading while processes die; True once force is asked for."""
+        self.reap()
+        self.watcher.feed(self.log.lines())
+        return force_wanted(self.run) or not self.run.root.is_dir()
+
+    def conclude(self, halted: Reason | None, left: list[int]) -> None:
+        """Cancelled beats failed beats finished."""
+        self.reap()
+        log_tail = tail(self.run.log)
+        if halted in (Reason.USER_STOP, Reason.KILLED_SIGNAL):
+            self.finish(State.STOPPED, halted, left_over=left)
+            return
+        if halted is None and self.child_status == 0 and self._has_result():
+            self.finish(State.SUCCEEDED, Reason.COMPLETED, left_over=left)
+            return
+        status = self.child_status if self.child_status is not None else -signal.SIGKILL
+        told = read_error(self.run)
+        reason = halted or reasons.classify(status, told, log_tail)
+        account = (reasons.given_up(reason) if halted
+                   else reasons.explain_exit(status, reason, told, log_tail))
+        self.finish(State.FAILED, reason, account, left)
+
+    def _has_result(self) -> bool:
+        try:
+            return parse_record(self.run.result.read_bytes()) is not None
+        except OSError:
+            return False
+
+
+def force_wanted(run: RunPaths) -> bool:
+    """Whether the stop request asks to skip the grace."""
+    try:
+        return bool((parse_record(run.stop.read_bytes()) or {}).get("force"))
+    except OSError:
+        return False
+
+
+def read_error(run: RunPaths) -> dict[str, Any] | None:
+    """error.json, if the child could write it."""
+    try:
+        return parse_record(run.error.read_bytes())
+    except OSError:
+        return None
+
+
+def main(argv: list[str]) -> int:
+    """Take the lock or leave at once; then supervise."""
+    run = RunPaths(Path(argv[1]).resolve())
+    spec = read_spec(run)
+    lock = FileLock(run.lock)
+    if not lock.acquire(timeout=1.5) or run.supervisor.exists() or run.exit.exists():
+        return ALREADY_STARTED
+    if run.stop.exists():
+        return ALREADY_STARTED  # stopped before it was started
+    supervisor = Supervisor(run, spec)
+
+    def on_term(_number: int, _frame: object) -> None:
+        supervisor.signalled = True
+
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, on_term)
+    processes.become_subreaper()
+    supervisor.supervise()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
