@@ -27,7 +27,7 @@ KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
         Kind("generate", "core.data.job:run"),
-        Kind("simulate", "core.data.job:run_simulate"),
+        Kind("simulate", "core.data.simulate_job:run"),
         Kind("train", "core.training.job:run"),
         Kind("merge", "core.weights.job:run"),
         Kind("evaluate", "core.evaluation.job:run"),

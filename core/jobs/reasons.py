@@ -19,7 +19,7 @@ _PATTERNS: tuple[tuple[str, Reason], ...] = (
     (r"\bMemoryError\b|DefaultCPUAllocator: (?:can't|not enough)|Cannot allocate memory",
      Reason.OOM_HOST),
     (r"ModuleNotFoundError|ImportError|undefined symbol", Reason.IMPORT_ERROR),
-    (r"(?:loss|Loss) is (?:nan|NaN)|non-finite loss", Reason.NAN_LOSS),
+    (r"(?:loss|Loss) is (?:nan|NaN|not a number)|non-finite loss", Reason.NAN_LOSS),
     # Not the machine's fault and not a crash of ours: what was asked for cannot be had.
     (r"GatedRepoError|401 Client Error|RepositoryNotFoundError|LocalEntryNotFoundError"
      r"|OfflineModeIsEnabled|outgoing traffic has been disabled", Reason.BAD_CONFIG),
