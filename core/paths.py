@@ -35,6 +35,11 @@ def chats_dir() -> Path:
     return home() / "chats"
 
 
+def packs_dir() -> Path:
+    """The user's own persona packs."""
+    return home() / "packs"
+
+
 def drafts_dir() -> Path:
     """Unsaved work of the Dataset page: the persona form, and edits by dataset."""
     return home() / "drafts"
