@@ -33,16 +33,40 @@ def make_finished_runs(count: int) -> None:
     for index in range(count):
         run = api.create("train", {"dataset": f"data-{index}", "steps": 120}, name=f"kai {index}")
         fsio.write_json(run.supervisor, {"schema": 1, "pid": 1, "boot_id": "x", "monotonic": 0.0})
-        fsio.write_json(run.exit, {"schema": 1, "state": "SUCCEEDED", "reason": "completed",
-                                   "returncode": 0, "ended": 0.0, "elapsed": 400.0, "error": None})
+        fsio.write_json(
+            run.exit,
+            {
+                "schema": 1,
+                "state": "SUCCEEDED",
+                "reason": "completed",
+                "returncode": 0,
+                "ended": 0.0,
+                "elapsed": 400.0,
+                "error": None,
+            },
+        )
 
 
 def metric_line(step: int) -> str:
     """As the supervisor writes it."""
-    return json.dumps({"seq": step, "t": step * 0.5, "type": "metric", "step": step,
-                       "max_steps": LINES + 1000, "loss": 3 * math.exp(-step / 20000), "lr": 1e-3,
-                       "grad_norm": 1.0, "s_per_step": 0.5, "tokens_per_s": 165.0,
-                       "memory_bytes": 1_500_000_000}) + "\n"
+    return (
+        json.dumps(
+            {
+                "seq": step,
+                "t": step * 0.5,
+                "type": "metric",
+                "step": step,
+                "max_steps": LINES + 1000,
+                "loss": 3 * math.exp(-step / 20000),
+                "lr": 1e-3,
+                "grad_norm": 1.0,
+                "s_per_step": 0.5,
+                "tokens_per_s": 165.0,
+                "memory_bytes": 1_500_000_000,
+            }
+        )
+        + "\n"
+    )
 
 
 def milliseconds(function: Callable[[], object], repeats: int) -> float:
@@ -81,12 +105,18 @@ def main() -> int:
         api.status(run)
 
     again = milliseconds(look, 21)
-    print(f"list of {RUNS} finished runs:                 {listing:7.1f} ms "
-          f"(target {LIST_TARGET_MS:.0f})")
-    print(f"first look at a run of {LINES:,} lines:       {first:7.1f} ms "
-          f"(target {LOOK_TARGET_MS:.0f})")
-    print(f"next look, 10 new lines, with its status:    {again:7.1f} ms "
-          f"(target {LOOK_TARGET_MS:.0f})")
+    print(
+        f"list of {RUNS} finished runs:                 {listing:7.1f} ms "
+        f"(target {LIST_TARGET_MS:.0f})"
+    )
+    print(
+        f"first look at a run of {LINES:,} lines:       {first:7.1f} ms "
+        f"(target {LOOK_TARGET_MS:.0f})"
+    )
+    print(
+        f"next look, 10 new lines, with its status:    {again:7.1f} ms "
+        f"(target {LOOK_TARGET_MS:.0f})"
+    )
     return int(listing > LIST_TARGET_MS or max(first, again) > LOOK_TARGET_MS)
 
 

@@ -34,25 +34,26 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
     Raises:
         UserError: the disk is full or the folder cannot be written; the old file is intact.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    name: str | None = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(name, path)
+        name = None
     except OSError as error:
-        Path(name).unlink(missing_ok=True)
         raise UserError(
             f"cannot write {path}",
             why=f"{error.strerror or error} ({len(data):,} bytes needed, "
             f"{free_bytes(path.parent):,} free)",
             fix="free disk space or choose another folder",
         ) from error
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    finally:
+        if name is not None:
+            Path(name).unlink(missing_ok=True)
     _fsync_dir(path.parent)
 
 

@@ -31,8 +31,9 @@ class AlreadyStarted(UserError):
     """The same thing is running or waiting already. ``run`` tells which run it is."""
 
     def __init__(self, run: str) -> None:
-        super().__init__(f"already started as {run}",
-                         fix="watch that run, or stop it before you start another")
+        super().__init__(
+            f"already started as {run}", fix="watch that run, or stop it before you start another"
+        )
         self.run = run
 
 
@@ -72,8 +73,15 @@ def create(
         if run.spec.exists():
             raise UserError(f"{run.root} already holds a run", fix="choose another folder")
         run.root.mkdir(parents=True, exist_ok=run_dir is not None)
-        RunSpec(kind=kind, name=name, params=dict(params), seq=seq, parent=parent,
-                argv=tuple(map(str, argv)), options=options or Options()).write(run)
+        RunSpec(
+            kind=kind,
+            name=name,
+            params=dict(params),
+            seq=seq,
+            parent=parent,
+            argv=tuple(map(str, argv)),
+            options=options or Options(),
+        ).write(run)
     return run
 
 
@@ -104,8 +112,13 @@ def start(run: RunPaths, timeout: float = 10.0) -> None:
     with run.log.open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "core.jobs.supervisor", str(run.root)],
-            cwd=REPO, env=_supervisor_environment(spec), stdin=subprocess.DEVNULL,
-            stdout=log, stderr=log, start_new_session=True)
+            cwd=REPO,
+            env=_supervisor_environment(spec),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
     # Collected by a thread of ours if we live to see its end, else by init.
     threading.Thread(target=process.wait, daemon=True).start()
     deadline = time.monotonic() + timeout
@@ -118,8 +131,11 @@ def start(run: RunPaths, timeout: float = 10.0) -> None:
         if process.returncode is not None and not run.exit.exists():
             break
         time.sleep(0.02)
-    raise UserError(f"run {run.root.name} did not start", why=tail(run.log, lines=5),
-                    fix="read log.txt in the run's folder")
+    raise UserError(
+        f"run {run.root.name} did not start",
+        why=tail(run.log, lines=5),
+        fix="read log.txt in the run's folder",
+    )
 
 
 def _supervisor_environment(spec: RunSpec) -> dict[str, str]:
@@ -129,8 +145,14 @@ def _supervisor_environment(spec: RunSpec) -> dict[str, str]:
     return env
 
 
-def launch(kind: str, params: Mapping[str, Any], *, name: str, parent: str | None = None,
-           options: Options | None = None) -> RunPaths:
+def launch(
+    kind: str,
+    params: Mapping[str, Any],
+    *,
+    name: str,
+    parent: str | None = None,
+    options: Options | None = None,
+) -> RunPaths:
     """Create and start, unless a run with the same kind and params is active.
 
     Two windows pressing Start at once, or a double click, make one run.
@@ -142,13 +164,17 @@ def launch(kind: str, params: Mapping[str, Any], *, name: str, parent: str | Non
     runs.mkdir(parents=True, exist_ok=True)
     gate = locks.FileLock(runs / ".launch.lock")
     if not gate.acquire(timeout=15.0):
-        raise UserError("another window is starting a run and does not finish",
-                        fix="try again in a moment")
+        raise UserError(
+            "another window is starting a run and does not finish", fix="try again in a moment"
+        )
     try:
         wanted = fsio.dump_json(dict(params))
         for other in list_runs():
-            if (other.state in ACTIVE and other.kind == kind
-                    and fsio.dump_json(read_spec(RunPaths(other.root)).params) == wanted):
+            if (
+                other.state in ACTIVE
+                and other.kind == kind
+                and fsio.dump_json(read_spec(RunPaths(other.root)).params) == wanted
+            ):
                 raise AlreadyStarted(other.id)
         run = create(kind, params, name=name, parent=parent, options=options)
         start(run)
@@ -182,7 +208,9 @@ def open_run(run_id: str, root: Path | None = None) -> RunPaths:
         return RunPaths(found[0].root)
     raise UserError(
         f"no run is called {run_id!r}" if not found else f"{run_id!r} fits {len(found)} runs",
-        why=", ".join(s.id for s in found[:5]), fix="list them: python -m core runs")
+        why=", ".join(s.id for s in found[:5]),
+        fix="list them: python -m core runs",
+    )
 
 
 def status(run: RunPaths) -> Status:
@@ -199,10 +227,16 @@ def status(run: RunPaths) -> Status:
     progress = progress_of(run) if state is not State.CREATED else Progress()
     holder = locks.device_holder() if state is State.STARTING else None
     return Status(
-        id=run.root.name, name=spec.name, kind=spec.kind, state=state, reason=reason,
+        id=run.root.name,
+        name=spec.name,
+        kind=spec.kind,
+        state=state,
+        reason=reason,
         stage="queued" if holder and holder.run != run.root.name else progress.stage,
-        done=progress.done, total=progress.total,
-        started=record.get("started"), ended=over.get("ended"),
+        done=progress.done,
+        total=progress.total,
+        started=record.get("started"),
+        ended=over.get("ended"),
         elapsed_seconds=elapsed(record, seen.exit),
         eta_seconds=progress.eta_seconds if state is State.RUNNING else None,
         result=_read_record(run.result) if state in FINAL else None,
@@ -215,8 +249,9 @@ def status(run: RunPaths) -> Status:
 
 
 def _stalled(run: RunPaths) -> bool:
-    seen = [r["event"] for r in read_tail_records(run.events)
-            if r.get("event") in ("stalled", "active")]
+    seen = [
+        r["event"] for r in read_tail_records(run.events) if r.get("event") in ("stalled", "active")
+    ]
     return bool(seen) and seen[-1] == "stalled"
 
 
@@ -247,25 +282,45 @@ def list_runs(root: Path | None = None) -> list[Summary]:
     return sorted(found, key=lambda s: s.seq, reverse=True)
 
 
-def _summary(run: RunPaths, over: dict[str, Any] | None,
-             marks: dict[str, list[psutil.Process]]) -> Summary:
+def _summary(
+    run: RunPaths, over: dict[str, Any] | None, marks: dict[str, list[psutil.Process]]
+) -> Summary:
     try:
         spec = read_spec(run)
     except UserError:
-        return Summary(run.root.name, run.root, run.root.name, "unknown", State.LOST, Reason.LOST,
-                       0, 0.0, None, None)
+        return Summary(
+            run.root.name,
+            run.root,
+            run.root.name,
+            "unknown",
+            State.LOST,
+            Reason.LOST,
+            0,
+            0.0,
+            None,
+            None,
+        )
     seen = observe(run, spec, over, marks)
     state, reason = derive(seen)
     record = _read_record(run.supervisor) or {} if over is None else {}
     return Summary(
-        id=run.root.name, root=run.root, name=spec.name, kind=spec.kind, state=state,
-        reason=reason, seq=spec.seq, created=spec.created,
-        elapsed_seconds=elapsed(record, seen.exit), parent=spec.parent,
-        progress=progress_of(run) if state in ACTIVE else Progress())
+        id=run.root.name,
+        root=run.root,
+        name=spec.name,
+        kind=spec.kind,
+        state=state,
+        reason=reason,
+        seq=spec.seq,
+        created=spec.created,
+        elapsed_seconds=elapsed(record, seen.exit),
+        parent=spec.parent,
+        progress=progress_of(run) if state in ACTIVE else Progress(),
+    )
 
 
-def wait(run: RunPaths, on_update: Callable[[Status], None] | None = None,
-         poll: float = 0.5) -> Status:
+def wait(
+    run: RunPaths, on_update: Callable[[Status], None] | None = None, poll: float = 0.5
+) -> Status:
     """Block until the run is over.
 
     Raises:
@@ -301,8 +356,9 @@ def stop(run: RunPaths, force: bool = False) -> None:
     if force or not run.stop.exists():
         fsio.write_json(run.stop, {"schema": 1, "force": force, "time": time.time()})
     if state is State.ORPHANED:
-        processes.end_processes(lambda: processes.processes_of(spec.mark),
-                                0.0 if force else spec.options.grace_seconds)
+        processes.end_processes(
+            lambda: processes.processes_of(spec.mark), 0.0 if force else spec.options.grace_seconds
+        )
 
 
 def delete(run: RunPaths) -> None:

@@ -48,10 +48,16 @@ def error_record(error: BaseException) -> dict[str, Any]:
     """What ``error.json`` holds. ``kind`` tells a UserError from a crash."""
     if isinstance(error, UserError):
         problems = error.problems if isinstance(error, UserErrors) else []
-        return {"schema": 1, "kind": "user", "what": error.what, "why": error.why,
-                "fix": error.fix, "where": error.where,
-                "reason": getattr(error, "reason", None),
-                "problems": [error_record(problem) for problem in problems]}
+        return {
+            "schema": 1,
+            "kind": "user",
+            "what": error.what,
+            "why": error.why,
+            "fix": error.fix,
+            "where": error.where,
+            "reason": getattr(error, "reason", None),
+            "problems": [error_record(problem) for problem in problems],
+        }
     text = "".join(traceback.format_exception_only(error)).strip()
     return {"schema": 1, "kind": "crash", "what": text[:2000]}
 

@@ -44,15 +44,26 @@ def register(commands: Any) -> None:
     runs.set_defaults(run=_runs)
 
     watch = commands.add_parser("watch", help="follow a run until it is over")
-    watch.add_argument("of", metavar="RUN", nargs="?", default="latest",
-                       help="run id, its beginning, or 'latest' (the default)")
+    watch.add_argument(
+        "of",
+        metavar="RUN",
+        nargs="?",
+        default="latest",
+        help="run id, its beginning, or 'latest' (the default)",
+    )
     watch.set_defaults(run=lambda args: _follow(api.open_run(args.of)))
 
 
 def _run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="what to call the run")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="settings",
-                        help="a training setting, e.g. lr=5e-4; may be repeated")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        dest="settings",
+        help="a training setting, e.g. lr=5e-4; may be repeated",
+    )
     parser.add_argument("--detach", action="store_true", help="start it and return at once")
 
 
@@ -105,8 +116,10 @@ def _stop(args: argparse.Namespace) -> int:
     deadline = time.monotonic() + 60
     while not (now := api.status(run)).final:
         if time.monotonic() > deadline:
-            raise UserError(f"{now.id} is {now.state} after a minute",
-                            fix=f"python -m core stop {now.id} --force")
+            raise UserError(
+                f"{now.id} is {now.state} after a minute",
+                fix=f"python -m core stop {now.id} --force",
+            )
         time.sleep(0.2)
     print(f"{now.id}: {now.state}")
     return 0
@@ -125,9 +138,17 @@ def _runs(args: argparse.Namespace) -> int:
 
 
 def _as_json(summary: Summary) -> dict[str, Any]:
-    return {"id": summary.id, "name": summary.name, "kind": summary.kind, "state": summary.state,
-            "reason": summary.reason, "created": summary.created, "parent": summary.parent,
-            "elapsed_seconds": summary.elapsed_seconds, "path": summary.root}
+    return {
+        "id": summary.id,
+        "name": summary.name,
+        "kind": summary.kind,
+        "state": summary.state,
+        "reason": summary.reason,
+        "created": summary.created,
+        "parent": summary.parent,
+        "elapsed_seconds": summary.elapsed_seconds,
+        "path": summary.root,
+    }
 
 
 def _line(summary: Summary) -> str:
@@ -155,8 +176,10 @@ def _follow(run: RunPaths) -> int:
     try:
         end = api.wait(run, update)
     except KeyboardInterrupt:
-        line.note(f"\nthe run goes on; watch it with: python -m core watch {run.root.name}\n"
-                  f"or stop it with: python -m core stop {run.root.name}")
+        line.note(
+            f"\nthe run goes on; watch it with: python -m core watch {run.root.name}\n"
+            f"or stop it with: python -m core stop {run.root.name}"
+        )
         return 130
     line.end()
     print(f"{end.state}" + (f" ({end.reason})" if end.reason else ""))

@@ -19,8 +19,14 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 #: mmengine's text line, e.g. ``Iter(train) [ 10/500]  lr: 2e-4  eta: 0:01:00  loss: 2.31``.
 _MMENGINE = re.compile(r"Iter\(train\)\s*\[\s*(\d+)/(\d+)\]\s+(.*)")
 _PAIR = re.compile(r"(\w+):\s*(\S+)")
-_NAMES = {"lr": "lr", "loss": "loss", "grad_norm": "grad_norm", "time": "s_per_step",
-          "memory": "memory_bytes", "tokens_per_s": "tokens_per_s"}
+_NAMES = {
+    "lr": "lr",
+    "loss": "loss",
+    "grad_norm": "grad_norm",
+    "time": "s_per_step",
+    "memory": "memory_bytes",
+    "tokens_per_s": "tokens_per_s",
+}
 #: A line longer than this is cut: a progress bar that never ends its line, or binary noise.
 MAX_LINE = 64 * 1024
 
@@ -145,7 +151,7 @@ def parse_line(line: str, *, mmengine: bool) -> dict[str, Any] | None:
             records of ours: mmengine counts micro-batches where ours count optimizer steps.
     """
     if line.startswith(PREFIX):
-        record = parse_record(line[len(PREFIX):].encode())
+        record = parse_record(line[len(PREFIX) :].encode())
         return _mark_nan(record) if record and isinstance(record.get("type"), str) else None
     if mmengine and (match := _MMENGINE.search(clean(line))):
         record = {"type": "metric", "step": int(match[1]), "max_steps": int(match[2])}

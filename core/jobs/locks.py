@@ -79,8 +79,9 @@ def creation_lock() -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".create.lock")
     if not lock.acquire(timeout=10.0):
-        raise UserError("another window is starting a run and does not finish",
-                        fix="try again in a moment")
+        raise UserError(
+            "another window is starting a run and does not finish", fix="try again in a moment"
+        )
     try:
         yield
     finally:

@@ -23,6 +23,8 @@ SMOOTHING = 0.1
 #: A file up to this size is read whole at first sight (about 10,000 lines).
 _SMALL = 1 << 20
 _CHUNK = 1 << 20
+#: What is read of a larger one: so many lines, and its end.
+_SAMPLES, _TAIL = 1600, 1 << 15
 #: Bytes before the read position that are compared, to notice a file that was rewritten.
 _FINGERPRINT = 64
 
@@ -106,17 +108,21 @@ class MetricsReader:
         self._before = file.read(self._offset - file.tell())
 
     def _sample(self, file: BinaryIO, size: int) -> None:
-        """MAX_POINTS lines, evenly spaced in bytes, and the file's last ones."""
+        """Lines evenly spaced in bytes, and all of the file's last ones.
+
+        The smoothed curve then runs over the sampled points: wider, as fits a long run.
+        """
         lines = []
-        for index in range(MAX_POINTS):
-            file.seek(size * index // MAX_POINTS)
+        for index in range(_SAMPLES):
+            file.seek(size * index // _SAMPLES)
             if index:
                 file.readline()  # the rest of the line we fell into
             lines.append(file.readline())
-        file.seek(max(0, size - 65536))
-        head, newline, _ = file.read(65536).rpartition(b"\n")
+        end = size - _TAIL
+        file.seek(end)
+        head, newline, _ = file.read(_TAIL).rpartition(b"\n")
         lines += head.split(b"\n")[1:]
-        self._offset = max(0, size - 65536) + len(head) + len(newline)
+        self._offset = end + len(head) + len(newline)
         self._take(dict.fromkeys(line.rstrip(b"\n") for line in lines if line.strip()))
         self.series.sampled = True
 
@@ -134,24 +140,31 @@ class MetricsReader:
         series = self.series
         loss = record.get("loss")
         if isinstance(loss, (int, float)):
-            self._smooth = loss if self._smooth is None else (
-                (1 - SMOOTHING) * self._smooth + SMOOTHING * loss)
+            self._smooth = (
+                loss
+                if self._smooth is None
+                else ((1 - SMOOTHING) * self._smooth + SMOOTHING * loss)
+            )
         while series.points and series.points[-1]["step"] >= record["step"]:
             series.points.pop()  # the run went back to a checkpoint: the later line counts
         series.last = record
         self._seen += 1
-        if self._seen % series.stride:
+        if (self._seen - 1) % series.stride:
             return
-        point = {k: v for k, v in record.items()
-                 if k in _SHOWN and isinstance(v, (int, float)) and not isinstance(v, bool)}
+        point = {
+            k: v
+            for k, v in record.items()
+            if k in _SHOWN and isinstance(v, (int, float)) and not isinstance(v, bool)
+        }
         series.points.append({**point, "smooth": self._smooth})
         if len(series.points) > MAX_POINTS:
-            del series.points[::2]
+            del series.points[1::2]
             series.stride *= 2
 
 
-_SHOWN = frozenset({"step", "t", "loss", "lr", "grad_norm", "s_per_step", "tokens_per_s",
-                    "memory_bytes"})
+_SHOWN = frozenset(
+    {"step", "t", "loss", "lr", "grad_norm", "s_per_step", "tokens_per_s", "memory_bytes"}
+)
 
 _readers: dict[Path, MetricsReader] = {}
 _readers_lock = threading.Lock()

@@ -24,8 +24,12 @@ def read_exit(run: RunPaths) -> dict[str, Any] | None:
     return record if record and "state" in record and "reason" in record else None
 
 
-def observe(run: RunPaths, spec: RunSpec, over: dict[str, Any] | None = None,
-            marks: dict[str, list[psutil.Process]] | None = None) -> Observation:
+def observe(
+    run: RunPaths,
+    spec: RunSpec,
+    over: dict[str, Any] | None = None,
+    marks: dict[str, list[psutil.Process]] | None = None,
+) -> Observation:
     """Look at a run.
 
     Args:
@@ -86,8 +90,12 @@ def _count(record: dict[str, Any]) -> tuple[str, int, int, float] | None:
     """(stage, done, total, seconds since start) of a progress or a metric record."""
     try:
         if record["type"] == "progress":
-            return (str(record["stage"]), int(record["done"]), int(record["total"]),
-                    float(record["t"]))
+            return (
+                str(record["stage"]),
+                int(record["done"]),
+                int(record["total"]),
+                float(record["t"]),
+            )
         if record["type"] == "metric":
             return ("train", int(record["step"]), int(record["max_steps"]), float(record["t"]))
     except (KeyError, TypeError, ValueError):
@@ -102,5 +110,9 @@ def error_from(record: dict[str, Any] | None) -> UserError | None:
     problems = [e for p in record.get("problems", []) if (e := error_from(p))]
     if problems:
         return UserErrors(problems, str(record.get("what", "")))
-    return UserError(str(record.get("what", "")), str(record.get("why", "")),
-                     str(record.get("fix", "")), where=str(record.get("where", "")))
+    return UserError(
+        str(record.get("what", "")),
+        str(record.get("why", "")),
+        str(record.get("fix", "")),
+        where=str(record.get("where", "")),
+    )

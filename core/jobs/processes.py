@@ -42,10 +42,13 @@ def job_environment(mark: str, pass_env: Iterable[str] = ()) -> dict[str, str]:
         pass_env: further names, asked for by the run's options.
     """
     allowed = _PASSED | set(pass_env)
-    env = {name: value for name, value in os.environ.items()
-           if name in allowed or name.startswith(_PASSED_PREFIXES)}
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if name in allowed or name.startswith(_PASSED_PREFIXES)
+    }
     env[MARK] = mark
-    env["PYTHONUNBUFFERED"] = "1"      # log lines when they are printed, not when 8 kB are full
+    env["PYTHONUNBUFFERED"] = "1"  # log lines when they are printed, not when 8 kB are full
     env["PYTHONFAULTHANDLER"] = "1"
     env["MKL_SERVICE_FORCE_INTEL"] = "1"  # MKL and GNU OpenMP in one process otherwise abort
     return env

@@ -61,16 +61,23 @@ class RunSpec:
 def read_spec(run: RunPaths) -> RunSpec:
     """Raises UserError: no such run, or a spec.json that this version cannot read."""
     if not run.root.is_dir():
-        raise UserError(f"run {run.root.name} is gone", why=f"{run.root} does not exist",
-                        fix="choose another run")
+        raise UserError(
+            f"run {run.root.name} is gone",
+            why=f"{run.root} does not exist",
+            fix="choose another run",
+        )
     raw = fsio.read_json(run.spec)
     try:
         if raw.pop("schema") != SCHEMA:
             raise ValueError("it was written by another version")
-        raw["options"] = Options(**{**raw["options"],
-                                    "pass_env": tuple(raw["options"]["pass_env"])})
+        raw["options"] = Options(
+            **{**raw["options"], "pass_env": tuple(raw["options"]["pass_env"])}
+        )
         raw["argv"] = tuple(raw["argv"])
         return RunSpec(**raw)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{run.spec} cannot be read", why=str(error),
-                        fix="delete the run, or open it with the version that made it") from error
+        raise UserError(
+            f"{run.spec} cannot be read",
+            why=str(error),
+            fix="delete the run, or open it with the version that made it",
+        ) from error

@@ -57,8 +57,14 @@ class Supervisor:
 
     def event(self, event: str, **fields: Any) -> None:
         """One line of events.jsonl."""
-        self.events.append({"t": round(time.monotonic() - self.began, 3), "time": time.time(),
-                            "event": event, **fields})
+        self.events.append(
+            {
+                "t": round(time.monotonic() - self.began, 3),
+                "time": time.time(),
+                "event": event,
+                **fields,
+            }
+        )
 
     def write_record(self, **fields: Any) -> None:
         """supervisor.json. A full disk keeps the older one, which is still true enough."""
@@ -70,9 +76,15 @@ class Supervisor:
         """From here on the run counts as started."""
         fsio.atomic_write_bytes(self._reserve, bytes(_RESERVE_BYTES))
         self._record = {
-            "schema": 1, "pid": os.getpid(), "start_time": psutil.Process().create_time(),
-            "boot_id": processes.boot_id(), "mark": self.spec.mark, "child_pid": None,
-            "child_start_time": None, "started": time.time(), "monotonic": self.began,
+            "schema": 1,
+            "pid": os.getpid(),
+            "start_time": psutil.Process().create_time(),
+            "boot_id": processes.boot_id(),
+            "mark": self.spec.mark,
+            "child_pid": None,
+            "child_start_time": None,
+            "started": time.time(),
+            "monotonic": self.began,
         }
         fsio.write_json(self.run.supervisor, self._record)
         self.event("state", state=State.STARTING)
@@ -81,14 +93,26 @@ class Supervisor:
     def _reserve(self) -> Path:
         return self.run.root / ".reserve"
 
-    def finish(self, state: State, reason: Reason, error: dict[str, Any] | None = None,
-               left_over: list[int] | None = None) -> None:
+    def finish(
+        self,
+        state: State,
+        reason: Reason,
+        error: dict[str, Any] | None = None,
+        left_over: list[int] | None = None,
+    ) -> None:
         """Write exit.json. Tried for a minute: without it the run would read as LOST."""
         self._reserve.unlink(missing_ok=True)
         self.event("state", state=state, reason=reason)
-        record = {"schema": 1, "state": state, "reason": reason, "returncode": self.child_status,
-                  "ended": time.time(), "elapsed": time.monotonic() - self.began, "error": error,
-                  "left_over": left_over or []}
+        record = {
+            "schema": 1,
+            "state": state,
+            "reason": reason,
+            "returncode": self.child_status,
+            "ended": time.time(),
+            "elapsed": time.monotonic() - self.began,
+            "error": error,
+            "left_over": left_over or [],
+        }
         for _ in range(60):
             if not self.run.root.is_dir():
                 return  # deleted under us: nobody is left to tell
@@ -113,9 +137,19 @@ class Supervisor:
         try:
             self.start_child()
         except OSError as error:
-            self.finish(State.FAILED, Reason.BAD_CONFIG, {
-                "schema": 1, "kind": "user", "what": f"cannot start {self.spec.argv[:1]}",
-                "why": str(error), "fix": "check the command", "where": "", "problems": []})
+            self.finish(
+                State.FAILED,
+                Reason.BAD_CONFIG,
+                {
+                    "schema": 1,
+                    "kind": "user",
+                    "what": f"cannot start {self.spec.argv[:1]}",
+                    "why": str(error),
+                    "fix": "check the command",
+                    "where": "",
+                    "problems": [],
+                },
+            )
             return
         halted = self.follow_child()
         left = self.end_child() if self.child_status is None or halted else self.sweep()
@@ -132,12 +166,18 @@ class Supervisor:
 
     def start_child(self) -> None:
         """Own session, output straight into the log (a pipe would tie it to our life)."""
-        argv = list(self.spec.argv) or [sys.executable, "-m", "core.jobs.child",
-                                        str(self.run.root)]
+        argv = list(self.spec.argv) or [sys.executable, "-m", "core.jobs.child", str(self.run.root)]
         env = processes.job_environment(self.spec.mark, self.spec.options.pass_env)
         with self.run.log.open("ab") as log:
-            child = subprocess.Popen(argv, cwd=REPO, env=env, stdin=subprocess.DEVNULL,
-                                     stdout=log, stderr=log, start_new_session=True)
+            child = subprocess.Popen(
+                argv,
+                cwd=REPO,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
         self.child_pid = child.pid
         child.returncode = 0  # reap() collects it; Popen must not
         start_time = None
@@ -193,12 +233,15 @@ class Supervisor:
             os.killpg(self.child_pid, signal.SIGTERM)
         return processes.end_processes(
             lambda: [*listed, *processes.processes_of(self.spec.mark, self.child_pid)],
-            self.spec.options.grace_seconds, while_waiting=self._waiting)
+            self.spec.options.grace_seconds,
+            while_waiting=self._waiting,
+        )
 
     def sweep(self) -> list[int]:
         """What a child that ended by itself has left behind."""
-        return processes.end_processes(lambda: processes.processes_of(self.spec.mark),
-                                       grace=2.0, while_waiting=self._waiting)
+        return processes.end_processes(
+            lambda: processes.processes_of(self.spec.mark), grace=2.0, while_waiting=self._waiting
+        )
 
     def _waiting(self) -> bool:
         """Keep reaping and reading while processes die; True once force is asked for."""
@@ -219,8 +262,11 @@ class Supervisor:
         status = self.child_status if self.child_status is not None else -signal.SIGKILL
         told = read_error(self.run)
         reason = halted or reasons.classify(status, told, log_tail)
-        account = (reasons.given_up(reason) if halted
-                   else reasons.explain_exit(status, reason, told, log_tail))
+        account = (
+            reasons.given_up(reason)
+            if halted
+            else reasons.explain_exit(status, reason, told, log_tail)
+        )
         self.finish(State.FAILED, reason, account, left)
 
     def _has_result(self) -> bool:

@@ -30,8 +30,7 @@ def start_training(spec: TrainSpec, *, name: str, parent: str | None = None) -> 
         AlreadyStarted: the very same run is active.
     """
     spec.check()
-    return api.launch("train", spec.to_dict(), name=name, parent=parent,
-                      options=options_for(spec))
+    return api.launch("train", spec.to_dict(), name=name, parent=parent, options=options_for(spec))
 
 
 def training_spec(run: RunPaths) -> TrainSpec:
@@ -51,8 +50,13 @@ def checkpoints_of(run: RunPaths) -> list[Checkpoint]:
     return checkpoints.scan(run.work, training_spec(run).accumulation)
 
 
-def resume_training(run: RunPaths, step: int | None = None, *, name: str | None = None,
-                    changes: Mapping[str, Any] | None = None) -> RunPaths:
+def resume_training(
+    run: RunPaths,
+    step: int | None = None,
+    *,
+    name: str | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> RunPaths:
     """Go on from a checkpoint as a new run whose parent is ``run``.
 
     Args:
@@ -71,22 +75,30 @@ def resume_training(run: RunPaths, step: int | None = None, *, name: str | None 
     if step is None:
         usable = [c for c in found if c.whole and c.step < old.steps]
         if not usable:
-            raise UserError(f"run {run.root.name} has no checkpoint to go on from",
-                            why="; ".join(f"step {c.step} {c.problem}" for c in found if c.problem)
-                            or "none was written before the end", fix="start a new run")
+            raise UserError(
+                f"run {run.root.name} has no checkpoint to go on from",
+                why="; ".join(f"step {c.step} {c.problem}" for c in found if c.problem)
+                or "none was written before the end",
+                fix="start a new run",
+            )
         chosen = usable[-1]
     else:
         chosen = next((c for c in found if c.step == step), None) or _missing(run, step, found)
         if not chosen.whole:
-            raise UserError(f"the checkpoint of step {step} cannot be used", why=chosen.problem,
-                            fix="choose an earlier one")
-    spec = type(old).from_dict({**old.to_dict(), **(changes or {}),
-                                "resume_from": str(chosen.path)})
+            raise UserError(
+                f"the checkpoint of step {step} cannot be used",
+                why=chosen.problem,
+                fix="choose an earlier one",
+            )
+    spec = type(old).from_dict(
+        {**old.to_dict(), **(changes or {}), "resume_from": str(chosen.path)}
+    )
     record.require_same(spec, chosen.path)
     return start_training(spec, name=name or read_spec(run).name, parent=run.root.name)
 
 
 def _missing(run: RunPaths, step: int, found: list[Checkpoint]) -> Checkpoint:
     steps = ", ".join(str(c.step) for c in found) or "none"
-    raise UserError(f"run {run.root.name} has no checkpoint of step {step}",
-                    fix=f"there are: {steps}")
+    raise UserError(
+        f"run {run.root.name} has no checkpoint of step {step}", fix=f"there are: {steps}"
+    )

@@ -21,8 +21,13 @@ class OutputWatcher:
         give_up: set when the run should be ended for a reason of its own.
     """
 
-    def __init__(self, spec: RunSpec, metrics: Journal, event: Callable[..., None],
-                 clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        spec: RunSpec,
+        metrics: Journal,
+        event: Callable[..., None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.give_up: Reason | None = None
         self._options = spec.options
         self._mmengine = spec.kind == "command"
@@ -59,8 +64,7 @@ class OutputWatcher:
         silent = self._clock() - self._heard > self._options.stall_seconds
         if silent != self._stalled:
             self._stalled = silent
-            self._event("stalled" if silent else "active",
-                        seconds=self._options.stall_seconds)
+            self._event("stalled" if silent else "active", seconds=self._options.stall_seconds)
 
     def _judge(self, record: dict[str, Any]) -> None:
         """Warn of a loss that jumps or is no number; give up on the second if told to."""
@@ -68,8 +72,12 @@ class OutputWatcher:
         if loss is None and record.get("nan"):
             self._nan_run += 1
             if self._nan_run == self._options.nan_steps:
-                self._event("warning", code="nan_loss", step=record.get("step"),
-                            message=f"the loss was not a number for {self._nan_run} steps")
+                self._event(
+                    "warning",
+                    code="nan_loss",
+                    step=record.get("step"),
+                    message=f"the loss was not a number for {self._nan_run} steps",
+                )
                 if self._options.stop_on_nan:
                     self.give_up = Reason.NAN_LOSS
             return
@@ -77,6 +85,10 @@ class OutputWatcher:
             return
         self._nan_run = 0
         if self._mean is not None and self._mean > 0 and loss > _JUMP * self._mean:
-            self._event("warning", code="loss_jump", step=record.get("step"),
-                        message=f"the loss jumped from about {self._mean:.3g} to {loss:.3g}")
+            self._event(
+                "warning",
+                code="loss_jump",
+                step=record.get("step"),
+                message=f"the loss jumped from about {self._mean:.3g} to {loss:.3g}",
+            )
         self._mean = loss if self._mean is None else 0.9 * self._mean + 0.1 * loss
