@@ -1,0 +1,194 @@
+"""Checkpoints of a run: which are whole, which may be opened, how a new run takes them over.
+
+A ``.pth`` is a pickle, and a pickle is code. Nothing here unpickles one: wholeness is read from
+the zip structure that torch writes, and only files that a run of ours recorded with their sha256
+may be resumed from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core import fsio
+from core.errors import UserError
+
+_NAME = re.compile(r"iter_(\d+)(\.pth)?")
+#: One line a checkpoint, appended by the training process once the checkpoint is on disk.
+LISTING = "checkpoints.jsonl"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint found in a work folder. ``problem`` says why it is not whole."""
+
+    step: int
+    path: Path
+    size: int
+    problem: str = ""
+
+    @property
+    def whole(self) -> bool:
+        """Whether it can be converted and resumed from."""
+        return not self.problem
+
+
+def _files(path: Path) -> Iterator[Path]:
+    """The file itself, or the files of a DeepSpeed checkpoint folder, sorted."""
+    if path.is_dir():
+        yield from sorted(p for p in path.rglob("*") if p.is_file())
+    else:
+        yield path
+
+
+def _size(path: Path) -> int:
+    return sum(p.stat().st_size for p in _files(path))
+
+
+def sha256(path: Path) -> str:
+    """Digest of a checkpoint file, or of the names and digests of a folder's files."""
+    if not path.is_dir():
+        return fsio.sha256_file(path)
+    digest = hashlib.sha256()
+    for file in _files(path):
+        digest.update(f"{file.relative_to(path)}:{fsio.sha256_file(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def record(path: Path) -> None:
+    """Append a finished checkpoint to its work folder's listing (training process only)."""
+    line = {"schema": 1, "name": path.name, "bytes": _size(path), "sha256": sha256(path)}
+    with (path.parent / LISTING).open("a", encoding="utf-8") as file:
+        file.write(fsio.dump_json(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def listed(work: Path) -> dict[str, dict[str, Any]]:
+    """Recorded checkpoints of a work folder by name; a torn last line is left out."""
+    path = work / LISTING
+    if not path.is_file():
+        return {}
+    found: dict[str, dict[str, Any]] = {}
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        if not line.endswith("}"):
+            continue
+        try:
+            entry = json.loads(line)
+            found[str(entry["name"])] = entry
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found
+
+
+def scan(work: Path, accumulation: int = 1) -> list[Checkpoint]:
+    """Every checkpoint of a work folder, by step; torn ones with the reason.
+
+    Cheap enough for a page: sizes and the zip directory are read, not the data.
+    """
+    entries = listed(work)
+    found = []
+    for path in work.glob("iter_*") if work.is_dir() else ():
+        match = _NAME.fullmatch(path.name)
+        if match is None:
+            continue
+        size = _size(path)
+        problem = _problem(path, size, entries.get(path.name))
+        found.append(Checkpoint(int(match[1]) // accumulation, path, size, problem))
+    return sorted(found, key=lambda c: c.step)
+
+
+def newest_whole(work: Path, accumulation: int = 1) -> Checkpoint | None:
+    """The last checkpoint that opens, whatever mmengine's ``last_checkpoint`` file says."""
+    return next((c for c in reversed(scan(work, accumulation)) if c.whole), None)
+
+
+def _problem(path: Path, size: int, entry: dict[str, Any] | None) -> str:
+    if path.is_symlink():
+        return "is a link, not a file of this run"
+    if entry is None:
+        return "was not finished: the run did not record it"
+    if size != entry["bytes"]:
+        return f"is torn: {size:,} bytes of {entry['bytes']:,}"
+    for file in _files(path):
+        if file.suffix in {".pth", ".pt"} and not zipfile.is_zipfile(file):
+            return f"is torn: {file.name} does not open"
+    return ""
+
+
+def require_own(path: Path) -> Path:
+    """Return the real path if a run of ours wrote exactly this checkpoint.
+
+    Raises:
+        UserError: the file is missing, lies outside the run that claims it, is not recorded, or
+            differs from what was recorded. Such a file could run any code when it is opened.
+    """
+    real = path.resolve()
+    refusal = "a checkpoint is a pickle, and a foreign pickle can run any code on this machine"
+    if not real.exists():
+        raise UserError(f"checkpoint {path} is not there", fix="choose one of the run's list")
+    if not _NAME.fullmatch(real.name) or not (real.parent / "training.json").is_file():
+        raise UserError(f"{path} is not a checkpoint of a run of this tool", why=refusal,
+                        fix="resume from a checkpoint of a run in the list")
+    entry = listed(real.parent).get(real.name)
+    if entry is None:
+        raise UserError(f"{path} was not recorded by its run", why=refusal,
+                        fix="resume from an earlier checkpoint of the run")
+    if _size(real) != entry["bytes"] or sha256(real) != entry["sha256"]:
+        raise UserError(f"{path} is not the file that the run wrote",
+                        why="its size or sha256 differs: it is torn or was changed",
+                        fix="resume from an earlier checkpoint of the run")
+    return real
+
+
+def adopt(source: Path, work: Path) -> Path:
+    """Make ``source``, its random state and the checkpoints before it part of a new run.
+
+    Files are hard-linked where the disk allows it, so a resumed run lists its whole history and
+    costs no space. Returns the path to resume from, inside ``work``.
+    """
+    origin = source.parent
+    if origin == work.resolve():
+        return source
+    until = _iteration(source)
+    for name in listed(origin):
+        candidate = origin / name
+        if not candidate.exists() or _iteration(candidate) > until:
+            continue
+        _link(candidate, work / name)
+        states = origin / "random_state" / f"iter_{_iteration(candidate)}"
+        if states.is_dir():
+            _link(states, work / "random_state" / states.name)
+        if name not in listed(work):
+            record(work / name)
+    return work / source.name
+
+
+def _iteration(path: Path) -> int:
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else -1
+
+
+def _link(source: Path, target: Path) -> None:
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target, copy_function=_link_file)
+    else:
+        _link_file(str(source), str(target))
+
+
+def _link_file(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or a file system without hard links
+        shutil.copy2(source, target)

@@ -1,0 +1,212 @@
+"""Repairs that XTuner 0.2.0 and mmengine 0.10.7 need beside today's libraries.
+
+One function a repair, each with its upstream reason. ``apply`` is called in the training process
+only, before XTuner's train. Nothing here changes what XTuner computes, except where the docstring
+says so.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+_applied = False
+
+
+def apply() -> None:
+    """Apply every repair once."""
+    global _applied
+    if _applied:
+        return
+    for repair in REPAIRS:
+        repair()
+    _applied = True
+
+
+def cpu_bf16_query() -> None:
+    """XTuner asks ``torch.cpu.is_bf16_supported``, which torch does not have.
+
+    ``xtuner.utils.device.get_torch_device`` returns the ``torch.cpu`` module on a machine without
+    a GPU, and ``SupervisedFinetune._prepare_for_flash_attn`` calls it as if it were torch.cuda.
+    """
+    import torch
+
+    from core.models.device import cpu_has_bf16
+
+    if not hasattr(torch.cpu, "is_bf16_supported"):
+        torch.cpu.is_bf16_supported = cpu_has_bf16  # type: ignore[attr-defined]
+
+
+def bos_of_template() -> None:
+    """XTuner prepends ``tokenizer.bos_token_id`` to every row, also None, also when it is unused.
+
+    ``encode_fn`` adds it to a list, so None raises TypeError; and a BOS that the chat template
+    does not write (Qwen, SmolLM2) would be trained on but never fed in chat. The chat template
+    decides.
+    """
+    from xtuner.dataset import utils
+
+    original = utils.get_bos_eos_token_ids
+
+    def writes_bos(tokenizer: Any) -> bool:
+        if not tokenizer.bos_token or not tokenizer.chat_template:
+            return False
+        text = tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
+        return str(text).startswith(tokenizer.bos_token)
+
+    def get_bos_eos_token_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
+        bos, eos = original(tokenizer)
+        return (bos if bos and writes_bos(tokenizer) else []), eos or []
+
+    utils.get_bos_eos_token_ids = get_bos_eos_token_ids
+
+
+def row_lengths_as_list() -> None:
+    """datasets >= 4 returns a lazy Column for ``dataset["length"]``; XTuner's sampler wants a list.
+
+    ``LengthGroupedSampler`` asserts ``isinstance(self.length, (list, tuple))``.
+    """
+    from xtuner.dataset import huggingface
+
+    original = huggingface.process
+
+    @functools.wraps(original)
+    def process(*args: Any, **kwargs: Any) -> Any:
+        dataset = original(*args, **kwargs)
+        dataset.length = list(dataset["length"])
+        return dataset
+
+    huggingface.process = process
+
+
+def quiet_data_restart() -> None:
+    """mmengine's endless data iterator draws from the global random state and sleeps 2 s a pass.
+
+    ``iter(DataLoader)`` draws a worker seed from torch's global generator. After a resume the
+    skipped passes would draw again, and dropout would go on from another state. The sleep guards
+    worker processes; without workers it only costs time.
+    """
+    import torch
+    from mmengine.runner import loops
+
+    def next_batch(self: Any) -> Any:
+        try:
+            return next(self._iterator)
+        except StopIteration:
+            self._epoch += 1
+            sampler = self._dataloader.batch_sampler.sampler \
+                if not hasattr(self._dataloader.sampler, "set_epoch") else self._dataloader.sampler
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(self._epoch)
+            state = torch.get_rng_state()
+            self._iterator = iter(self._dataloader)
+            torch.set_rng_state(state)
+            return next(self._iterator)
+
+    loops._InfiniteDataloaderIterator.__next__ = next_batch
+
+
+def atomic_checkpoints() -> None:
+    """mmengine writes a checkpoint in place; a kill or a full disk leaves a torn file of that name.
+
+    ``LocalBackend.put`` opens the final path. Written beside it and renamed, a checkpoint that has
+    its name is whole.
+    """
+    from mmengine.fileio.backends.local_backend import LocalBackend
+
+    def put(self: Any, obj: Any, filepath: str | Path) -> None:
+        path = Path(filepath)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial",
+                                        dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(obj)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+    LocalBackend.put = put
+
+
+def no_remote_code() -> None:
+    """XTuner reads the model's config with ``trust_remote_code=True`` whatever the config says.
+
+    ``SupervisedFinetune._dispatch_lm_model_cfg`` hard-codes it, so a model folder could run its
+    own Python here.
+    """
+    from xtuner.model import sft
+
+    original = sft.AutoConfig
+
+    class SafeAutoConfig:
+        @staticmethod
+        def from_pretrained(path: Any, **kwargs: Any) -> Any:
+            return original.from_pretrained(path, **{**kwargs, "trust_remote_code": False})
+
+    sft.AutoConfig = SafeAutoConfig
+
+
+def loss_on_supervised_tokens() -> None:
+    """Compute logits only where there is a label: the same loss for less work.
+
+    XTuner lets the model compute vocabulary-wide logits for every token of every row, prompt and
+    padding included, then ignores those whose label is -100. The mean over the others is the same
+    number, up to the order of summation. Applies to models whose logits are the output head's
+    output and nothing more; others (Gemma 2 caps its logits) take XTuner's own path.
+    """
+    import torch
+    from xtuner.model import sft
+    from xtuner.parallel.sequence import get_sequence_parallel_world_size
+
+    original = sft.SupervisedFinetune.compute_loss
+
+    def compute_loss(self: Any, data: Any, data_samples: Any = None) -> Any:
+        llm = self.llm.get_base_model() if hasattr(self.llm, "get_base_model") else self.llm
+        head = llm.get_output_embeddings()
+        if head is None or not _has_plain_head(llm) or get_sequence_parallel_world_size() > 1:
+            return original(self, data, data_samples)
+        labels = data["labels"]
+        wanted = (labels[:, 1:] != -100).nonzero(as_tuple=True)
+
+        # The head is called by the model itself, under its own casts; it gets the rows it needs.
+        def keep_supervised(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            return (args[0][wanted[0], wanted[1]],)
+
+        handle = head.register_forward_pre_hook(keep_supervised)
+        try:
+            outputs = self.llm(**{k: v for k, v in data.items() if k != "labels"})
+        finally:
+            handle.remove()
+        targets = labels[wanted[0], wanted[1] + 1]
+        loss = torch.nn.functional.cross_entropy(outputs.logits.float(), targets)
+        return {"loss": loss}
+
+    sft.SupervisedFinetune.compute_loss = compute_loss
+
+
+#: Families whose forward ends with ``logits = lm_head(hidden)``, read in transformers 4.57.
+_PLAIN_HEAD = {"llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen2_moe", "phi3"}
+
+
+def _has_plain_head(llm: Any) -> bool:
+    return getattr(llm.config, "model_type", "") in _PLAIN_HEAD
+
+
+#: In order of application.
+REPAIRS: tuple[Callable[[], None], ...] = (
+    cpu_bf16_query,
+    bos_of_template,
+    row_lengths_as_list,
+    quiet_data_restart,
+    atomic_checkpoints,
+    no_remote_code,
+    loss_on_supervised_tokens,
+)

@@ -1,0 +1,155 @@
+"""Run XTuner's own train in this process: repairs, our hooks, its ``main``.
+
+Also the program that torchrun starts on several GPUs: ``python -m core.training.entry RUN_DIR``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from core import fsio
+from core.conversation import OnProgress
+from core.paths import RunPaths
+from core.training.spec import TrainSpec
+
+
+def xtuner_argv(spec: TrainSpec, config: Path, work: Path, resume: Path | None = None
+                ) -> list[str]:
+    """Arguments after ``xtuner train``; also what the page shows as the command to copy."""
+    argv = [str(config), "--work-dir", str(work), "--seed", str(spec.seed)]
+    if spec.deepspeed:
+        argv += ["--deepspeed", f"deepspeed_{spec.deepspeed}"]
+    if spec.world_size > 1:
+        argv += ["--launcher", "pytorch"]
+    if resume is not None:
+        argv += ["--resume", str(resume)]
+    return argv
+
+
+def train(spec: TrainSpec, config: Path, work: Path, *, resume: Path | None = None,
+          on_progress: OnProgress | None = None) -> dict[str, Any]:
+    """Train here and now; returns what our hooks counted.
+
+    Returns:
+        ``lr``: the rate each optimizer step of this call applied; ``tokens``: real tokens seen.
+    """
+    _prepare_environment(spec, work)
+    from core.training import compat
+
+    compat.apply()
+    from xtuner.tools import train as xtuner_train
+
+    from core.training import hooks
+
+    metrics = hooks.MetricsHook(spec.accumulation, spec.steps, spec.world_size, on_progress)
+    interval = spec.checkpoint_every * spec.accumulation
+    ours: list[Any] = [metrics, hooks.RandomStateHook(work, interval),
+                       hooks.RecordHook(work, interval)]
+    if spec.evaluation_inputs:
+        ours.append(_sample_hook(spec, work, interval))
+    argv = ["xtuner-train", *xtuner_argv(spec, config, work, resume)]
+    with _argv(argv), _registered(ours), _own_checkpoints_trusted(resume):
+        xtuner_train.main()
+    return {"lr": metrics.lr, "tokens": metrics.tokens}
+
+
+def _sample_hook(spec: TrainSpec, work: Path, interval: int) -> Any:
+    from core.models import catalog, load
+    from core.training import hooks
+
+    tokenizer = load.load_tokenizer(catalog.resolve(spec.model).path)
+    return hooks.SampleHook(tokenizer, spec.evaluation_inputs, spec.system, interval,
+                            spec.accumulation, work / "samples.jsonl")
+
+
+def _prepare_environment(spec: TrainSpec, work: Path) -> None:
+    """Set what libraries read when they are first imported."""
+    # XTuner's tutorial asks the user for these two; MKL beside OpenMP aborts without them.
+    os.environ.setdefault("MKL_SERVICE_FORCE_INTEL", "1")
+    os.environ.setdefault("MKL_THREADING_LAYER", "GNU")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if spec.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # Rows are tokenized in a second; a cache beyond this run could only be stale.
+    os.environ["HF_DATASETS_CACHE"] = str(work / "datasets_cache")
+    if spec.deepspeed and spec.world_size == 1:
+        # Without these DeepSpeed looks for MPI to find out about one process.
+        for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1"),
+                            ("MASTER_PORT", "29541"), ("LOCAL_RANK", "0")):
+            os.environ.setdefault(name, value)
+
+
+@contextmanager
+def _argv(argv: Sequence[str]) -> Iterator[None]:
+    old = sys.argv
+    sys.argv = list(argv)
+    try:
+        yield
+    finally:
+        sys.argv = old
+
+
+@contextmanager
+def _registered(ours: Sequence[Any]) -> Iterator[None]:
+    """Add our hooks to the runner that XTuner builds, so that the config stays pure XTuner."""
+    from mmengine.runner import Runner
+    from mmengine.runner._flexible_runner import FlexibleRunner
+
+    originals = {cls: cls.train for cls in (Runner, FlexibleRunner)}
+
+    def with_hooks(original: Any) -> Any:
+        def run(self: Any) -> Any:
+            for hook in ours:
+                self.register_hook(hook)
+            return original(self)
+
+        return run
+
+    for cls, original in originals.items():
+        cls.train = with_hooks(original)
+    try:
+        yield
+    finally:
+        for cls, original in originals.items():
+            cls.train = original
+
+
+@contextmanager
+def _own_checkpoints_trusted(resume: Path | None) -> Iterator[None]:
+    """Let mmengine unpickle the checkpoint that is resumed, and nothing otherwise.
+
+    mmengine 0.10.7 calls torch.load with torch >= 2.6's safe default, which refuses its own
+    HistoryBuffer. ``checkpoints.require_own`` has made sure that the file is one of this tool's.
+    """
+    name = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    if resume is not None:
+        os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if resume is not None:
+            if before is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = before
+
+
+def main() -> None:
+    """Entry of a torchrun worker: the run's record says what to do."""
+    run = RunPaths(Path(sys.argv[1]))
+    record = fsio.read_json(run.work / "training.json")
+    resume = record["resume"]
+    counted = train(TrainSpec.from_dict(record["spec"]), run.config, run.work,
+                    resume=Path(resume) if resume else None)
+    if os.environ.get("RANK", "0") == "0":
+        fsio.write_json(run.work / "counted.json", counted)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,252 @@
+"""mmengine hooks: metrics, sample replies, random state. Imported by the training process only."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import barrier, get_rank, is_main_process
+from mmengine.hooks import Hook
+
+from core import fsio
+from core.conversation import Message, OnProgress
+from core.errors import UserError
+from core.training import checkpoints
+
+#: Steps in a row with a loss that is no number before the run is stopped.
+NAN_PATIENCE = 3
+#: Longest sample reply in tokens: enough to see a persona, short enough not to slow training.
+SAMPLE_TOKENS = 48
+
+
+def emit(record: dict[str, Any]) -> None:
+    """One machine-readable line in the log; the supervisor copies it to metrics.jsonl."""
+    print("@@persona " + fsio.dump_json(record), flush=True)
+
+
+def random_state_path(work: Path, iteration: int, rank: int) -> Path:
+    """Where the random state after ``iteration`` micro-batches lies, one file a process."""
+    return work / "random_state" / f"iter_{iteration}" / f"rank_{rank}.pt"
+
+
+class MetricsHook(Hook):
+    """One line per optimizer step: what the optimizer really did, not what was planned.
+
+    ``loss`` is the mean over the step's micro-batches; ``lr`` the rate the optimizer applied;
+    ``tokens_per_s`` counts real tokens of this process (no padding) times the number of
+    processes; ``memory_bytes`` is the peak so far (GPU memory on a GPU, else resident memory).
+    """
+
+    priority = "VERY_HIGH"
+
+    def __init__(self, accumulation: int, steps: int, world_size: int = 1,
+                 on_progress: OnProgress | None = None) -> None:
+        self.accumulation = accumulation
+        self.steps = steps
+        self.world_size = world_size
+        self.on_progress = on_progress
+        self.lr: list[float] = []
+        self.tokens = 0
+        self._losses: list[Any] = []
+        self._step_tokens = 0
+        self._bad = 0
+        self._started = 0.0
+
+    def before_train(self, runner: Any) -> None:
+        if self.on_progress:
+            self.on_progress("train", runner.iter // self.accumulation, self.steps)
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        if runner.iter % self.accumulation == 0:
+            self._losses, self._step_tokens = [], 0
+            self._started = time.monotonic()
+        self._lr_now = _learning_rate(runner)
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None,
+                         outputs: Any = None) -> None:
+        self._losses.append(outputs["loss"].detach())
+        self._step_tokens += int(data_batch["data"]["attention_mask"].sum())
+        if (runner.iter + 1) % self.accumulation:
+            return
+        step = (runner.iter + 1) // self.accumulation
+        loss = float(torch.stack(self._losses).mean())
+        seconds = time.monotonic() - self._started
+        tokens = self._step_tokens * self.world_size
+        self.tokens += tokens
+        self.lr.append(self._lr_now)
+        if is_main_process():
+            emit({
+                "type": "metric", "step": step, "max_steps": self.steps, "loss": loss,
+                "nan": not math.isfinite(loss), "lr": self._lr_now, "grad_norm": _grad_norm(runner),
+                "s_per_step": seconds, "tokens_per_s": tokens / max(seconds, 1e-9),
+                "memory_bytes": _peak_memory(),
+            })
+        if self.on_progress:
+            self.on_progress("train", step, self.steps)
+        self._stop_on_nan(loss, step)
+
+    def _stop_on_nan(self, loss: float, step: int) -> None:
+        self._bad = 0 if math.isfinite(loss) else self._bad + 1
+        if self._bad >= NAN_PATIENCE:
+            raise UserError(
+                f"the loss is not a number for {self._bad} steps, up to step {step}",
+                why="the learning rate is too high for this model, or fp16 overflowed",
+                fix="start again with a third of the learning rate, or with bfloat16",
+            )
+
+
+def _learning_rate(runner: Any) -> float:
+    lr = runner.optim_wrapper.get_lr()
+    return float(next(iter(lr.values()))[0])
+
+
+def _grad_norm(runner: Any) -> float | None:
+    """Norm before clipping, as mmengine or DeepSpeed measured it in the last optimizer step."""
+    engine = getattr(runner.model, "model", None)
+    if hasattr(engine, "get_global_grad_norm"):
+        norm = engine.get_global_grad_norm()
+        return None if norm is None else float(norm)
+    scalars = runner.message_hub.log_scalars
+    return float(scalars["train/grad_norm"].current()) if "train/grad_norm" in scalars else None
+
+
+def _peak_memory() -> int:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kB on Linux, bytes on macOS
+
+
+class RandomStateHook(Hook):
+    """Save the random states beside each checkpoint; restore them when a run goes on.
+
+    mmengine restores weights, optimizer, schedulers and data order, but no random state, so
+    dropout differs after a resume. Each process has its own state and mmengine saves only the
+    first one's checkpoint, hence files of our own: plain tensors and numbers, read with
+    ``weights_only``. Written before the checkpoint of the same step (CheckpointHook runs later),
+    so a checkpoint never lacks its random state.
+    """
+
+    priority = "LOW"
+
+    def __init__(self, work: Path, interval: int) -> None:
+        self.work = work
+        self.interval = interval
+        self._first = True
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        # Not earlier: skipping the data that was already trained on may draw random numbers.
+        if self._first and runner.iter > 0:
+            path = random_state_path(self.work, runner.iter, get_rank())
+            restore_random_state(torch.load(path, weights_only=True))
+        self._first = False
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None,
+                         outputs: Any = None) -> None:
+        done = runner.iter + 1
+        if done % self.interval == 0 or done == runner.max_iters:
+            path = random_state_path(self.work, done, get_rank())
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(random_state(), path)
+
+
+def random_state() -> dict[str, Any]:
+    """The states of Python, numpy, torch and this process's GPU, as tensors and numbers."""
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "python": [version, list(words), gauss],
+        "numpy": [str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position),
+                  int(has_gauss), float(cached)],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """The inverse of ``random_state``."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+class RecordHook(Hook):
+    """List each checkpoint with its size and sha256 once every process has written its part."""
+
+    priority = "LOWEST"  # after CheckpointHook
+
+    def __init__(self, work: Path, interval: int) -> None:
+        self.work = work
+        self.interval = interval
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None,
+                         outputs: Any = None) -> None:
+        done = runner.iter + 1
+        if done % self.interval and done != runner.max_iters:
+            return
+        barrier()
+        if is_main_process():
+            for name in (f"iter_{done}.pth", f"iter_{done}"):
+                if (self.work / name).exists():
+                    checkpoints.record(self.work / name)
+
+
+class SampleHook(Hook):
+    """Greedy replies to fixed prompts at each checkpoint: a look at the run, not a score."""
+
+    priority = "LOWEST"  # after the checkpoint is safe
+
+    def __init__(self, tokenizer: Any, prompts: Sequence[str], system: str, interval: int,
+                 accumulation: int, out: Path) -> None:
+        self.tokenizer = tokenizer
+        self.prompts = list(prompts)
+        self.system = system
+        self.interval = interval
+        self.accumulation = accumulation
+        self.out = out
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None,
+                         outputs: Any = None) -> None:
+        done = runner.iter + 1
+        if self.prompts and (done % self.interval == 0 or done == runner.max_iters):
+            self._sample(runner, done // self.accumulation)
+
+    def _sample(self, runner: Any, step: int) -> None:
+        from core.models.generate import generate
+
+        model = runner.model
+        while not hasattr(model, "llm"):  # DDP and DeepSpeed wrap
+            model = model.module if hasattr(model, "module") else model.model
+        llm = model.llm
+        system: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
+        conversations: list[list[Message]] = [
+            [*system, {"role": "user", "content": prompt}] for prompt in self.prompts
+        ]
+        checkpointing = getattr(llm, "is_gradient_checkpointing", False)
+        if checkpointing:
+            llm.gradient_checkpointing_disable()
+        llm.eval()
+        replies = generate(llm, self.tokenizer, conversations, max_new_tokens=SAMPLE_TOKENS)
+        llm.train()
+        if checkpointing:
+            llm.gradient_checkpointing_enable()
+        if not is_main_process():
+            return
+        with self.out.open("a", encoding="utf-8") as file:
+            for prompt, reply in zip(self.prompts, replies, strict=True):
+                record = {"type": "sample", "step": step, "prompt": prompt, "reply": reply.text}
+                file.write(fsio.dump_json(record) + "\n")
+                emit(record)

@@ -1,0 +1,85 @@
+"""What the rows of a dataset become for a model: counts of rows, tokens, supervised tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core import fsio
+from core.conversation import Conversation, Message
+from core.errors import UserError
+from core.models.template import ChatTemplate
+from core.paths import DatasetPaths
+
+
+def read_rows(dataset: Path) -> list[Conversation]:
+    """Rows of ``dataset``/train.jsonl. Raises UserError if it is missing, empty or torn."""
+    path = DatasetPaths(dataset).train
+    if not path.is_file():
+        raise UserError(f"dataset {dataset} has no {path.name}",
+                        fix="build the dataset again, or point to another folder")
+    try:
+        rows = [Conversation.from_row(row) for row in fsio.read_jsonl(path)]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a training file of ours", why=f"{error!r}"[:200],
+                        fix="import it on the Dataset page, which says what is wrong") from error
+    if not rows:
+        raise UserError(f"{path} has no rows", fix="build the dataset again")
+    return rows
+
+
+@dataclass(frozen=True)
+class RowStats:
+    """Token counts of a dataset under one tokenizer, after the cut at ``max_length``.
+
+    ``kept`` of ``tokens`` survive; ``supervised`` of those carry loss. ``unusable`` rows have no
+    supervised token left, XTuner drops them. ``lengths`` are those of the usable rows.
+    """
+
+    rows: int
+    tokens: int
+    kept: int
+    supervised: int
+    cut_rows: int
+    unusable: int
+    lengths: list[int]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest usable row."""
+        return max(self.lengths, default=0)
+
+
+def measure(rows: list[Conversation], template: ChatTemplate, max_length: int) -> RowStats:
+    """Tokenize every row as XTuner will."""
+    tokens = kept = supervised = cut = unusable = 0
+    lengths: list[int] = []
+    for row in rows:
+        ids, labels = template.encode_supervised(template.with_system(row.messages), row.loss)
+        tokens += len(ids)
+        cut += len(ids) > max_length
+        labels = labels[:max_length]
+        with_loss = sum(label >= 0 for label in labels)
+        if not with_loss:
+            unusable += 1
+            continue
+        supervised += with_loss
+        kept += len(labels)
+        lengths.append(len(labels))
+    return RowStats(len(rows), tokens, kept, supervised, cut, unusable, lengths)
+
+
+def write_with_system(rows: list[Conversation], template: ChatTemplate, out: Path) -> Path:
+    """Write the rows with the template's default system turn spelled out.
+
+    XTuner writes a system block only for rows that have one, while such a chat template inserts
+    its own at inference: training and chat would differ.
+    """
+    def dump(row: Conversation) -> dict[str, Any]:
+        messages: list[Message] = template.with_system(row.messages)
+        return Conversation(row.id, messages, row.kind, row.intent, row.cluster, row.locale,
+                            row.loss).to_row()
+
+    fsio.write_jsonl(out, (dump(row) for row in rows))
+    return out
