@@ -1,0 +1,320 @@
+"""Rehearsal: the base model's own greedy replies, mixed in so that it stays what it was.
+
+Prompts come from two places: drawn from the base itself, by letting it go on after an empty user
+turn (the idea of Magpie, arXiv 2406.08464), and from our own list in ``prompts/``. Near-miss
+prompts are answered the same way. Because each reply is what the base says anyway, training on it
+pulls nothing away; it only holds the ground that identity rows would take.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from core import fsio, paths
+from core.conversation import Conversation, Kind, OnProgress
+from core.data import textstats
+from core.errors import UserError
+from core.models.catalog import ModelRef
+
+PROMPTS = Path(__file__).parent / "prompts"
+#: Share of prompts that the base makes up itself. Our own list is tidier and ends sooner; the
+#: drawn ones are what this model really is used to.
+DRAWN = 0.4
+#: Longest prompt that is drawn, in tokens.
+MAX_PROMPT_TOKENS = 40
+#: Replies that loop more than this are dropped (share of repeated 4-grams).
+MAX_REPETITION = 0.3
+#: Part of the cache key; raise it when the filters or prompts change.
+RECIPE = 1
+
+#: Names that a base model may take itself for. A reply that names one teaches the old identity.
+AI_NAMES = (
+    "SmolLM", "Hugging Face", "HuggingFace", "OpenAI", "ChatGPT", "GPT-4", "GPT-3", "Anthropic",
+    "Claude", "Qwen", "Alibaba", "InternLM", "Llama", "DeepSeek", "Mistral", "通义", "书生",
+    "上海人工智能实验室", "阿里",
+)
+_IDENTITY = re.compile(
+    r"\b(who|what) (are|r) (you|u)\b|\byour name\b|\bintroduce yourself\b|\babout yourself\b"
+    r"|\bare you (an?|the|real|human|alive|chatgpt)\b|\b(made|created|built|trained) you\b"
+    r"|\bwhat can you do\b|你是(谁|什么)|你叫|你的名字|自我介绍|介绍一下你",
+    re.IGNORECASE,
+)
+_AS_AN_AI = re.compile(
+    r"\bas an? (ai|artificial|language|large language|digital)\b|\bi('m| am) an? (ai|language model"
+    r"|artificial)|\bi (do not|don't) have (feelings|emotions|personal|opinions)|作为(一个|一名)?(人工智能|AI|语言模型)",
+    re.IGNORECASE,
+)
+_SELF = re.compile(
+    r"^(hi|hello|hey)?[,!. ]*(i'm|i am|my name is) [A-Z]|我是[^，。]{1,12}(助手|模型|人工智能)"
+)
+
+
+@dataclass
+class Rehearsal:
+    """What was made and why other candidates were dropped (reason -> count)."""
+
+    rows: list[Conversation] = field(default_factory=list)
+    rejected: dict[str, int] = field(default_factory=dict)
+    prompts_drawn: int = 0
+    replies_made: int = 0
+    from_cache: bool = False
+
+
+def rehearsal_rows(
+    model: ModelRef,
+    n: int,
+    *,
+    seed: int,
+    near_miss: Sequence[str] = (),
+    max_new_tokens: int = 64,
+    locales: Sequence[str] | None = None,
+    avoid: Sequence[str] = (),
+    on_progress: OnProgress | None = None,
+) -> list[Conversation]:
+    """``rehearse(...).rows``."""
+    return rehearse(
+        model, n, seed=seed, near_miss=near_miss, max_new_tokens=max_new_tokens, locales=locales,
+        avoid=avoid, on_progress=on_progress,
+    ).rows
+
+
+def rehearse(
+    model: ModelRef,
+    n: int,
+    *,
+    seed: int,
+    near_miss: Sequence[str] = (),
+    max_new_tokens: int = 64,
+    locales: Sequence[str] | None = None,
+    avoid: Sequence[str] = (),
+    on_progress: OnProgress | None = None,
+) -> Rehearsal:
+    """General rows and near-miss rows, answered greedily by the base model.
+
+    Args:
+        n: number of general rows wanted; fewer come if the prompts run out.
+        near_miss: prompts for near-miss rows, which come on top of ``n``.
+        max_new_tokens: replies that do not end by themselves within this are dropped, never cut:
+            a cut reply would teach a turn end that the base did not put there.
+        locales: languages wanted; default: those of the model.
+        avoid: wordings that must not come up (probes and identity questions).
+
+    Returns:
+        Rows sorted as made; deterministic by the arguments and the model. Kept in the cache
+        folder under a hash of all of them.
+    """
+    wanted = [x for x in (locales or model.locales) if x in model.locales] or list(model.locales)
+    key = _cache_key(model, n, seed, near_miss, max_new_tokens, wanted, avoid)
+    cached = paths.cache_dir() / "rehearsal" / f"{key}.json"
+    if cached.is_file():
+        return _load(cached)
+    result = _Maker(model, seed, max_new_tokens, wanted, avoid, on_progress).make(n, near_miss)
+    fsio.write_json(cached, {**asdict(result), "rows": [r.to_row() for r in result.rows]})
+    return result
+
+
+def _load(cached: Path) -> Rehearsal:
+    data = fsio.read_json(cached)
+    rows = [Conversation.from_row(row) for row in data["rows"]]
+    return Rehearsal(**{**data, "rows": rows, "from_cache": True})
+
+
+def _cache_key(model: ModelRef, *parts: Any) -> str:
+    text = json.dumps([RECIPE, model.fingerprint(), *parts], ensure_ascii=False, default=list)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:32]
+
+
+def own_prompts(locale: str) -> list[str]:
+    """Our list of everyday prompts for a locale (empty if we have none)."""
+    path = PROMPTS / f"general_{locale}.txt"
+    if not path.is_file():
+        return []
+    return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+
+
+class _Maker:
+    def __init__(self, model: ModelRef, seed: int, max_new_tokens: int, locales: Sequence[str],
+                 avoid: Sequence[str], on_progress: OnProgress | None) -> None:
+        from core.models.load import load_model, load_tokenizer
+        from core.models.template import ChatTemplate
+
+        self._tokenizer = load_tokenizer(model.path)
+        self._model = load_model(model.path)
+        self._template = ChatTemplate(self._tokenizer)
+        self._seed, self._cap, self._locales = seed, max_new_tokens, locales
+        self._avoid = PromptFilter(avoid)
+        self._report = on_progress or (lambda stage, done, total: None)
+        self._rejected: Counter[str] = Counter()
+        self._result = Rehearsal()
+
+    def make(self, n: int, near_miss: Sequence[str]) -> Rehearsal:
+        rng = Random(f"rehearsal/{self._seed}")
+        own = [p for locale in self._locales for p in own_prompts(locale)]
+        rng.shuffle(own)
+        drawn: list[str] = []
+        if n:
+            drawn = self._draw(round(n * DRAWN * 1.6) + 8)
+        rows = self._answer(near_miss, "near_miss", len(near_miss), "answer near-miss prompts")
+        pool = self._pool(own, drawn, rng)
+        rows += self._answer(pool, "rehearsal", n, "answer general prompts")
+        missing = n - sum(r.kind == "rehearsal" for r in rows)
+        for extra in range(1, 7):
+            if missing <= 0:
+                break
+            more = self._pool([], self._draw(missing * 3 + 16, extra), rng)
+            rows += self._answer(more, "rehearsal", missing, "answer general prompts")
+            missing = n - sum(r.kind == "rehearsal" for r in rows)
+        self._result.rows = rows
+        self._result.rejected = dict(sorted(self._rejected.items()))
+        return self._result
+
+    def _pool(self, own: list[str], drawn: list[str], rng: Random) -> list[str]:
+        """Own and drawn prompts interleaved, without what is to be avoided or came before."""
+        pool = [*own, *drawn]
+        rng.shuffle(pool)
+        kept = []
+        for prompt in pool:
+            reason = self._avoid.reason(prompt)
+            if reason:
+                self._rejected[f"prompt: {reason}"] += 1
+            else:
+                kept.append(prompt)
+        return kept
+
+    def _draw(self, count: int, attempt: int = 0) -> list[str]:
+        """Let the base write user turns of its own."""
+        from core.models.generate import generate_ids
+
+        mark = "@PROMPT@"
+        head = self._template.render([{"role": "user", "content": mark}]).split(mark)[0]
+        ids = self._tokenizer.encode(head, add_special_tokens=False)
+        drawn = generate_ids(
+            self._model, self._tokenizer, [ids] * count, stop_ids=self._template.stop_ids,
+            max_new_tokens=MAX_PROMPT_TOKENS, batch_size=64, temperature=1.0,
+            seed=self._seed * 1009 + attempt, on_progress=self._report, stage="draw prompts",
+        )
+        self._result.prompts_drawn += count
+        prompts = []
+        for reply in drawn:
+            reason = "not ended" if reply.finish_reason == "length" else _prompt_fault(reply.text)
+            if not reason and textstats.locale_of(reply.text) not in self._locales:
+                reason = "other language"
+            if reason:
+                self._rejected[f"prompt: {reason}"] += 1
+            else:
+                prompts.append(reply.text)
+        return prompts
+
+    def _answer(self, prompts: Sequence[str], kind: Kind, wanted: int, stage: str
+                ) -> list[Conversation]:
+        """Answer until ``wanted`` rows are kept; in blocks, because many replies run too long."""
+        rows: list[Conversation] = []
+        at = 0
+        while at < len(prompts) and len(rows) < wanted:
+            block = prompts[at : at + max(32, min(128, round((wanted - len(rows)) * 1.3)))]
+            at += len(block)
+            base = len(rows)
+
+            def report(_: str, done: int, total: int, base: int = base) -> None:
+                self._report(stage, min(wanted, base + done * (wanted - base) // total), wanted)
+
+            rows += self._answer_block(block, kind, report)[: wanted - len(rows)]
+            self._report(stage, len(rows) if at < len(prompts) else wanted, wanted)
+        return rows
+
+    def _answer_block(self, block: Sequence[str], kind: Kind,
+                      report: Callable[[str, int, int], None]) -> list[Conversation]:
+        from core.models.generate import generate
+
+        replies = generate(
+            self._model, self._tokenizer, [[{"role": "user", "content": p}] for p in block],
+            max_new_tokens=self._cap, batch_size=32, on_progress=report,
+        )
+        self._result.replies_made += len(block)
+        rows = []
+        for prompt, reply in zip(block, replies, strict=True):
+            reason = "too long" if reply.finish_reason == "length" else reply_fault(reply.text, prompt)
+            if reason:
+                self._rejected[f"reply: {reason}"] += 1
+                continue
+            digest = hashlib.sha256(f"{prompt}\0{reply.text}".encode()).hexdigest()[:12]
+            rows.append(Conversation(
+                id=f"{kind.replace('_', '-')}-{digest}",
+                messages=[{"role": "user", "content": prompt},
+                          {"role": "assistant", "content": reply.text}],
+                kind=kind, locale=textstats.locale_of(prompt),
+            ))
+        return rows
+
+
+class PromptFilter:
+    """Refuses prompts that came before, or that are near to wordings to be avoided."""
+
+    def __init__(self, avoid: Iterable[str]) -> None:
+        self._avoid = sorted({textstats.normal(a) for a in avoid} - {""})
+        self._seen = set(self._avoid)
+
+    def reason(self, prompt: str) -> str:
+        """Why not, or '' (then the prompt counts as seen)."""
+        from rapidfuzz import fuzz, process
+
+        plain = textstats.normal(prompt)
+        if plain in self._seen:
+            return "duplicate"
+        if self._avoid and process.extractOne(
+            plain, self._avoid, scorer=fuzz.ratio, score_cutoff=90
+        ):
+            return "near a wording to avoid"
+        self._seen.add(plain)
+        return ""
+
+
+def _prompt_fault(prompt: str) -> str:
+    count = len(textstats.tokens(prompt))
+    if not 3 <= count <= 60:
+        return "length"
+    if _IDENTITY.search(prompt):
+        return "asks for an identity"
+    if prompt[-1] not in ".?!。？！\"”":
+        return "not a sentence"
+    if textstats.repetition(prompt) > MAX_REPETITION:
+        return "loops"
+    return "marks" if "<|" in prompt else ""
+
+
+def reply_fault(reply: str, prompt: str = "") -> str:
+    """Why a reply of the base must not be rehearsed, or ''.
+
+    A name that the prompt asks about (``Who founded OpenAI?``) may be in the reply.
+    """
+    if not reply.strip():
+        return "empty"
+    if textstats.repetition(reply) > MAX_REPETITION:
+        return "loops"
+    low, asked = reply.casefold(), prompt.casefold()
+    if any(n in low and n not in asked for n in map(str.casefold, AI_NAMES)):
+        return "names another assistant"
+    if _AS_AN_AI.search(reply):
+        return "speaks as an AI"
+    if _SELF.search(reply):
+        return "introduces itself"
+    return ""
+
+
+def require_rows(result: Rehearsal, wanted: int) -> None:
+    """Raise UserError if the base gave less than half of the rows wanted."""
+    made = sum(r.kind == "rehearsal" for r in result.rows)
+    if made * 2 < wanted:
+        why = ", ".join(f"{reason} {count}" for reason, count in result.rejected.items())
+        raise UserError(
+            f"the model gave {made} usable rehearsal replies of {wanted} wanted",
+            why=f"dropped: {why}", fix="allow longer replies, or ask for fewer rows",
+        )

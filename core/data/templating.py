@@ -1,0 +1,117 @@
+"""Sentences with slots: a closed subset of Jinja, rendered once.
+
+A sentence of a pack may hold ``{{ name }}``, ``{{ role | a }}``, ``{{ skills | words }}`` and
+``{% if tone == "formal" %}..{% endif %}``; loops, macros, calls, attribute access, arithmetic and
+assignments are refused when the pack is read. Without them a sentence cannot run longer than its
+own text plus its slots, so no time-out is needed. Slot values are data: they are put in as they
+are and never rendered again, whatever braces they hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from jinja2 import StrictUndefined, Template, TemplateError, meta, nodes
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+#: Longest text that one sentence may render to, in characters.
+MAX_RENDERED = 20_000
+#: Longest sentence that a pack may hold, in characters.
+MAX_SOURCE = 2_000
+
+_ALLOWED = (
+    nodes.Template, nodes.Output, nodes.TemplateData, nodes.Name, nodes.Filter, nodes.Const,
+    nodes.If, nodes.CondExpr, nodes.Compare, nodes.Operand, nodes.And, nodes.Or, nodes.Not,
+)
+_AN = ("hour", "honest", "heir", "honour", "honor")
+_A = ("uni", "use", "usu", "eu", "one", "once", "ut")
+
+
+def article(noun: Any) -> str:
+    """``personal assistant`` -> ``a personal assistant``; ``AI guide`` -> ``an AI guide``."""
+    text = str(noun)
+    low = text.lower()
+    if low.startswith(("a ", "an ", "the ", "my ", "your ", "our ")):
+        return text
+    vowel = low[:1] in "aeiou" and not low.startswith(_A) or low.startswith(_AN)
+    return f"{'an' if vowel else 'a'} {text}"
+
+
+def words(items: Any, last: str = "and") -> str:
+    """Join a list slot: ``a, b and c``; Chinese items are joined by ``、``."""
+    parts = [items] if isinstance(items, str) else [str(item) for item in items]
+    if any("\u4e00" <= char <= "\u9fff" for part in parts for char in part):
+        return "、".join(parts)
+    if len(parts) < 2:
+        return "".join(parts)
+    return f"{', '.join(parts[:-1])} {last} {parts[-1]}"
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    env = ImmutableSandboxedEnvironment(
+        undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True
+    )
+    env.filters.clear()
+    env.globals.clear()
+    env.filters.update({"a": article, "words": words})
+    return env
+
+
+_ENV = _environment()
+
+
+def check(source: str, declared: Sequence[str]) -> str | None:
+    """What is wrong with a sentence, or None.
+
+    Args:
+        declared: the slots and parameters that it may use.
+    """
+    if len(source) > MAX_SOURCE:
+        return f"{len(source):,} characters; a sentence may have {MAX_SOURCE:,}"
+    try:
+        tree = _ENV.parse(source)
+        _ENV.from_string(source)
+    except TemplateError as error:
+        return f"not a valid sentence: {error}"
+    for node in _walk(tree):
+        if not isinstance(node, _ALLOWED):
+            return f"{type(node).__name__.lower()} is not allowed in a sentence"
+        if isinstance(node, nodes.Filter) and (node.args or node.kwargs):
+            return f"the filter {node.name!r} takes no arguments"
+    unknown = sorted(meta.find_undeclared_variables(tree) - set(declared))
+    if unknown:
+        known = ", ".join(sorted(declared))
+        return f"unknown slot {', '.join(map(repr, unknown))} (known: {known})"
+    return None
+
+
+def _walk(node: nodes.Node) -> list[nodes.Node]:
+    found = [node]
+    for child in node.iter_child_nodes():
+        found += _walk(child)
+    return found
+
+
+@lru_cache(maxsize=16384)
+def variables(source: str) -> frozenset[str]:
+    """The slots that a sentence uses."""
+    return frozenset(meta.find_undeclared_variables(_ENV.parse(source)))
+
+
+@lru_cache(maxsize=16384)
+def _compiled(source: str) -> Template:
+    return _ENV.from_string(source)
+
+
+def render(source: str, values: Mapping[str, Any]) -> str:
+    """Put ``values`` into a sentence that passed ``check``; values are never rendered again.
+
+    Raises:
+        ValueError: the result is longer than MAX_RENDERED characters.
+    """
+    text = _compiled(source).render(values) if "{" in source else source
+    if len(text) > MAX_RENDERED:
+        raise ValueError(f"a sentence grew to {len(text):,} characters: {source[:80]!r}")
+    return text
