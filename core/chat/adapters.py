@@ -1,0 +1,120 @@
+"""Several adapters on one resident base, chosen per thread instead of per model.
+
+PEFT's ``disable_adapter`` and ``set_adapter`` change the model for everybody, so two replies must
+wait for each other. Here the LoRA layers look into a thread-local variable: one thread computes
+the base while another computes base + adapter, over the same weights.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from core import fsio
+from core.errors import UserError
+
+_active = threading.local()
+
+
+@contextmanager
+def using(adapter: str | None) -> Iterator[None]:
+    """Within the block, this thread's forward passes use ``adapter`` (None: the bare base)."""
+    previous = getattr(_active, "name", None)
+    _active.name = adapter
+    try:
+        yield
+    finally:
+        _active.name = previous
+
+
+def shareable(adapter: Path) -> bool:
+    """Whether base and base + adapter can live on one copy of the weights.
+
+    Not with ``modules_to_save`` (whole layers are replaced), a bias that was trained, or LoRA on
+    the embedding (a look-up, not a product; PEFT keeps it apart).
+    """
+    config = read_config(adapter)
+    targets = config.get("target_modules") or []
+    return (
+        not any("emb" in t or "wte" in t for t in targets)
+        and config.get("peft_type") == "LORA"
+        and not config.get("modules_to_save")
+        and config.get("bias", "none") == "none"
+    )
+
+
+def read_config(adapter: Path) -> dict[str, Any]:
+    """``adapter_config.json``.
+
+    Raises:
+        UserError: the folder is not a PEFT adapter, or its weights are not safetensors.
+    """
+    file = adapter / "adapter_config.json"
+    if not file.is_file():
+        raise UserError(
+            f"{adapter} is not an adapter folder",
+            why="it has no adapter_config.json",
+            fix="choose the folder that 'Convert' wrote",
+        )
+    if not (adapter / "adapter_model.safetensors").is_file():
+        raise UserError(
+            f"{adapter} has no adapter_model.safetensors",
+            why="a .bin file is a pickle, which can run code, and is not loaded",
+            fix="convert the checkpoint again; the export is written as safetensors",
+        )
+    config: dict[str, Any] = fsio.read_json(file)
+    return config
+
+
+def attach(model: Any, adapter: Path, name: str) -> Any:
+    """Attach an adapter to a base or to a model that has some; returns the PEFT model."""
+    from peft import PeftModel
+
+    read_config(adapter)
+    try:
+        if isinstance(model, PeftModel):
+            model.load_adapter(str(adapter), adapter_name=name)
+        else:
+            model = PeftModel.from_pretrained(model, str(adapter), adapter_name=name)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise UserError(
+            f"adapter {adapter.name} does not fit this base model",
+            why=str(error)[:400],
+            fix="choose the base that the adapter was trained on",
+        ) from error
+    model.eval()
+    for layer in lora_layers(model):
+        layer.forward = _thread_local_forward(layer)
+    return model
+
+
+def lora_layers(model: Any) -> list[Any]:
+    """Every layer that holds LoRA weights."""
+    from peft.tuners.lora.layer import LoraLayer
+
+    return [m for m in model.modules() if isinstance(m, LoraLayer)]
+
+
+def _thread_local_forward(layer: Any) -> Any:
+    """A forward that asks the thread which adapter to add. For LoRA and its variants (DoRA)."""
+    base = layer.get_base_layer()
+
+    def forward(x: Any, *args: Any, **kwargs: Any) -> Any:
+        result = base(x, *args, **kwargs)
+        name = getattr(_active, "name", None)
+        if name is None or name not in layer.lora_A:
+            return result
+        lora_a, lora_b = layer.lora_A[name], layer.lora_B[name]
+        x = x.to(lora_a.weight.dtype)
+        if name in layer.lora_variant:
+            changed = layer.lora_variant[name].forward(
+                layer, active_adapter=name, x=x, result=result
+            )
+        else:
+            changed = result + lora_b(lora_a(x)) * layer.scaling[name]
+        return changed.to(result.dtype)
+
+    return forward

@@ -1,0 +1,256 @@
+"""The chat engine: few resident models, several columns, all streaming at once.
+
+Columns that share a base share its weights: base, base with a persona prompt, and base + any
+number of adapters are one resident copy. A merged model is a second one.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from core.chat import adapters
+from core.chat.context import Plan, context_length, plan
+from core.chat.runner import Runner, ThreadedRunner
+from core.chat.settings import ChatSettings
+from core.chat.sides import SideSpec
+from core.chat.stream import Emit, Stream, error_record
+from core.conversation import Message
+from core.errors import UserError
+from core.models import catalog, load
+from core.models.template import ChatTemplate
+
+
+@dataclass
+class Resident:
+    """One copy of weights in memory, with the adapters that hang on it."""
+
+    path: Path
+    model: Any
+    tokenizer: Any
+    template: ChatTemplate
+    runner: Runner
+    stop_ids: frozenset[int]
+    context: int
+    adapters: dict[str, str] = field(default_factory=dict)  # folder -> name in PEFT
+
+    def bytes(self) -> int:
+        """Bytes of all parameters and buffers, shared ones counted once."""
+        storages = {
+            t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
+            for t in (*self.model.parameters(), *self.model.buffers())
+        }
+        return sum(storages.values())
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a column's replies come from."""
+
+    resident: str
+    adapter: str | None
+
+
+class Engine:
+    """Loads columns and answers. Used by the worker process, by benchmarks and by tests.
+
+    Not safe for two ``generate`` calls at once; the worker queues them.
+    """
+
+    def __init__(self, *, device: str | None = None, threads: int | None = None) -> None:
+        self._device = device
+        self._threads = threads or len(os.sched_getaffinity(0))
+        self._residents: dict[str, Resident] = {}
+        self._slots: dict[str, Slot] = {}
+        self._cancel: dict[str, threading.Event] = {}
+
+    def load(self, sides: Sequence[SideSpec]) -> dict[str, dict[str, str]]:
+        """Make exactly these columns ready; weights that none of them needs are let go.
+
+        Returns:
+            Errors by column id (what/why/fix); empty when every column is ready.
+        """
+        wanted = [s for s in sides if s.local]
+        errors: dict[str, dict[str, str]] = {}
+        keys: dict[str, str] = {}
+        for side in wanted:
+            try:
+                keys[side.id] = self._key(side)
+            except UserError as error:
+                errors[side.id] = error_record(error)
+        for stale in set(self._residents) - set(keys.values()):
+            del self._residents[stale]
+        self._free()
+        self._slots = {}
+        for side in wanted:
+            if side.id in keys:
+                try:
+                    self._slots[side.id] = self._attach(side, keys[side.id])
+                except Exception as error:  # one column's failure must not take the others along
+                    errors[side.id] = error_record(error)
+        return errors
+
+    def unload(self) -> None:
+        """Let go of all weights. Best effort: only the end of the process frees everything."""
+        self._residents.clear()
+        self._slots.clear()
+        self._free()
+
+    def _key(self, side: SideSpec) -> str:
+        path = str(catalog.resolve(side.model).path)
+        if side.adapter and not adapters.shareable(Path(side.adapter)):
+            return f"{path}+{side.adapter}"
+        return path
+
+    def _attach(self, side: SideSpec, key: str) -> Slot:
+        resident = self._residents.get(key) or self._load(catalog.resolve(side.model).path)
+        self._residents[key] = resident
+        if not side.adapter:
+            return Slot(key, None)
+        if side.adapter not in resident.adapters:
+            name = f"adapter{len(resident.adapters)}"
+            resident.model = adapters.attach(resident.model, Path(side.adapter), name)
+            resident.adapters[side.adapter] = name
+            resident.runner = make_runner(resident.model)
+        return Slot(key, resident.adapters[side.adapter])
+
+    def _load(self, path: Path) -> Resident:
+        tokenizer = load.load_tokenizer(path)
+        model = load.load_model(path, device=self._device)
+        template = ChatTemplate(tokenizer)
+        return Resident(
+            path=path,
+            model=model,
+            tokenizer=tokenizer,
+            template=template,
+            runner=make_runner(model),
+            stop_ids=frozenset((*template.stop_ids, *_model_stops(model))),
+            context=context_length(model.config, tokenizer),
+        )
+
+    def plans(
+        self, conversations: Mapping[str, Sequence[Message]], settings: ChatSettings
+    ) -> dict[str, Plan | UserError]:
+        """What each column would be fed, and what would be cut, without running anything."""
+        plans: dict[str, Plan | UserError] = {}
+        for side, messages in conversations.items():
+            try:
+                resident = self._resident(side)
+                plans[side] = plan(
+                    resident.template, messages, settings.max_new_tokens, resident.context
+                )
+            except UserError as error:
+                plans[side] = error
+        return plans
+
+    def generate(
+        self,
+        conversations: Mapping[str, Sequence[Message]],
+        settings: ChatSettings,
+        emit: Emit,
+    ) -> None:
+        """Answer in all columns at once; returns when the last reply is over.
+
+        Args:
+            conversations: per column id the messages, ending in a user turn.
+            emit: called from several threads with the events of ``core.chat.stream``.
+        """
+        settings.check()
+        streams: dict[str, list[Stream]] = {}
+        self._cancel = {side: threading.Event() for side in conversations}
+        for side, planned in self.plans(conversations, settings).items():
+            if isinstance(planned, UserError):
+                emit({"type": "error", "side": side, "error": error_record(planned)})
+                continue
+            emit(_start(side, planned))
+            stream = self._stream(side, planned, settings, emit)
+            streams.setdefault(self._slots[side].resident, []).append(stream)
+        self._run(streams)
+
+    def _stream(self, side: str, planned: Plan, settings: ChatSettings, emit: Emit) -> Stream:
+        resident = self._resident(side)
+        return Stream(
+            side=side,
+            prompt=planned.token_ids,
+            settings=settings,
+            stop_ids=resident.stop_ids,
+            tokenizer=resident.tokenizer,
+            emit=emit,
+            adapter=self._slots[side].adapter,
+            limit=planned.limit,
+            cancelled=self._cancel[side],
+        )
+
+    def _run(self, streams: Mapping[str, list[Stream]]) -> None:
+        """One thread a resident model; the processor's threads are shared out among replies."""
+        replies = sum(map(len, streams.values()))
+        if replies == 0:
+            return
+        torch.set_num_threads(max(1, self._threads // replies))
+        threads = [
+            threading.Thread(target=self._residents[key].runner.run, args=(group,))
+            for key, group in streams.items()
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def cancel(self, side: str | None = None) -> None:
+        """Stop one column or all; the partial replies stand, with reason ``cancelled``."""
+        for name, event in self._cancel.items():
+            if side in (None, name):
+                event.set()
+
+    def memory(self) -> dict[str, int]:
+        """Bytes: weights of each resident model by folder, and what the process holds in all."""
+        import psutil
+
+        sizes = {str(r.path): r.bytes() for r in self._residents.values()}
+        sizes["process"] = psutil.Process().memory_info().rss
+        if torch.cuda.is_available():
+            sizes["gpu"] = torch.cuda.memory_allocated()
+        return sizes
+
+    def _resident(self, side: str) -> Resident:
+        if side not in self._slots:
+            raise UserError(
+                f"column {side!r} is not loaded", fix="choose its model again and load it"
+            )
+        return self._residents[self._slots[side].resident]
+
+    @staticmethod
+    def _free() -> None:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _start(side: str, planned: Plan) -> dict[str, Any]:
+    return {
+        "type": "start",
+        "side": side,
+        "prompt": planned.text,
+        "prompt_ids": planned.token_ids,
+        "cut": len(planned.cut),
+    }
+
+
+def make_runner(model: Any) -> Runner:
+    """The fastest runner that computes the same as transformers for this model."""
+    return ThreadedRunner(model)
+
+
+def _model_stops(model: Any) -> list[int]:
+    """Stop tokens of the generation config: one id, a list, or none."""
+    stored = getattr(model.generation_config, "eos_token_id", None)
+    if stored is None:
+        return []
+    return list(stored) if isinstance(stored, (list, tuple)) else [int(stored)]

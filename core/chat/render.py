@@ -1,0 +1,104 @@
+"""Model text made safe to show as Markdown.
+
+What a page's Markdown would otherwise do with text that a model wrote: fetch remote images (which
+tells a stranger that the reply was read), run Streamlit's colour, badge and icon directives, set
+text between two dollar signs as LaTeX, and swallow the rest of the page behind an unclosed code
+fence. Raw HTML is escaped by Streamlit itself, and here too.
+
+Only code spans that begin and end on one line, and fences at the left margin, are left as they
+are: only there this module and the Markdown parser are sure to agree about what is code. Every
+other backtick is escaped.
+
+Not covered: a link is still a link, and the reader decides whether to follow it; targets that run
+code (``javascript:``) are removed by Streamlit's renderer and broken here.
+"""
+
+from __future__ import annotations
+
+import re
+
+#: A longer line is shown without formatting: Markdown parsers are quadratic in some of them.
+LONG_LINE = 5_000
+#: Beyond this a reply is shown as its head and tail; the whole is in the raw view and on disk.
+LONG_TEXT = 60_000
+
+_FENCE = re.compile(r"^ {0,3}(?P<mark>`{3,}|~{3,})(?P<info>.*)$")
+_PIECE = re.compile(
+    r"(?P<escape>\\[!-/:-@\[-`{-~])"
+    r"|(?P<code>(?<!`)(?P<ticks>`+)(?!`)(?P<inner>.+?)(?<!`)(?P=ticks)(?!`))"
+    r"|(?P<lone>`+)"
+)
+_BAD_SCHEME = re.compile(
+    r"(?i)(javascript|vbscript|data|file)(\s*)(:|&colon;|&#0*58;?|&#x0*3a;?)(?=\S)"
+)
+#: Streamlit replaces these after parsing, so a backslash does not stop it; a word joiner does.
+_SHORTCODE = re.compile(r":(?=material/|[\w+-]*[A-Za-z][\w+-]*:)")
+_WORD_JOINER = "\u2060"
+
+
+def safe_markdown(text: str) -> str:
+    """Text for ``st.markdown``: formatting stays, whatever acts or fetches is shown as written."""
+    text = _bounded(text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", ""))
+    lines: list[str] = []
+    closing = ""
+    for line in text.split("\n"):
+        fence = _FENCE.match(line)
+        if closing:
+            if fence and fence["mark"].startswith(closing) and not fence["info"].strip():
+                line, closing = closing, ""
+            lines.append(line)
+        elif fence and not (fence["mark"][0] == "`" and "`" in fence["info"]):
+            closing = fence["mark"]
+            # At the margin: a fence inside a list would end with the list, not at its mark. The
+            # info string only names a language; anything else in it is dropped.
+            lines.append(closing + re.sub(r"[^\w+#.-]", "", fence["info"].strip().split(" ")[0]))
+        else:
+            lines.append(_long_line(line) if len(line) > LONG_LINE else _line(line))
+    if closing:
+        lines.append(closing)
+    return "\n".join(lines)
+
+
+def _bounded(text: str) -> str:
+    if len(text) <= LONG_TEXT:
+        return text
+    half = LONG_TEXT // 2
+    left_out = len(text) - 2 * half
+    return f"{text[:half]}\n\n… {left_out:,} characters are not shown here …\n\n{text[-half:]}"
+
+
+def _line(line: str) -> str:
+    """Escape what is not a code span."""
+    # In a table the cell border wins over the code span, so there a span protects nothing.
+    trust_spans = "|" not in line
+    pieces: list[str] = []
+    end = 0
+    for piece in _PIECE.finditer(line):
+        pieces.append(_escape(line[end : piece.start()]))
+        if piece["escape"]:
+            pieces.append(piece["escape"])
+        elif piece["code"] and trust_spans:
+            pieces.append(piece["code"])
+        elif piece["code"]:
+            ticks = "\\`" * len(piece["ticks"])
+            pieces.append(ticks + _escape(piece["inner"].replace("`", "\\`")) + ticks)
+        else:
+            pieces.append("\\`" * len(piece["lone"]))
+        end = piece.end()
+    pieces.append(_escape(line[end:]))
+    return "".join(pieces)
+
+
+def _escape(text: str) -> str:
+    text = _BAD_SCHEME.sub(rf"\1{_WORD_JOINER}\2\3", text)
+    text = text.replace("![", "\\!\\[").replace("<", "&lt;")
+    # LaTeX: one dollar sign is enough to open it, whatever precedes it.
+    text = text.replace("$", "\\$")
+    text = _SHORTCODE.sub(f":{_WORD_JOINER}", text)
+    # :red[..], :small[..], :blue-badge[..]
+    return re.sub(r":(?=[A-Za-z])", "\\:", text)
+
+
+def _long_line(line: str) -> str:
+    """No formatting at all: every character that could mean something is escaped."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", line)

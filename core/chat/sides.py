@@ -1,0 +1,166 @@
+"""What can stand in a column: models found on this machine, and how a column is described."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from core import fsio, paths
+from core.errors import UserError
+
+SideKind = Literal["base", "prompted", "adapter", "merged", "endpoint"]
+#: More columns than this cannot be read beside each other, nor held in memory.
+MAX_SIDES = 4
+
+
+@dataclass(frozen=True)
+class SideSpec:
+    """One column.
+
+    Attributes:
+        id: short and unique among the columns ("a", "b", ...).
+        kind: ``prompted`` is the base with a persona system prompt: what prompting alone gives.
+        model: ``bundled``, a folder or a hub id; for an endpoint the model name it serves.
+        adapter: PEFT adapter folder, for ``adapter`` only.
+        system: this column's own system prompt; takes the place of the common one.
+        base_url: of an OpenAI-compatible server, for ``endpoint`` only.
+        key_env: name of the environment variable with the endpoint's key; the key itself is
+            never stored.
+    """
+
+    id: str
+    kind: SideKind
+    label: str
+    model: str = "bundled"
+    adapter: str | None = None
+    system: str = ""
+    base_url: str = ""
+    key_env: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind == "adapter" and not self.adapter:
+            raise UserError(f"column {self.label!r} has no adapter folder", fix="choose one")
+        if self.kind == "endpoint" and not re.match(r"https?://[^/\s]+", self.base_url):
+            raise UserError(
+                f"column {self.label!r} has no usable server address",
+                why=f"{self.base_url!r} does not start with http:// or https:// and a host",
+                fix="e.g. http://127.0.0.1:8000/v1",
+            )
+
+    @property
+    def local(self) -> bool:
+        """Whether this process's worker computes it."""
+        return self.kind != "endpoint"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the worker and the transcript; holds no secret."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SideSpec:
+        """Ignores keys it does not know."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        return cls(**{k: v for k, v in values.items() if k in known})
+
+
+@dataclass(frozen=True)
+class Loadable:
+    """A model that was found: what the column picker lists."""
+
+    kind: SideKind
+    label: str
+    model: str
+    adapter: str | None = None
+
+    def side(self, side_id: str, system: str = "") -> SideSpec:
+        """This model as a column."""
+        return SideSpec(side_id, self.kind, self.label, self.model, self.adapter, system)
+
+
+def discover(runs: Path | None = None) -> list[Loadable]:
+    """The bundled base first, then merged models and adapters of runs, newest run first."""
+    found = [
+        Loadable("base", "Base: SmolLM2-135M-Instruct (bundled)", "bundled"),
+        Loadable("prompted", "Base + persona system prompt", "bundled"),
+    ]
+    root = runs or paths.runs_dir()
+    if root.is_dir():
+        for run in sorted((r for r in root.iterdir() if r.is_dir()), reverse=True):
+            found.extend(_of_run(run))
+    return found
+
+
+def _of_run(run: Path) -> Iterator[Loadable]:
+    """Folders of a run that hold a whole model or adapter; half-written ones end in .partial."""
+    base = _base_model(run)
+    folders = sorted(
+        (f for pattern in ("*", "*/*", "*/*/*") for f in run.glob(pattern) if f.is_dir()),
+        key=_step,
+        reverse=True,
+    )
+    for folder in folders:
+        where = folder.relative_to(run)
+        if any(part.endswith(".partial") or part.startswith(".") for part in where.parts):
+            continue
+        if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+            yield Loadable("merged", f"Merged: {run.name} / {where}", str(folder))
+        elif (folder / "adapter_config.json").is_file():
+            model = base or str(
+                fsio.read_json(folder / "adapter_config.json").get("base_model_name_or_path") or ""
+            )
+            label = f"Base + adapter: {run.name} / {where}"
+            yield Loadable("adapter", label, model or "bundled", str(folder))
+
+
+def _base_model(run: Path) -> str:
+    """The base that the run's spec names ('' if it does not say)."""
+    spec = run / "spec.json"
+    if not spec.is_file():
+        return ""
+    try:
+        params = fsio.read_json(spec).get("params", {})
+    except UserError:
+        return ""  # the run list reports a broken spec; here the adapter's own config is asked
+    return str(params.get("base") or params.get("model") or "")
+
+
+def _step(folder: Path) -> tuple[int, str]:
+    number = re.search(r"(\d+)$", folder.name)
+    return (int(number.group(1)) if number else -1, folder.name)
+
+
+def from_arguments(
+    base: str,
+    persona_prompt: str,
+    adapters: Sequence[str],
+    merged: Sequence[str],
+    endpoints: Sequence[str],
+    key_env: str = "",
+) -> list[SideSpec]:
+    """Columns of the ``compare`` command, in the order base, prompted, adapters, merged, servers.
+
+    Raises:
+        UserError: more than MAX_SIDES, or an endpoint not written MODEL@URL.
+    """
+    rows: list[dict[str, Any]] = [{"kind": "base", "label": "base", "model": base}]
+    if persona_prompt:
+        rows.append(
+            {"kind": "prompted", "label": "prompted", "model": base, "system": persona_prompt}
+        )
+    for folder in adapters:
+        label = f"adapter {Path(folder).name}"
+        rows.append({"kind": "adapter", "label": label, "model": base, "adapter": folder})
+    for folder in merged:
+        label = f"merged {Path(folder).name}"
+        rows.append({"kind": "merged", "label": label, "model": folder})
+    for endpoint in endpoints:
+        model, _, url = endpoint.partition("@")
+        row = {"kind": "endpoint", "label": model, "model": model, "base_url": url}
+        rows.append({**row, "key_env": key_env})
+    if len(rows) > MAX_SIDES:
+        raise UserError(f"{len(rows)} columns are too many", fix=f"at most {MAX_SIDES}")
+    return [SideSpec(id="abcd"[i], **row) for i, row in enumerate(rows)]

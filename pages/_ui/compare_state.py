@@ -1,0 +1,77 @@
+"""What the Compare page keeps: a worker for the whole server, sessions by conversation id."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import streamlit as st
+
+from core.chat import transcripts
+from core.chat.client import WorkerClient
+from core.chat.endpoint import Endpoints
+from core.chat.session import ChatSession
+from core.chat.sides import Loadable, SideSpec, discover
+from core.errors import UserError
+
+LETTERS = "abcd"
+
+
+@st.cache_resource
+def worker() -> WorkerClient:
+    """One chat worker a server, shared by all tabs."""
+    return WorkerClient()
+
+
+@st.cache_resource
+def endpoints() -> Endpoints:
+    """Streams of OpenAI-compatible servers."""
+    return Endpoints()
+
+
+@st.cache_resource
+def _sessions() -> dict[str, ChatSession]:
+    return {}
+
+
+def chat_id() -> str:
+    """The conversation that the address names ('' for a new one)."""
+    return st.query_params.get("chat", "")
+
+
+def session() -> ChatSession | None:
+    """The open conversation: a running one is found again, another is read from disk."""
+    name = chat_id()
+    if not name:
+        return None
+    running = _sessions().get(name)
+    if running is None:
+        try:
+            transcript = transcripts.read(name)
+        except UserError as error:
+            st.warning(f"{error.what}. {error.fix}", icon=":material/history:")
+            st.query_params.pop("chat", None)
+            return None
+        running = _sessions()[name] = ChatSession(transcript, worker(), endpoints())
+    return running
+
+
+def open_session(sides: list[SideSpec], system: str) -> ChatSession:
+    """The open conversation with these columns, or a new one; its id goes into the address."""
+    current = session()
+    if current is None:
+        transcript = transcripts.create(sides, system)
+        current = _sessions()[transcript.id] = ChatSession(transcript, worker(), endpoints())
+        st.query_params["chat"] = transcript.id
+    elif current.transcript.sides != sides or current.transcript.system != system:
+        transcripts.set_sides(current.transcript, sides, system)
+    return current
+
+
+def close_session() -> None:
+    """Forget the address; the conversation stays on disk."""
+    st.query_params.pop("chat", None)
+
+
+def found() -> list[Loadable]:
+    """Models to choose from, looked up once a script run."""
+    return cast(list[Loadable], discover())
