@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
-from core.conversation import Conversation, Message
+from core.conversation import Conversation, Kind, Message
 from core.data.codecs import RowError, check_text, content_id, guess_locale, split_pairs
 
 COLUMNS = ("id", "round", "kind", "system", "user", "reply", "learn")
@@ -96,7 +96,7 @@ def _conversation(lines: Sequence[Mapping[str, Any]], old: Conversation | None) 
         messages.append({"role": "user", "content": check_text(user, f"round {at}, user")})
         messages.append({"role": "assistant", "content": check_text(reply, f"round {at}, reply")})
         loss.append(line.get("learn") is not False)
-    kind = _text(lines[0].get("kind")) or "own"
+    kind = cast(Kind, _text(lines[0].get("kind")) or "own")
     if old is None:
         text = " ".join(m["content"] for m in messages)
         return Conversation(
@@ -106,7 +106,7 @@ def _conversation(lines: Sequence[Mapping[str, Any]], old: Conversation | None) 
         old.id,
         messages,
         kind,
-        old.intent,  # type: ignore[arg-type]
+        old.intent,
         old.cluster,
         old.locale,
         loss,

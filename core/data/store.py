@@ -66,6 +66,11 @@ def dataset(name: str) -> DatasetPaths:
     return found
 
 
+def manifest(name: str) -> dict[str, Any]:
+    """``dataset.json`` of a version."""
+    return dict(read_json(dataset(name).manifest))
+
+
 def exists(name: str) -> bool:
     """Whether the name is taken, by a whole version or by remains."""
     return (paths.datasets_dir() / check_name(name, "dataset name")).exists()

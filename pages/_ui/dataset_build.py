@@ -1,0 +1,106 @@
+"""The mix, its cost, and the button that builds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from core.data import packs, store
+from core.data.persona import Persona
+from core.fsio import check_name, slug
+from core.jobs import api
+from pages._ui.common import errors_shown
+
+
+def draw(
+    form: dict[str, Any], pack: str, persona: Persona, overrides: dict[str, str], locales: list[str]
+) -> None:
+    """Sliders, name, Build."""
+    st.subheader("Mix")
+    form["rehearsal_ratio"] = st.slider(
+        "General conversations for each identity conversation",
+        0.0,
+        6.0,
+        float(form.get("rehearsal_ratio", 3.0)),
+        0.5,
+        key="mix-rehearsal",
+        help="The base model's own replies to ordinary prompts. Without them every answer turns "
+        "into a self-introduction.",
+    )
+    if form["rehearsal_ratio"] < 1:
+        st.warning(
+            "Fewer than one general row for each identity row: expect the identity to leak "
+            "into unrelated answers.",
+            icon=":material/warning:",
+        )
+    form["multi_turn"] = st.slider(
+        "Share of identity conversations with several rounds",
+        0.0,
+        1.0,
+        float(form.get("multi_turn", 0.3)),
+        0.05,
+        key="mix-multi",
+    )
+    with st.expander("More settings", icon=":material/tune:"):
+        form["near_miss_ratio"] = st.slider(
+            "Near-miss share of the general conversations",
+            0.0,
+            0.5,
+            float(form.get("near_miss_ratio", 0.2)),
+            0.05,
+            key="mix-near",
+            help="Questions that sound like identity but are about somebody else.",
+        )
+        limit = st.number_input(
+            "Identity conversations at most (0 = all the pack gives)",
+            0,
+            1_000_000,
+            int(form.get("max_rows", 0)),
+            key="mix-limit",
+        )
+        form["max_rows"] = int(limit)
+        form["seed"] = int(
+            st.number_input(
+                "Seed",
+                0,
+                2**31 - 1,
+                int(form.get("seed", 0)),
+                key="mix-seed",
+                help="Same seed, same rows.",
+            )
+        )
+    name = st.text_input("Name of the dataset", _suggested(persona), key=f"name-{pack}")
+    if st.button(
+        "Build dataset", type="primary", icon=":material/play_arrow:", disabled=not locales
+    ):
+        with errors_shown():
+            run = start(form, pack, overrides, name)
+            st.query_params["run"] = run
+            st.rerun()
+
+
+def start(form: dict[str, Any], pack: str, overrides: dict[str, str], name: str) -> str:
+    """Launch the job; returns the run's id. Raises UserError if the name is taken."""
+    if store.exists(check_name(name, "dataset name")):
+        name = store.free_name(name)
+    params = {
+        "name": name,
+        "spec": {
+            "persona_path": str(packs.find(pack)),
+            "overrides": overrides,
+            "model": form["model"],
+            "seed": form["seed"],
+            "rehearsal_ratio": form["rehearsal_ratio"],
+            "near_miss_ratio": form["near_miss_ratio"],
+            "multi_turn": form["multi_turn"],
+            "max_rows": form["max_rows"] or None,
+        },
+    }
+    return api.launch("generate", params, name=f"dataset {name}").root.name
+
+
+def _suggested(persona: Persona) -> str:
+    """A free name from the persona's own name."""
+    names = [persona.slot("name", loc) for loc in persona.locales if "name" in persona.pack.slots]
+    return store.free_name(slug(names[0] if names else persona.id, persona.id))
