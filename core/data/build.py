@@ -1,0 +1,237 @@
+"""From a persona and a model to a dataset folder: rows, probes, the filled pack, a manifest."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from core import fsio
+from core.conversation import Conversation, OnProgress, Probe
+from core.data import rehearsal
+from core.data.generation import (
+    check_locales,
+    held_out,
+    identity_rows,
+    near_miss_prompts,
+    seen_wordings,
+    split,
+)
+from core.data.persona import Persona, load_persona
+from core.errors import UserError, UserErrors
+from core.paths import DatasetPaths
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """What to build. Every ratio is relative to the number of identity rows."""
+
+    persona_path: str
+    """The pack (YAML)."""
+    overrides: dict[str, str] = field(default_factory=dict)
+    """Slot values, as ``load_persona`` takes them."""
+    model: str = "bundled"
+    """Who answers the rehearsal prompts, and whose languages are used."""
+    locales: list[str] | None = None
+    """Languages; None = those that both the pack and the model speak."""
+    seed: int = 0
+    rehearsal_ratio: float = 3.0
+    """Rows with the base's own replies to everyday prompts. Below 1 unrelated answers suffer."""
+    near_miss_ratio: float = 0.5
+    """Rows with identity words about somebody else; at most what the pack has."""
+    multi_turn: float = 0.3
+    """Share of the identity rows that are dialogues of several rounds."""
+    max_rows: int | None = 150
+    """Identity rows; None = each trained wording once, plus the dialogues."""
+    max_new_tokens: int = 64
+    """Rehearsal replies that do not end within this many tokens are dropped."""
+    system_share: float = 0.0
+    """Share of the identity rows that start with the pack's persona system prompt."""
+
+    def __post_init__(self) -> None:
+        faults = list(self._faults())
+        if faults:
+            raise UserErrors(faults)
+
+    def _faults(self) -> Iterator[UserError]:
+        limits: dict[str, tuple[float, float]] = {
+            "rehearsal_ratio": (0, 20), "near_miss_ratio": (0, 5), "multi_turn": (0, 1),
+            "max_new_tokens": (8, 1024), "system_share": (0, 1),
+        }
+        for name, (low, high) in limits.items():
+            if not low <= getattr(self, name) <= high:
+                yield UserError(f"{name} is {getattr(self, name)}",
+                                fix=f"choose a value from {low} to {high}")
+        if self.max_rows is not None and not 1 <= self.max_rows <= 1_000_000:
+            yield UserError(f"max_rows is {self.max_rows}", fix="choose from 1 to 1,000,000")
+
+    @classmethod
+    def from_params(cls, params: dict[str, Any]) -> DatasetSpec:
+        """From the JSON of a job. UserError names a field that does not exist."""
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(params) - known)
+        if unknown:
+            raise UserError(f"unknown dataset setting {', '.join(unknown)}",
+                            fix=f"use {', '.join(sorted(known))}")
+        return cls(**params)
+
+
+@dataclass(frozen=True)
+class Built:
+    """A dataset in memory, before it is written."""
+
+    persona: Persona
+    locales: list[str]
+    rows: list[Conversation]
+    probes: list[Probe]
+    rehearsal: rehearsal.Rehearsal
+
+
+def build_dataset(
+    spec: DatasetSpec, out: Path, on_progress: OnProgress | None = None
+) -> DatasetPaths:
+    """Build and write a dataset folder; it appears whole, or not at all.
+
+    Raises:
+        UserError: the pack, the model or a setting is unusable, or ``out`` exists.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(
+            f"the output folder {out} exists", why="a dataset never changes once written",
+            fix="choose another folder, or delete this one",
+        )
+    built = make_rows(spec, on_progress)
+    partial = DatasetPaths(out.with_name(f".{out.name}.{os.getpid()}.partial"))
+    shutil.rmtree(partial.root, ignore_errors=True)
+    try:
+        _write(partial, spec, built)
+        if out.is_dir():
+            out.rmdir()
+        os.rename(partial.root, out)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {out}", why=error.strerror or str(error),
+            fix="free disk space or choose another folder",
+        ) from error
+    finally:
+        shutil.rmtree(partial.root, ignore_errors=True)
+    return DatasetPaths(out)
+
+
+def make_rows(spec: DatasetSpec, on_progress: OnProgress | None = None) -> Built:
+    """Everything of ``build_dataset`` but the writing."""
+    from core.models.catalog import resolve
+
+    persona = load_persona(Path(spec.persona_path), spec.overrides)
+    model = resolve(spec.model)
+    spoken = [x for x in (spec.locales or model.locales) if x in model.locales]
+    locales = check_locales(persona, spoken)
+    wanted = spec.max_rows or _natural(persona, locales, spec)
+    near = near_miss(persona, locales, spec.seed)[: round(wanted * spec.near_miss_ratio)]
+    general = rehearsal.rehearse(
+        model, round(wanted * spec.rehearsal_ratio), seed=spec.seed, near_miss=near,
+        max_new_tokens=spec.max_new_tokens, locales=locales, avoid=to_avoid(persona, locales),
+        on_progress=on_progress,
+    )
+    rehearsal.require_rows(general, round(wanted * spec.rehearsal_ratio))
+    identity = list(identity_rows(
+        persona, locales=locales, seed=spec.seed, multi_turn=spec.multi_turn,
+        limit=spec.max_rows, general=[r for r in general.rows if r.kind == "rehearsal"],
+    ))
+    rows = [*_with_system(identity, persona, spec), *general.rows]
+    Random(f"mix/{spec.seed}").shuffle(rows)
+    probes = [*held_out(persona, locales=locales, seed=spec.seed),
+              *sample_seen(persona, locales, spec.seed)]
+    return Built(persona, locales, rows, probes, general)
+
+
+def _natural(persona: Persona, locales: Sequence[str], spec: DatasetSpec) -> int:
+    return sum(1 for _ in identity_rows(persona, locales=locales, seed=spec.seed,
+                                        multi_turn=spec.multi_turn))
+
+
+def near_miss(persona: Persona, locales: Sequence[str], seed: int) -> list[str]:
+    """Near-miss prompts of all locales that are not near to a frozen evaluation prompt."""
+    prompts = [p for locale in locales for p in near_miss_prompts(persona, locale, seed)]
+    keep = rehearsal.PromptFilter(suite_prompts(locales))
+    return [p for p in prompts if not keep.reason(p)]
+
+
+def to_avoid(persona: Persona, locales: Sequence[str]) -> list[str]:
+    """Wordings that rehearsal must stay clear of: the persona's own and the frozen suites'."""
+    own = [t for i in persona.intents.values() if i.trained
+           for locale in locales for c in i.user.get(locale, []) for t in c.t]
+    return [*own, *suite_prompts(locales)]
+
+
+def suite_prompts(locales: Iterable[str]) -> list[str]:
+    """The last user turn of every frozen evaluation prompt, so that none is trained on."""
+    from core.evaluation import suites
+
+    return [
+        probe.messages[-1]["content"]
+        for locale in locales
+        for name in ("general", "near_miss", "knowledge", "ability")
+        if suites.available(name, locale)
+        for probe in suites.load_suite(name, locale)
+    ]
+
+
+def sample_seen(persona: Persona, locales: Sequence[str], seed: int, count: int = 40
+                ) -> list[Probe]:
+    """``count`` trained wordings, spread over the intents: the gap to held-out ones is what was
+    learned by heart."""
+    probes = seen_wordings(persona, locales=locales, seed=seed)
+    Random(f"seen/{seed}").shuffle(probes)
+    taken: Counter[str] = Counter()
+    order = []
+    for probe in probes:
+        taken[probe.intent] += 1
+        order.append((taken[probe.intent], probe))
+    return [probe for _, probe in sorted(order, key=lambda item: item[0])][:count]
+
+
+def _with_system(rows: Iterable[Conversation], persona: Persona, spec: DatasetSpec
+                 ) -> Iterator[Conversation]:
+    from core.data import templating
+
+    rng = Random(f"system/{spec.seed}")
+    for row in rows:
+        prompts = persona.pack.system.get(row.locale)
+        if prompts and rng.random() < spec.system_share:
+            text = templating.render(rng.choice(prompts), persona.values(row.locale, rng))
+            row.messages.insert(0, {"role": "system", "content": text})
+        yield row
+
+
+def _write(at: DatasetPaths, spec: DatasetSpec, built: Built) -> None:
+    fsio.write_jsonl(at.train, (row.to_row() for row in built.rows))
+    fsio.write_jsonl(at.probes, map(asdict, built.probes))
+    fsio.atomic_write_text(at.persona, built.persona.dump())
+    sides = split(built.persona, spec.seed)
+    fsio.write_json(at.manifest, {
+        "schema": SCHEMA,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "spec": asdict(spec),
+        "persona": built.persona.id,
+        "name": built.persona.slot("name", built.locales[0]),
+        "locales": built.locales,
+        "rows": len(built.rows),
+        "kinds": dict(sorted(Counter(r.kind for r in built.rows).items())),
+        "probes": dict(sorted(Counter(p.suite for p in built.probes).items())),
+        "held_out": sorted(sides.held_out),
+        "rehearsal": {
+            "rejected": built.rehearsal.rejected,
+            "prompts_drawn": built.rehearsal.prompts_drawn,
+            "replies_made": built.rehearsal.replies_made,
+        },
+        "sha256": {p.name: fsio.sha256_file(p) for p in (at.train, at.probes, at.persona)},
+    })
