@@ -61,7 +61,7 @@ def load_model(
     nf4: bool = False,
     adapter: Path | None = None,
 ) -> Any:
-    """A causal LM (PreTrainedModel, or PeftModel with an adapter) in eval mode on ``device`` (default: the one found).
+    """A causal LM in eval mode (PeftModel with an adapter) on ``device``, by default the one found.
 
     Args:
         dtype: ``auto`` is the device's compute dtype (float32 on a CPU); ``stored`` the file's own.
