@@ -7,6 +7,7 @@ from typing import Any
 import streamlit as st
 
 from core.data import packs, store
+from core.data.build import DatasetSpec
 from core.data.persona import Persona
 from core.fsio import check_name, slug
 from core.jobs import api
@@ -18,58 +19,9 @@ def draw(
 ) -> None:
     """Sliders, name, Build."""
     st.subheader("Mix")
-    form["rehearsal_ratio"] = st.slider(
-        "General conversations for each identity conversation",
-        0.0,
-        6.0,
-        float(form.get("rehearsal_ratio", 3.0)),
-        0.5,
-        key="mix-rehearsal",
-        help="The base model's own replies to ordinary prompts. Without them every answer turns "
-        "into a self-introduction.",
-    )
-    if form["rehearsal_ratio"] < 1:
-        st.warning(
-            "Fewer than one general row for each identity row: expect the identity to leak "
-            "into unrelated answers.",
-            icon=":material/warning:",
-        )
-    form["multi_turn"] = st.slider(
-        "Share of identity conversations with several rounds",
-        0.0,
-        1.0,
-        float(form.get("multi_turn", 0.3)),
-        0.05,
-        key="mix-multi",
-    )
+    _ratios(form)
     with st.expander("More settings", icon=":material/tune:"):
-        form["near_miss_ratio"] = st.slider(
-            "Near-miss share of the general conversations",
-            0.0,
-            0.5,
-            float(form.get("near_miss_ratio", 0.2)),
-            0.05,
-            key="mix-near",
-            help="Questions that sound like identity but are about somebody else.",
-        )
-        limit = st.number_input(
-            "Identity conversations at most (0 = all the pack gives)",
-            0,
-            1_000_000,
-            int(form.get("max_rows", 0)),
-            key="mix-limit",
-        )
-        form["max_rows"] = int(limit)
-        form["seed"] = int(
-            st.number_input(
-                "Seed",
-                0,
-                2**31 - 1,
-                int(form.get("seed", 0)),
-                key="mix-seed",
-                help="Same seed, same rows.",
-            )
-        )
+        _settings(form)
     name = st.text_input("Name of the dataset", _suggested(persona), key=f"name-{pack}")
     if st.button(
         "Build dataset", type="primary", icon=":material/play_arrow:", disabled=not locales
@@ -78,6 +30,58 @@ def draw(
             run = start(form, pack, overrides, name)
             st.query_params["run"] = run
             st.rerun()
+
+
+def _ratios(form: dict[str, Any]) -> None:
+    form["rehearsal_ratio"] = st.slider(
+        "General conversations for each identity conversation",
+        0.0,
+        6.0,
+        float(form.get("rehearsal_ratio", _DEFAULT.rehearsal_ratio)),
+        0.5,
+        key="mix-rehearsal",
+        help="The base model's own replies to everyday prompts. Without them every answer turns "
+        "into a self-introduction.",
+    )
+    if form["rehearsal_ratio"] < 1:
+        st.warning(
+            "Fewer than one general row for each identity row: expect the identity to leak into "
+            "unrelated answers.",
+            icon=":material/warning:",
+        )
+    form["multi_turn"] = st.slider(
+        "Share of identity conversations with several rounds",
+        0.0,
+        1.0,
+        float(form.get("multi_turn", _DEFAULT.multi_turn)),
+        0.05,
+        key="mix-multi",
+    )
+
+
+def _settings(form: dict[str, Any]) -> None:
+    form["near_miss_ratio"] = st.slider(
+        "Near-miss conversations for each identity conversation",
+        0.0,
+        2.0,
+        float(form.get("near_miss_ratio", _DEFAULT.near_miss_ratio)),
+        0.1,
+        key="mix-near",
+        help="Questions that sound like identity but are about somebody else, answered by the "
+        "base model.",
+    )
+    limit = st.number_input(
+        "Identity conversations (0 = each wording of the pack once)",
+        0,
+        1_000_000,
+        int(form.get("max_rows", _DEFAULT.max_rows or 0)),
+        key="mix-limit",
+    )
+    form["max_rows"] = int(limit)
+    seed = st.number_input(
+        "Seed", 0, 2**31 - 1, int(form.get("seed", 0)), key="mix-seed", help="Same seed, same rows."
+    )
+    form["seed"] = int(seed)
 
 
 def start(form: dict[str, Any], pack: str, overrides: dict[str, str], name: str) -> str:
