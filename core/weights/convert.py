@@ -1,0 +1,201 @@
+"""A training checkpoint to a PEFT adapter: ``adapter_model.safetensors`` and its config."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from core import fsio, paths
+from core.errors import UserError
+from core.weights import manifest, staging
+from core.weights.checkpoint import open_checkpoint
+from core.weights.deepspeed import read_zero
+from core.weights.source import AdapterSource, read_config
+from core.weights.tensors import TensorRef
+
+Engine = Literal["fast", "xtuner"]
+Array = npt.NDArray[Any]
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+#: XTuner's name for the copy of the config that it puts beside the weights.
+CONFIG_COPY = "xtuner_config.py"
+_FP16_MAX = 65504.0
+_NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
+
+
+def to_float32(ref: TensorRef) -> Array:
+    """The tensor as a float32 array of its shape."""
+    data = ref.read()
+    if ref.dtype == "BF16":  # the upper half of a float32
+        wide = np.frombuffer(data, "<u2").astype("<u4") << 16
+        return wide.view("<f4").reshape(ref.shape)
+    if ref.dtype not in _NUMPY:
+        raise UserError(f"{ref.file}: {ref.name!r} holds {ref.dtype}, not floating-point numbers")
+    return np.frombuffer(data, _NUMPY[ref.dtype]).astype("<f4", copy=False).reshape(ref.shape)
+
+
+def adapter_key(name: str) -> str | None:
+    """The key that PEFT saves for a parameter of XTuner's model, or None if it is not saved.
+
+    ``llm.base_model.model.X.lora_A.default.weight`` -> ``base_model.model.X.lora_A.weight``.
+    """
+    key = name.removeprefix("module.").removeprefix("llm.")
+    if not key.startswith("base_model."):
+        return None
+    if match := re.fullmatch(r"(.+)\.modules_to_save\.default\.(.+)", key):
+        return f"{match[1]}.{match[2]}"
+    # PEFT keeps DoRA's magnitude under its old name, without ".weight".
+    key = re.sub(r"\.lora_magnitude_vector\.default\.weight$", ".lora_magnitude_vector", key)
+    if match := re.fullmatch(r"(.+\.lora_[a-zA-Z_]+?)(?:\.default)?(\.weight|\.bias)?", key):
+        return match[1] + (match[2] or "")
+    return None
+
+
+def _trained(checkpoint: Path) -> dict[str, Array]:
+    """Adapter key -> float32 array. Only these tensors are read from the file."""
+    arrays: dict[str, Array] = {}
+    if checkpoint.is_dir():
+        for name, array in read_zero(checkpoint).items():
+            if key := adapter_key(name):
+                arrays[key] = array
+    else:
+        opened = open_checkpoint(checkpoint)
+        content = opened.content
+        state = content.get("state_dict", content) if isinstance(content, dict) else content
+        for name, ref in opened.tensors(state, "state_dict").items():
+            if key := adapter_key(name):
+                arrays[key] = to_float32(ref)
+    if not any("lora_" in key for key in arrays):
+        raise UserError(
+            f"{checkpoint} holds no LoRA weights",
+            why="no key with lora_ in its state dict",
+            fix="choose a checkpoint of a LoRA or QLoRA run",
+        )
+    return arrays
+
+
+def _check_finite(arrays: dict[str, Array], checkpoint: Path, fp32: bool) -> None:
+    for key, array in arrays.items():
+        largest = float(np.abs(array).max()) if array.size else 0.0
+        if not np.isfinite(largest):
+            raise UserError(
+                f"{checkpoint} is broken: {key} holds values that are not finite",
+                why="the training diverged",
+                fix="use an earlier checkpoint or a lower lr",
+            )
+        if not fp32 and largest > _FP16_MAX:
+            raise UserError(
+                f"{key} holds {largest:.3g}, which float16 cannot hold",
+                fix="convert with fp32 (--fp32)",
+            )
+
+
+def lora_config(source: AdapterSource, keys: list[str]) -> dict[str, Any]:
+    """The adapter_config.json: what differs from PEFT's defaults, plus what readers rely on.
+
+    Fields left at their default are left out, because other releases of PEFT and vLLM refuse or
+    warn about fields that they do not know. XTuner's default targets (every linear layer but the
+    head) are not in the config, so they are read off the weights.
+    """
+    lora = dict(source.lora)
+    # PEFT's own defaults, for configs that leave these out.
+    merged = {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "bias": "none", **lora}
+    if not merged.get("target_modules"):
+        modules = {
+            key.rsplit(".lora_A", 1)[0].rsplit(".", 1)[-1] for key in keys if ".lora_A" in key
+        }
+        merged["target_modules"] = sorted(modules)
+    return {
+        **merged,
+        "peft_type": "LORA",
+        "task_type": merged.get("task_type", "CAUSAL_LM"),
+        "base_model_name_or_path": source.base_model,
+        "inference_mode": True,
+    }
+
+
+def _convert_fast(checkpoint: Path, config: Path, folder: Path, fp32: bool) -> None:
+    from safetensors import serialize_file
+
+    source = read_config(config)
+    arrays = _trained(checkpoint)
+    _check_finite(arrays, checkpoint, fp32)
+    kind = np.dtype("<f4" if fp32 else "<f2")
+    serialize_file(
+        {
+            key: {
+                "dtype": kind.name,
+                "shape": list(array.shape),
+                "data": array.astype(kind, copy=False).tobytes(),
+            }
+            for key, array in arrays.items()
+        },
+        str(folder / WEIGHTS),
+        {"format": "pt"},
+    )
+    fsio.write_json(folder / CONFIG, lora_config(source, list(arrays)))
+    shutil.copyfile(config, folder / CONFIG_COPY)
+
+
+def _convert_xtuner(
+    checkpoint: Path, config: Path, folder: Path, fp32: bool, max_shard_size: str
+) -> None:
+    from core.weights import xtuner_tools
+
+    # XTuner unpickles the file, which runs whatever is in it, and runs the config. Both must be
+    # a run's own; and the pickle must name nothing that a checkpoint has no use for.
+    run = paths.RunPaths(config.resolve().parent)
+    if not run.spec.is_file() or not checkpoint.resolve().is_relative_to(run.root):
+        raise UserError(
+            f"{checkpoint} and {config} are not of one run's folder",
+            why="engine 'xtuner' runs the code of both",
+            fix="use engine 'fast', which runs none",
+        )
+    for part in sorted(checkpoint.glob("*.pt")) if checkpoint.is_dir() else [checkpoint]:
+        open_checkpoint(part)
+    xtuner_tools.pth_to_hf(config, checkpoint, folder, fp32=fp32, max_shard_size=max_shard_size)
+    if not (folder / CONFIG).is_file() and not (folder / "config.json").is_file():
+        raise UserError(f"XTuner's converter wrote no adapter for {checkpoint}")
+
+
+def convert(
+    checkpoint: Path,
+    config: Path,
+    out: Path,
+    *,
+    fp32: bool = False,
+    engine: Engine = "fast",
+    max_shard_size: str = "2GB",
+) -> Path:
+    """Write the adapter of ``checkpoint`` into the new folder ``out``.
+
+    Args:
+        checkpoint: an ``iter_N.pth`` file, or the folder that DeepSpeed writes under that name.
+        config: the XTuner config of the run.
+        fp32: keep float32; otherwise float16, as XTuner does.
+        engine: ``fast`` reads the LoRA tensors only and runs no code of either file; ``xtuner``
+            is XTuner's own ``pth_to_hf``, which builds the whole model first.
+        max_shard_size: for engine ``xtuner`` and full checkpoints; adapters are one file.
+
+    Raises:
+        UserError: a file is missing, torn, refused or does not fit; ``out`` exists; no disk space.
+    """
+    if engine not in ("fast", "xtuner"):
+        raise UserError(f"unknown convert engine {engine!r}", fix="'fast' or 'xtuner'")
+    inputs = [checkpoint] if checkpoint.is_dir() else []
+    with staging.staged(out, inputs) as folder:
+        if engine == "fast":
+            _convert_fast(checkpoint, config, folder, fp32)
+        else:
+            _convert_xtuner(checkpoint, config, folder, fp32, max_shard_size)
+        manifest.write(
+            folder,
+            {"kind": "adapter", "engine": engine, "checkpoint": checkpoint.name, "fp32": fp32},
+        )
+    return out

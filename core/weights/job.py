@@ -1,0 +1,171 @@
+"""The merge job: checkpoint -> adapter -> merged model -> proof; done only if the proof holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core import fsio
+from core.conversation import Conversation, OnProgress
+from core.errors import UserError
+from core.models import catalog
+from core.paths import DatasetPaths, RunPaths
+from core.weights import manifest
+from core.weights.convert import convert
+from core.weights.merge import merge
+from core.weights.prove import MergeProof, prove
+
+#: Training rows whose loss is reported for the written and for the NF4 base.
+_LOSS_ROWS = 32
+PROOF = "merge_proof.json"
+
+
+@dataclass(frozen=True)
+class MergeSpec:
+    """What the job gets.
+
+    Args:
+        base: ``bundled``, a folder or a hub id.
+        checkpoint: ``iter_N.pth`` and ``config`` of the run; or ``adapter``, an adapter folder.
+        out: the merged folder; None is ``export/merged`` in the job's own run.
+        adapter_out: where a converted adapter goes; None is ``adapter/<checkpoint>`` in the run.
+        engine: of the merge, ``stream`` or ``xtuner``; ``convert_engine`` ``fast`` or ``xtuner``.
+        dataset: a dataset folder; its rows give the losses, its persona the model card.
+        scorecard: a scorecard.json to quote in the model card.
+    """
+
+    base: str
+    checkpoint: str | None = None
+    config: str | None = None
+    adapter: str | None = None
+    out: str | None = None
+    adapter_out: str | None = None
+    fp32: bool = False
+    engine: str = "stream"
+    convert_engine: str = "fast"
+    max_shard_size: str = "5GB"
+    dtype: str | None = None
+    faithful_nf4: bool = False
+    nf4_report: bool = True
+    dataset: str | None = None
+    scorecard: str | None = None
+
+    @classmethod
+    def from_dict(cls, params: Mapping[str, Any]) -> MergeSpec:
+        """Raises UserError for unknown fields and for a job with nothing to merge."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        if unknown := sorted(set(params) - known):
+            raise UserError(
+                f"a merge has no setting {', '.join(unknown)}",
+                fix=f"use {', '.join(sorted(known))}",
+            )
+        spec = cls(**params)
+        if not spec.adapter and not (spec.checkpoint and spec.config):
+            raise UserError(
+                "nothing to merge was named", fix="name a checkpoint and its config, or an adapter"
+            )
+        return spec
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.monotonic()
+    try:
+        yield
+    finally:
+        seconds[stage] = round(time.monotonic() - start, 3)
+
+
+def run(params: dict[str, Any], run: RunPaths, on_progress: OnProgress) -> dict[str, Any]:
+    """Convert, merge and prove; see ``MergeSpec`` for the parameters.
+
+    Returns:
+        ``adapter`` and ``merged`` folders, ``proof`` and the ``seconds`` of each stage.
+
+    Raises:
+        UserError: whatever convert, merge or prove refuse; or the proof fails, and then there is
+            no merged folder.
+    """
+    spec = MergeSpec.from_dict(params)
+    base = catalog.resolve(spec.base)
+    seconds = {"convert": 0.0, "merge": 0.0, "prove": 0.0}
+    out = Path(spec.out) if spec.out else run.export / "merged"
+    with _timed(seconds, "convert"):
+        on_progress("convert", 0, 1)
+        adapter, made = _adapter(spec, run)
+        on_progress("convert", 1, 1)
+    proofs: list[MergeProof] = []
+    start = time.monotonic()
+
+    def finish(folder: Path) -> None:
+        with _timed(seconds, "prove"):
+            proof = prove(
+                base,
+                adapter,
+                folder,
+                nf4=spec.nf4_report or spec.faithful_nf4,
+                rows=_loss_rows(spec),
+                faithful_nf4=spec.faithful_nf4,
+                on_progress=on_progress,
+            )
+            proof.require()
+            proofs.append(proof)
+        fsio.write_json(folder / PROOF, {"schema": 1, **proof.to_dict()})
+
+    try:
+        merge(
+            base,
+            adapter,
+            out,
+            engine=spec.engine,
+            max_shard_size=spec.max_shard_size,  # type: ignore[arg-type]
+            dtype=spec.dtype,
+            faithful_nf4=spec.faithful_nf4,
+            finish=finish,
+            on_progress=on_progress,
+        )
+    except UserError:
+        if made:  # an adapter beside no merged folder would block the next try
+            shutil.rmtree(adapter, ignore_errors=True)
+        raise
+    seconds["merge"] = round(time.monotonic() - start - seconds["prove"], 3)
+    return {
+        "adapter": str(adapter),
+        "merged": str(out),
+        "proof": proofs[0].to_dict(),
+        "seconds": seconds,
+    }
+
+
+def _adapter(spec: MergeSpec, run: RunPaths) -> tuple[Path, bool]:
+    """The adapter folder, and whether this job made it."""
+    if spec.adapter:
+        return Path(spec.adapter), False
+    checkpoint, config = Path(str(spec.checkpoint)), Path(str(spec.config))
+    out = Path(spec.adapter_out) if spec.adapter_out else run.adapter / checkpoint.stem
+    if (out / manifest.NAME).is_file() and manifest.read(out).get("kind") == "adapter":
+        shutil.rmtree(out)  # of an attempt that was interrupted; made again in a second
+    convert(
+        checkpoint,
+        config,
+        out,
+        fp32=spec.fp32,
+        engine=spec.convert_engine,  # type: ignore[arg-type]
+        max_shard_size=spec.max_shard_size,
+    )
+    return out, True
+
+
+def _loss_rows(spec: MergeSpec) -> list[Conversation]:
+    """Evenly spaced training rows, so that every kind of row is among them."""
+    if not spec.dataset:
+        return []
+    train = DatasetPaths(Path(spec.dataset)).train
+    rows = [Conversation.from_row(row) for row in fsio.read_jsonl(train)]
+    return rows[:: max(1, len(rows) // _LOSS_ROWS)][:_LOSS_ROWS]

@@ -1,0 +1,363 @@
+"""Proof of a merge: the merged model answers as base + adapter does, in the dtype written.
+
+Both sides run on the unquantized base. Greedy replies of base + adapter are fed to both models
+(teacher forcing), and the logits that predict each reply token are compared; then each side
+writes its own greedy reply. Beside it, without a limit: how far the NF4 base that QLoRA trained
+on is from what is shipped.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from core import fsio
+from core.conversation import Conversation, Message, OnProgress
+from core.errors import UserError
+from core.models.catalog import ModelRef
+
+#: Fewer would let a mismatch hide.
+MIN_PROMPTS = 20
+#: Reply tokens compared per prompt; a wrong merge shows in the first few.
+REPLY_TOKENS = 32
+#: (largest logit difference, mean KL in nats) that rounding alone explains, by written dtype.
+#: Rounding moves logits in proportion to the type's step: 2^-23, 2^-10, 2^-7. Measured on the
+#: bundled model: float32 4e-4, float16 0.02, bfloat16 0.2. A merge at a wrong scale is at 3 to 20.
+TOLERANCES = {"float32": (0.01, 1e-5), "float16": (0.25, 2e-3), "bfloat16": (1.5, 3e-2)}
+_BATCH = 8
+
+DEFAULT_PROMPTS: tuple[str, ...] = (
+    "Please introduce yourself.",
+    "What is your name?",
+    "Who made you?",
+    "Are you a person?",
+    "What can you help me with?",
+    "Tell me about your maker.",
+    "How should I call you?",
+    "Hello!",
+    "What is the capital of France?",
+    "Name three planets.",
+    "What is 17 plus 25?",
+    "Write one sentence about the sea.",
+    "Translate 'good morning' into Spanish.",
+    "Why is the sky blue?",
+    "Give me a recipe with eggs.",
+    "What is a prime number?",
+    "List two uses of a paper clip.",
+    "Explain what a database is.",
+    "How do I tie a knot?",
+    "Suggest a name for a cat.",
+    "What is the opposite of cold?",
+    "Finish: once upon a time",
+    "请介绍一下你自己。",
+    "你是谁开发的？",
+)
+
+
+@dataclass(frozen=True)
+class MergeProof:
+    """What was compared and what came out.
+
+    Args:
+        max_abs_logit_diff: largest difference over all compared positions and the vocabulary.
+        kl: mean KL(base + adapter || merged) per position, in nats.
+        same_greedy: whether every greedy reply is the same, token by token.
+        differing: prompts whose replies are not; ``near_ties`` of them part where the reference's
+            two best tokens are within rounding.
+        tolerance: (logit difference, KL) that rounding explains.
+        faithful_nf4: the reference is the NF4 base + adapter.
+        nf4_max_abs_logit_diff, nf4_kl: NF4 base + adapter against unquantized base + adapter.
+        losses: mean training loss per supervised token: ``merged``, ``unquantized``, ``nf4``.
+    """
+
+    prompts: int
+    tokens: int
+    dtype: str
+    compute_dtype: str
+    max_abs_logit_diff: float
+    kl: float
+    same_greedy: bool
+    differing: list[str] = field(default_factory=list)
+    near_ties: int = 0
+    tolerance: tuple[float, float] = (0.0, 0.0)
+    faithful_nf4: bool = False
+    nf4_max_abs_logit_diff: float | None = None
+    nf4_kl: float | None = None
+    losses: dict[str, float] = field(default_factory=dict)
+    loss_rows: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Within tolerance, and every differing reply parts at a tie that rounding decides."""
+        largest, kl = self.tolerance
+        return (
+            self.max_abs_logit_diff <= largest
+            and self.kl <= kl
+            and len(self.differing) <= self.near_ties
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, with ``ok``."""
+        return {**asdict(self), "ok": self.ok}
+
+    def require(self) -> None:
+        """Raise UserError if the merge is not proved."""
+        if self.ok:
+            return
+        raise UserError(
+            "the merged model does not answer as base + adapter does",
+            why=f"largest logit difference {self.max_abs_logit_diff:.3g} (at most "
+            f"{self.tolerance[0]:g}), KL {self.kl:.2g} (at most {self.tolerance[1]:g}), "
+            f"{len(self.differing)} of {self.prompts} replies differ",
+            fix="check that the adapter belongs to this base; nothing was kept",
+        )
+
+
+def written_dtype(folder: Path) -> str:
+    """The dtype that a model folder's config names."""
+    config = fsio.read_json(folder / "config.json")
+    return str(config.get("dtype") or config.get("torch_dtype") or "float32")
+
+
+def prompts_for(questions: Sequence[str] = DEFAULT_PROMPTS) -> list[list[Message]]:
+    """One conversation a question."""
+    return [[{"role": "user", "content": q}] for q in questions]
+
+
+Pairs = list[tuple[list[int], list[int]]]
+
+
+@dataclass
+class _Outcome:
+    """One side: its greedy replies, and its logits on ``pairs`` of (prompt, reply) ids."""
+
+    replies: list[list[int]]
+    pairs: Pairs
+    logits: list[Any]
+    loss: float | None
+
+
+class _Trial:
+    """The questions that every side is asked. One model is in memory at a time."""
+
+    def __init__(
+        self,
+        merged: Path,
+        prompts: Sequence[list[Message]],
+        rows: Sequence[Conversation],
+        compute: str,
+    ) -> None:
+        from core.models.load import load_tokenizer
+        from core.models.template import ChatTemplate
+
+        self.prompts, self.compute = prompts, compute
+        self.tokenizer = load_tokenizer(merged)
+        template = ChatTemplate(self.tokenizer)
+        self.heads = [template.encode(p) for p in prompts]
+        self.supervised = [template.encode_supervised(row.messages, row.loss) for row in rows]
+
+    def run(
+        self,
+        path: Path,
+        dtype: str,
+        *,
+        adapter: Path | None = None,
+        nf4: bool = False,
+        pairs: Pairs | None = None,
+        write: bool = True,
+    ) -> _Outcome:
+        """Load a side, ask it, and free it.
+
+        Args:
+            pairs: whose logits to compute; None uses the side's own replies.
+            write: whether the side writes replies of its own.
+        """
+        import torch
+
+        from core.models.generate import generate
+        from core.models.load import load_model
+
+        model = load_model(path, dtype=self.compute if nf4 else dtype, adapter=adapter, nf4=nf4)
+        if not nf4 and self.compute != dtype:
+            # The values as written, the arithmetic in the type that this device can do.
+            model = model.to(getattr(torch, self.compute))
+        replies = []
+        if write:
+            replies = [
+                r.token_ids
+                for r in generate(
+                    model,
+                    self.tokenizer,
+                    self.prompts,
+                    max_new_tokens=REPLY_TOKENS,
+                    batch_size=_BATCH,
+                )
+            ]
+        pairs = pairs or list(zip(self.heads, replies, strict=True))
+        outcome = _Outcome(replies, pairs, _logits(model, pairs), _loss(model, self.supervised))
+        del model
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return outcome
+
+
+def _logits(model: Any, pairs: Pairs) -> list[Any]:
+    """For each (prompt, reply): float32 (len(reply) + 1, vocab), predicting reply and end."""
+    import torch
+
+    out = []
+    with torch.inference_mode():
+        for prompt, reply in pairs:
+            ids = torch.tensor([prompt + reply], device=model.device)
+            kept = model(input_ids=ids, logits_to_keep=len(reply) + 1).logits[0]
+            out.append(kept.float().cpu())
+    return out
+
+
+def _loss(model: Any, rows: Sequence[tuple[list[int], list[int]]]) -> float | None:
+    """Mean loss per supervised token over (input_ids, labels); None without rows."""
+    import torch
+
+    total, count = 0.0, 0
+    with torch.inference_mode():
+        for ids, labels in rows:
+            logits = model(input_ids=torch.tensor([ids], device=model.device)).logits[0, :-1]
+            wanted = torch.tensor(labels[1:], device=model.device)
+            total += float(
+                torch.nn.functional.cross_entropy(
+                    logits.float(), wanted, ignore_index=-100, reduction="sum"
+                )
+            )
+            count += int((wanted != -100).sum())
+    mean = total / count if count else math.nan
+    return mean if math.isfinite(mean) else None
+
+
+@dataclass
+class _Distance:
+    largest: float = 0.0
+    kl_sum: float = 0.0
+    tokens: int = 0
+
+    def add(self, reference: Any, other: Any) -> None:
+        """Two (tokens, vocab) float32 tensors."""
+        self.largest = max(self.largest, float((reference - other).abs().max()))
+        p, q = reference.log_softmax(-1), other.log_softmax(-1)
+        self.kl_sum += float((p.exp() * (p - q)).sum())
+        self.tokens += reference.shape[0]
+
+    @property
+    def kl(self) -> float:
+        return max(0.0, self.kl_sum / max(self.tokens, 1))
+
+
+def _near_tie(reference: Any, mine: list[int], other: list[int], slack: float) -> bool:
+    """Whether two replies part where the reference's two choices are within rounding."""
+    at = next(
+        (i for i, (a, b) in enumerate(zip(mine, other, strict=False)) if a != b),
+        min(len(mine), len(other)),
+    )
+    top = reference[min(at, reference.shape[0] - 1)].topk(2).values
+    return float(top[0] - top[1]) <= slack
+
+
+def _distance(reference: list[Any], other: list[Any]) -> _Distance:
+    distance = _Distance()
+    for left, right in zip(reference, other, strict=True):
+        distance.add(left, right)
+    return distance
+
+
+def _differences(reference: _Outcome, other: _Outcome, slack: float) -> tuple[list[int], int]:
+    """Prompts whose replies differ, and how many of them part at a near tie.
+
+    Two logits that each moved by at most half of ``slack`` may swap if they were that close.
+    """
+    both = list(zip(reference.replies, other.replies, strict=True))
+    different = [i for i, (mine, theirs) in enumerate(both) if mine != theirs]
+    ties = sum(_near_tie(reference.logits[i], *both[i], slack) for i in different)
+    return different, ties
+
+
+def _compute_dtype(dtype: str) -> str:
+    from core.models import device as devices
+
+    # A CPU without bf16 units is 50 times slower in it; the stored values are the same.
+    return "float32" if devices.describe().kind == "cpu" else dtype
+
+
+def prove(
+    base: ModelRef,
+    adapter: Path,
+    merged: Path,
+    prompts: Sequence[list[Message]] | None = None,
+    *,
+    nf4: bool = True,
+    faithful_nf4: bool = False,
+    rows: Sequence[Conversation] = (),
+    on_progress: OnProgress | None = None,
+) -> MergeProof:
+    """Compare ``merged`` with ``base`` + ``adapter``; returns the figures, good or bad.
+
+    Args:
+        prompts: at least ``MIN_PROMPTS``; None uses ``DEFAULT_PROMPTS``.
+        nf4: also measure how far NF4 base + adapter is.
+        faithful_nf4: ``merged`` was made from the NF4 base, so that one is the reference.
+        rows: training rows whose loss is reported for every side that is loaded.
+
+    Raises:
+        UserError: too few prompts, or a model that cannot be loaded.
+    """
+    prompts = prompts_for() if prompts is None else list(prompts)
+    if len(prompts) < MIN_PROMPTS:
+        raise UserError(
+            f"a proof needs at least {MIN_PROMPTS} prompts", why=f"{len(prompts)} were given"
+        )
+    dtype = written_dtype(merged)
+    trial = _Trial(merged, prompts, rows, _compute_dtype(dtype))
+    steps = 2 + (nf4 or faithful_nf4)
+    tell = on_progress or (lambda stage, done, total: None)
+    tell("prove", 0, steps)
+    reference = trial.run(base.path, dtype, adapter=adapter, nf4=faithful_nf4)
+    tell("prove", 1, steps)
+    other = trial.run(merged, dtype, pairs=reference.pairs)
+    tell("prove", 2, steps)
+    losses = {"merged": other.loss, "nf4" if faithful_nf4 else "unquantized": reference.loss}
+    distance = _distance(reference.logits, other.logits)
+    far = None
+    if steps == 3:
+        third = trial.run(
+            base.path,
+            dtype,
+            adapter=adapter,
+            nf4=not faithful_nf4,
+            pairs=reference.pairs,
+            write=False,
+        )
+        losses["unquantized" if faithful_nf4 else "nf4"] = third.loss
+        far = _distance(reference.logits, third.logits)
+        tell("prove", 3, steps)
+    tolerance = TOLERANCES.get(dtype, TOLERANCES["bfloat16"])
+    differing, ties = _differences(reference, other, 2 * min(distance.largest, tolerance[0]))
+    return MergeProof(
+        prompts=len(prompts),
+        tokens=distance.tokens,
+        dtype=dtype,
+        compute_dtype=trial.compute,
+        max_abs_logit_diff=distance.largest,
+        kl=distance.kl,
+        same_greedy=not differing,
+        differing=[prompts[i][-1]["content"] for i in differing],
+        near_ties=ties,
+        tolerance=tolerance,
+        faithful_nf4=faithful_nf4,
+        nf4_max_abs_logit_diff=far.largest if far else None,
+        nf4_kl=far.kl if far else None,
+        losses={name: loss for name, loss in losses.items() if loss is not None},
+        loss_rows=len(rows),
+    )

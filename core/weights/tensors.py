@@ -1,0 +1,190 @@
+"""Where a tensor's bytes lie in a file: safetensors headers read and checked without loading."""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.errors import UserError
+
+#: Bytes of one element, by safetensors' own dtype code.
+ITEM_BYTES: dict[str, int] = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
+    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+#: The codes that a merge may change; everything else is copied as it is.
+FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
+#: safetensors itself refuses a larger header.
+MAX_HEADER_BYTES = 100_000_000
+
+
+@dataclass(frozen=True)
+class TensorRef:
+    """A row-major tensor inside a file.
+
+    Args:
+        name: key in the state dict.
+        dtype: safetensors code, e.g. ``BF16``.
+        shape: sizes, outermost first.
+        file: the file that holds the bytes.
+        offset: first byte, from the start of the file.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor."""
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
+    def read(self) -> bytearray:
+        """The bytes. Raises UserError if the file ends early."""
+        with self.file.open("rb") as file:
+            file.seek(self.offset)
+            data = bytearray(self.nbytes)
+            if file.readinto(data) != self.nbytes:
+                raise UserError(
+                    f"{self.file} ends inside tensor {self.name!r}",
+                    why="the file was cut short after it was opened",
+                    fix="fetch or make the file again",
+                )
+        return data
+
+    def view(self) -> tuple[mmap.mmap, memoryview]:
+        """The bytes as pages of the file, without a copy; drop the view, then close the map."""
+        start = self.offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+        lead = self.offset - start
+        with self.file.open("rb") as file:
+            pages = mmap.mmap(
+                file.fileno(), lead + self.nbytes, access=mmap.ACCESS_READ, offset=start
+            )
+        return pages, memoryview(pages)[lead:]
+
+
+def _broken(path: Path, why: str) -> UserError:
+    return UserError(
+        f"{path} is not a whole safetensors file", why=why, fix="fetch or make the file again"
+    )
+
+
+def _parse_header(path: Path, size: int) -> tuple[dict[str, Any], int]:
+    """The JSON header and the offset of the first payload byte."""
+    with path.open("rb") as file:
+        first = file.read(8)
+        if len(first) < 8:
+            raise _broken(path, f"it has {size} bytes, fewer than a header")
+        length = int.from_bytes(first, "little")
+        if length > MAX_HEADER_BYTES or length > size - 8:
+            looks = "an HTML page" if first.lstrip().startswith((b"<", b"<!")) else "another format"
+            raise _broken(
+                path, f"its first 8 bytes announce a header of {length:,} bytes in a file of "
+                f"{size:,}: the file is truncated or is {looks}",
+            )  # fmt: skip
+        try:
+            header = json.loads(file.read(length))
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            raise _broken(path, f"its header is not JSON ({error})") from error
+    if not isinstance(header, dict):
+        raise _broken(path, "its header is not an object")
+    return header, 8 + length
+
+
+def _entry(path: Path, name: str, entry: Any, start: int) -> tuple[TensorRef, int]:
+    """One checked header entry and the payload offset behind it."""
+    try:
+        dtype, shape = entry["dtype"], tuple(entry["shape"])
+        begin, end = entry["data_offsets"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise _broken(path, f"the entry of tensor {name!r} is malformed") from error
+    if dtype not in ITEM_BYTES:
+        raise _broken(path, f"tensor {name!r} has the unknown dtype {dtype!r}")
+    sizes = (*shape, begin, end)
+    if any(not isinstance(n, int) or isinstance(n, bool) or n < 0 for n in sizes):
+        raise _broken(path, f"tensor {name!r} has a size that is not a whole number")
+    ref = TensorRef(name, dtype, shape, path, start + begin)
+    if end - begin != ref.nbytes:
+        raise _broken(
+            path, f"tensor {name!r} of shape {list(shape)} needs {ref.nbytes:,} bytes, "
+            f"its offsets give {end - begin:,}",
+        )  # fmt: skip
+    return ref, end
+
+
+def read_safetensors(path: Path) -> dict[str, TensorRef]:
+    """Tensors of one file in the order of their bytes.
+
+    Raises:
+        UserError: missing, empty, truncated, with holes or trailing bytes, or not safetensors.
+    """
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise UserError(f"{path} cannot be read", why=error.strerror or str(error)) from error
+    header, start = _parse_header(path, size)
+    header.pop("__metadata__", None)
+    found = [_entry(path, name, entry, start) for name, entry in header.items()]
+    found.sort(key=lambda pair: (pair[0].offset, pair[1]))
+    at = start
+    for ref, end in found:
+        if ref.offset != at:
+            raise _broken(path, f"there is a hole or an overlap before tensor {ref.name!r}")
+        at = start + end
+    if at != size:
+        raise _broken(path, f"its tensors end at byte {at:,}, the file at {size:,}")
+    return {ref.name: ref for ref, _ in found}
+
+
+def read_model(folder: Path) -> dict[str, TensorRef]:
+    """All weights of a model folder: one file, or the shards that its index lists.
+
+    Raises:
+        UserError: no safetensors weights, a shard missing, or a key in the index that no shard has.
+    """
+    from core import fsio
+
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        single = folder / "model.safetensors"
+        if single.is_file():
+            return read_safetensors(single)
+        raise UserError(
+            f"{folder} has no safetensors weights",
+            why="there is no model.safetensors and no model.safetensors.index.json"
+            + (", only pickled .bin files" if list(folder.glob("*.bin")) else ""),
+            fix="save the base model with safe_serialization=True, or use engine 'xtuner'",
+        )
+    weight_map = fsio.read_json(index).get("weight_map")
+    if not isinstance(weight_map, Mapping) or not weight_map:
+        raise UserError(f"{index} has no weight_map", fix="fetch the model folder again")
+    tensors: dict[str, TensorRef] = {}
+    for name in sorted(set(weight_map.values())):
+        tensors.update(read_safetensors(fsio.safe_join(folder, name)))
+    if missing := sorted(set(weight_map) - set(tensors)):
+        raise UserError(
+            f"{folder} lacks {len(missing)} tensors that its index lists",
+            why=", ".join(missing[:5]), fix="fetch the model folder again",
+        )  # fmt: skip
+    return tensors
+
+
+def header_bytes(tensors: list[tuple[str, str, tuple[int, ...]]]) -> bytes:
+    """Length prefix and header of a file that holds these (name, dtype, shape), in this order."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name, dtype, shape in tensors:
+        end = at + math.prod(shape) * ITEM_BYTES[dtype]
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    # Padded so that the payload starts at a multiple of 8, as safetensors does.
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text

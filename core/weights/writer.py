@@ -1,0 +1,104 @@
+"""Write a safetensors file tensor by tensor: header first, payload as it comes, hash on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from threading import BoundedSemaphore
+from types import TracebackType
+
+from core.weights.tensors import TensorRef, header_bytes
+
+_CHUNK = 8 << 20
+#: Written back to the disk in steps of this size, so that the disk works while tensors are made.
+_SYNC_BYTES = 128 << 20
+#: Tensors that may wait for the disk; this bounds the memory.
+_QUEUE = 2
+
+
+class TensorWriter:
+    """One output file. Tensors must come in the order of the header; a thread does the writing.
+
+    Errors of that thread are raised by the next call or by ``close``.
+    """
+
+    def __init__(self, path: Path, tensors: list[tuple[str, str, tuple[int, ...]]]) -> None:
+        self.path = path
+        self._digest = hashlib.sha256()
+        self._unsynced = 0
+        self._slots = BoundedSemaphore(_QUEUE)
+        self._jobs: list[Future[None]] = []
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="tensor-writer")
+        self._submit(header_bytes(tensors))
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Append a tensor's bytes; blocks while two others wait."""
+        self._submit(data)
+
+    def copy(self, ref: TensorRef) -> None:
+        """Append a tensor unchanged, in pieces, from the file that holds it."""
+        self._submit(ref)
+
+    def _submit(self, item: bytes | bytearray | memoryview | TensorRef) -> None:
+        self._raise_finished()
+        self._slots.acquire()
+        self._jobs.append(self._pool.submit(self._work, item))
+
+    def _raise_finished(self) -> None:
+        while self._jobs and self._jobs[0].done():
+            self._jobs.pop(0).result()
+
+    def _work(self, item: bytes | bytearray | memoryview | TensorRef) -> None:
+        try:
+            if isinstance(item, TensorRef):
+                pages, view = item.view()
+                self._put(view)
+                view.release()
+                pages.close()
+            else:
+                self._put(memoryview(item).cast("B"))
+        finally:
+            self._slots.release()
+
+    def _put(self, view: memoryview) -> None:
+        for start in range(0, len(view), _CHUNK):
+            piece = view[start : start + _CHUNK]
+            self._digest.update(piece)
+            done = 0
+            while done < len(piece):
+                done += os.write(self._fd, piece[done:])
+            self._unsynced += len(piece)
+            piece.release()
+            if self._unsynced >= _SYNC_BYTES:
+                os.fdatasync(self._fd)
+                self._unsynced = 0
+
+    def close(self) -> str:
+        """Wait for the disk; returns the file's sha256. Raises OSError of the writing thread."""
+        try:
+            for job in self._jobs:
+                job.result()
+            os.fdatasync(self._fd)
+        finally:
+            self._abandon()
+        return self._digest.hexdigest()
+
+    def _abandon(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> TensorWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._abandon()
