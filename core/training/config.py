@@ -148,6 +148,7 @@ def _dict_call(values: Mapping[str, Any]) -> str:
 
 def _edit_model(editor: ConfigEditor, spec: TrainSpec, inputs: ConfigInputs) -> None:
     """Part 2. Remote code stays off: a model folder must not run its own Python."""
+    editor.ensure_import("", "torch")
     editor.set("tokenizer.trust_remote_code", "False")
     editor.set("model.llm.trust_remote_code", "False")
     editor.set("model.llm.torch_dtype", f"torch.{spec.dtype}")

@@ -19,7 +19,11 @@ from core.errors import UserError
 def literal(value: Any) -> str:
     """``repr`` of plain data, checked to read back as the same value."""
     text = repr(value)
-    if ast.literal_eval(text) != value:
+    try:
+        same = ast.literal_eval(text) == value
+    except (SyntaxError, ValueError):
+        same = False
+    if not same:
         raise ValueError(f"{value!r} is not plain data")
     return text
 
