@@ -13,6 +13,8 @@ from core.fsio import check_name, slug
 from core.jobs import api
 from pages._ui.common import errors_shown
 
+_DEFAULT = DatasetSpec(persona_path="")
+
 
 def draw(
     form: dict[str, Any], pack: str, persona: Persona, overrides: dict[str, str], locales: list[str]
