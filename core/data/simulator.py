@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from core import paths
 from core.conversation import Conversation, OnProgress
@@ -46,6 +46,10 @@ class SimulateSpec:
         identity: share of the rounds after the first that are the persona's own exchanges
             (needs a persona).
         user_tokens, reply_tokens: length limits of a turn.
+        user_prompt: ``swapped`` shows the user model the talk with roles swapped (UltraChat),
+            ``transcript`` as a text to go on with (Baize); ``auto`` = transcript for a small model.
+        user_temperature: of the user's lines; 0 = 1.0 as in the paper, 0.7 for a small model,
+            which at 1.0 leaves the subject.
         max_calls: model calls allowed; 0 = the worst case of ``estimate``.
     """
 
@@ -57,7 +61,9 @@ class SimulateSpec:
     kinds: tuple[openings.Kind, ...] = openings.KINDS
     identity: float = 0.4
     user_tokens: int = 48
-    reply_tokens: int = 192
+    reply_tokens: int = 96
+    user_prompt: Literal["auto", "swapped", "transcript"] = "auto"
+    user_temperature: float = 0.0
     max_calls: int = 0
 
     def __post_init__(self) -> None:
@@ -217,7 +223,7 @@ class _Stage:
     ) -> None:
         self.spec, self.user, self.assistant = spec, user, assistant
         self.supervised = supervised
-        self.settings = _settings(spec, persona)
+        self.settings = _settings(spec, persona, small=user.small)
         self.pairs = _pairs(persona, spec) if persona else []
         self.key = self._key(persona)
         self.cache = paths.cache_dir() / "ultrachat" / f"{self.key[:16]}.jsonl"
@@ -341,10 +347,16 @@ class _Stage:
         )
 
 
-def _settings(spec: SimulateSpec, persona: Persona | None) -> Settings:
-    names = tuple(a for s in ("name", "author") for a in persona.aliases(s)) if persona else ()
-    forbidden = tuple(persona.forbidden) if persona else ()
-    return Settings(spec.locale, spec.user_tokens, spec.reply_tokens, names, forbidden)
+def _settings(spec: SimulateSpec, persona: Persona | None, *, small: bool) -> Settings:
+    return Settings(
+        locale=spec.locale,
+        user_tokens=spec.user_tokens,
+        reply_tokens=spec.reply_tokens,
+        transcript=spec.user_prompt == "transcript" or (spec.user_prompt == "auto" and small),
+        user_temperature=spec.user_temperature or (0.7 if small else 1.0),
+        names=tuple(a for s in ("name", "author") for a in persona.aliases(s)) if persona else (),
+        forbidden=tuple(persona.forbidden) if persona else (),
+    )
 
 
 def _pairs(persona: Persona, spec: SimulateSpec) -> list[Scripted]:

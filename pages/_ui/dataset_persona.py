@@ -50,7 +50,7 @@ def draw() -> None:
 
 def _choose_pack(form: dict[str, Any], names: list[str]) -> str:
     at = names.index(form["pack"]) if form.get("pack") in names else 0
-    box, button = st.columns([3, 1], vertical_alignment="bottom")
+    box, button = st.columns([2, 1], vertical_alignment="bottom")
     pack = box.selectbox(
         "Persona pack", names, index=at, format_func=_title, key=f"pack-{len(names)}"
     )
@@ -167,10 +167,10 @@ def _disclosure(pack: str, slot: Slot, kept: dict[str, str]) -> None:
 
 
 def _samples(form: dict[str, Any], persona: Persona, locales: list[str]) -> None:
-    title, button = st.columns([3, 1], vertical_alignment="bottom")
-    title.subheader("Ten sample conversations")
-    if button.button("Ten others", icon=":material/shuffle:"):
-        form["sample_seed"] = int(form.get("sample_seed", 0)) + 1
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        st.subheader("Ten sample conversations")
+        if st.button("Ten others", icon=":material/shuffle:"):
+            form["sample_seed"] = int(form.get("sample_seed", 0)) + 1
     if not locales:
         st.warning(
             f"This persona speaks {', '.join(persona.locales)}, the model none of these. "

@@ -32,7 +32,7 @@ def draw() -> None:
                 icon=":material/search_off:",
             )
         elif st.session_state.get("rows-as", "Grid") == "Chat":
-            bubbles(rows, columns=3)
+            bubbles(rows)
         else:
             _grid(draft, rows)
         _add(draft)

@@ -66,22 +66,26 @@ def choose_dataset() -> str:
     return chosen
 
 
-def bubbles(rows: Sequence[Conversation], columns: int = 2) -> None:
-    """Conversations as chat bubbles, side by side."""
-    places = st.columns(columns)
-    for at, row in enumerate(rows):
-        with places[at % columns], st.container(border=True):
-            label = " · ".join(p for p in (row.intent, row.locale, row.kind) if p)
-            st.caption(safe_markdown(label))
-            replies = iter(row.loss)
-            for message in row.messages:
-                if message["role"] == "system":
-                    st.caption(f"System: {safe_markdown(message['content'])}")
-                    continue
-                with st.chat_message(message["role"]):
-                    st.markdown(safe_markdown(message["content"]))
-                    if message["role"] == "assistant" and not next(replies):
-                        st.caption("context only, not learned")
+def bubbles(rows: Sequence[Conversation], width: int = 360) -> None:
+    """Conversations as chat bubbles, as many side by side as the window has room for."""
+    with st.container(horizontal=True):
+        for row in rows:
+            with st.container(border=True, width=width):
+                _conversation(row)
+
+
+def _conversation(row: Conversation) -> None:
+    label = " · ".join(p for p in (row.intent, row.locale, row.kind) if p)
+    st.caption(safe_markdown(label))
+    replies = iter(row.loss)
+    for message in row.messages:
+        if message["role"] == "system":
+            st.caption(f"System: {safe_markdown(message['content'])}")
+            continue
+        with st.chat_message(message["role"]):
+            st.markdown(safe_markdown(message["content"]))
+            if message["role"] == "assistant" and not next(replies):
+                st.caption("context only, not learned")
 
 
 def job_panel() -> None:

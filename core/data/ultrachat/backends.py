@@ -19,6 +19,8 @@ from core.errors import UserError
 #: Where the endpoint's address and key are read; the names that the openai library itself uses.
 URL_VARIABLE, KEY_VARIABLE = "OPENAI_BASE_URL", "OPENAI_API_KEY"
 ENDPOINT_PREFIX = "endpoint:"
+#: Weights of less than this (about a billion parameters in 16 bits) make a small model.
+SMALL_BYTES = 2 * 10**9
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,10 @@ class Backend(Protocol):
     def concurrency(self) -> int:
         """Dialogues to play at once."""
 
+    @property
+    def small(self) -> bool:
+        """Too small to keep a role that its chat training never had."""
+
     def complete(self, calls: Sequence[Call], seed: int) -> list[Completion | UserError]:
         """One entry for each call, in order."""
 
@@ -68,6 +74,8 @@ class LocalBackend:
         self.name = self.ref.name
         self.key = self.ref.fingerprint()
         self.concurrency = batch_size
+        weights = sum(p.stat().st_size for p in self.ref.path.glob("*.safetensors"))
+        self.small = weights < SMALL_BYTES
         self._loaded: tuple[Any, Any] | None = None
 
     def complete(self, calls: Sequence[Call], seed: int) -> list[Completion | UserError]:
@@ -129,6 +137,7 @@ class EndpointBackend:
     max_retries: int = 5
     #: Replies that are no chat completion are asked for again this often.
     junk_retries: int = 2
+    small: bool = False
     name: str = field(init=False)
     key: str = field(init=False)
     _client: Any = field(init=False, repr=False)

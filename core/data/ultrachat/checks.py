@@ -53,6 +53,16 @@ _MARKER = re.compile(
     r"|用户[:：]|助手[:：]|不超过40个字",
     _FLAGS,
 )
+#: How a request or a person's remark begins; a line with none of these and no question mark is a
+#: statement about the world, which is the assistant's business.
+_WANTS = re.compile(
+    r"[?？]|^\W*(what|why|how|who|whose|when|where|which|is|are|do|does|did|can|could|would|will|"
+    r"should|and|but|so|or|ok|okay|hm+|no|yes|really|please|now|write|make|tell|give|explain|say|"
+    r"show|list|add|change|use|describe|try|put|let's|let us|compare|name|suggest|rewrite|shorten|"
+    r"continue|turn|help|find|imagine|repeat|i|i'm|i've|i'd|my|we|you|your)\b"
+    r"|[吗呢吧]|什么|怎|哪|几|多少|为何|^\W*(请|给|写|说|再|换|用|我|你|那|能|可以|帮|列|改|讲|举)",
+    _FLAGS,
+)
 _DISCLAIMER = re.compile(
     r"\bas an ai\b|\bi (don't|do not) have (personal )?(feelings|emotions|opinions|preferences)"
     r"|\bi('m| am) (just )?an ai\b|作为.{0,4}(ai|人工智能|语言模型)|我没有(情感|感情|个人观点)",
@@ -86,6 +96,8 @@ def check_user(
         return "politeness_only"
     if guess_locale(text) != locale:
         return "wrong_language"
+    if not _WANTS.search(text):
+        return "no_request"
     if cut or _too_long(text):
         return "too_long"
     if any(fuzz.ratio(text.casefold(), e.casefold()) > REPEAT_RATIO for e in earlier):

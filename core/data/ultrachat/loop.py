@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from core.conversation import Message
 from core.data.ultrachat.backends import Backend, Call, Completion
-from core.data.ultrachat.cards import user_view
+from core.data.ultrachat.cards import clean_line, swapped_view, transcript_view
 from core.data.ultrachat.checks import check_reply, check_user
 from core.data.ultrachat.openings import Opening
 from core.errors import UserError
@@ -42,12 +42,14 @@ class Settings:
     """What the loop needs besides openings. Lengths in tokens.
 
     ``names``: the persona's names, which neither side may utter unasked; ``forbidden``: names no
-    reply may hold.
+    reply may hold; ``transcript``: show the user model the talk as a text, not with swapped roles.
     """
 
     locale: str
     user_tokens: int = 48
     reply_tokens: int = 192
+    transcript: bool = False
+    user_temperature: float = 1.0
     names: tuple[str, ...] = ()
     forbidden: tuple[str, ...] = ()
 
@@ -100,8 +102,10 @@ class Dialogue:
             self._accept_user(completion)
 
     def _user_call(self) -> Call:
-        view = user_view(self.messages, self.opening, self.style, self.settings.locale)
-        return Call(view, self.settings.user_tokens, 1.0, 0.95, _STOPS)
+        settings = self.settings
+        view = transcript_view if settings.transcript else swapped_view
+        seen = view(self.messages, self.opening, self.style, settings.locale)
+        return Call(seen, settings.user_tokens, settings.user_temperature, 0.95, ("\n", *_STOPS))
 
     def _reply_call(self) -> Call:
         # Greedy first: the row is to hold what the base model says anyway.
@@ -110,22 +114,23 @@ class Dialogue:
 
     def _accept_user(self, completion: Completion) -> None:
         settings = self.settings
+        line = clean_line(completion.text)
         fault = check_user(
-            completion.text,
+            line,
             self.messages,
             settings.locale,
             cut=completion.cut,
             names=settings.names,
         )
         if not self._count("user", fault):
-            self._say("user", completion.text, "model")
+            self._say("user", line, "model")
         elif self.tries > RETRIES:
             self._fail()
-            line = next(self._unused_lines(), None)
-            if not self.ended and line:
+            prepared = next(self._unused_lines(), None)
+            if not self.ended and prepared:
                 self.fallbacks += 1
-                self._say("user", line, "fallback")
-            elif not line:
+                self._say("user", prepared, "fallback")
+            elif not prepared:
                 self.ended = self.ended or "no_line_left"
 
     def _accept_reply(self, completion: Completion) -> None:
