@@ -251,7 +251,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
             content = _Unpickler(io.BytesIO(archive.read(names[0])), path).load()
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist", fix="choose a checkpoint of the run") from error
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, struct.error) as error:
+    except PermissionError as error:
+        raise UserError(f"{path} cannot be read", why=error.strerror or str(error)) from error
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, struct.error, OSError) as error:
         raise UserError(
             f"{path} is not a whole checkpoint",
             why=f"{error}; {path.stat().st_size:,} bytes",
@@ -259,8 +261,6 @@ def open_checkpoint(path: Path) -> Checkpoint:
         ) from error
     except UserError:
         raise
-    except OSError as error:
-        raise UserError(f"{path} cannot be read", why=error.strerror or str(error)) from error
     except Exception as error:  # pickle raises nearly anything on a damaged stream
         raise UserError(
             f"{path} cannot be decoded",

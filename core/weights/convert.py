@@ -121,21 +121,14 @@ def lora_config(source: AdapterSource, keys: list[str]) -> dict[str, Any]:
 
 
 def _convert_fast(checkpoint: Path, config: Path, folder: Path, fp32: bool) -> None:
-    from safetensors import serialize_file
+    from safetensors.numpy import save_file
 
     source = read_config(config)
     arrays = _trained(checkpoint)
     _check_finite(arrays, checkpoint, fp32)
     kind = np.dtype("<f4" if fp32 else "<f2")
-    serialize_file(
-        {
-            key: {
-                "dtype": kind.name,
-                "shape": list(array.shape),
-                "data": array.astype(kind, copy=False).tobytes(),
-            }
-            for key, array in arrays.items()
-        },
+    save_file(
+        {key: np.ascontiguousarray(array, dtype=kind) for key, array in arrays.items()},
         str(folder / WEIGHTS),
         {"format": "pt"},
     )
