@@ -200,7 +200,8 @@ def _edit_data(editor: ConfigEditor, spec: TrainSpec) -> None:
         ("xtuner.dataset.collate_fns", "default_collate_fn"),
     ):
         editor.ensure_import(module, name)
-    source = f'dict(type=load_dataset, path="json", data_files=dict(train={_path_variable(editor)}))'
+    path = _path_variable(editor)
+    source = f'dict(type=load_dataset, path="json", data_files=dict(train={path}))'
     name = editor.value("train_dataloader.dataset") or ""
     if name.isidentifier() and editor.value(f"{name}.type") == "process_hf_dataset":
         editor.set(f"{name}.dataset", source)
@@ -213,7 +214,7 @@ def _edit_data(editor: ConfigEditor, spec: TrainSpec) -> None:
         editor.set(f"{name}.pack_to_max_length", "pack_to_max_length")
     else:
         name = name if name.isidentifier() else "train_dataset"
-        editor.assign(name, _DATASET.format(path=_path_variable(editor)), after="model")
+        editor.assign(name, _DATASET.format(path=path), after="model")
         editor.set("train_dataloader.dataset", name)
     editor.set("train_dataloader.batch_size", "batch_size")
     editor.set("train_dataloader.num_workers", "0")

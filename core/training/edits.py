@@ -15,6 +15,8 @@ import libcst as cst
 
 from core.errors import UserError
 
+_Statement = cst.SimpleStatementLine | cst.BaseCompoundStatement
+
 
 def literal(value: Any) -> str:
     """``repr`` of plain data, checked to read back as the same value."""
@@ -166,7 +168,7 @@ class ConfigEditor:
         statement = cst.ensure_type(self._module.body[index], cst.SimpleStatementLine)
         return cst.ensure_type(statement.body[0], cst.Assign).value
 
-    def _replace(self, index: int, statements: Sequence[cst.BaseStatement]) -> None:
+    def _replace(self, index: int, statements: Sequence[_Statement]) -> None:
         body = list(self._module.body)
         body[index : index + 1] = list(statements)
         self._module = self._module.with_changes(body=body)
@@ -260,7 +262,7 @@ class ConfigEditor:
                 if any(self._module.code_for_node(n.name) == name for n in names):
                     return
         code = f"import {name}\n" if not module else f"from {module} import {name}\n"
-        self._replace(last, [self._module.body[last], _statement(code)])  # type: ignore[list-item]
+        self._replace(last, [self._module.body[last], _statement(code)])
 
 
 def _type_of(node: cst.BaseExpression) -> str | None:

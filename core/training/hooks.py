@@ -109,7 +109,7 @@ def _learning_rate(runner: Any) -> float:
 def _grad_norm(runner: Any) -> float | None:
     """Norm before clipping, as mmengine or DeepSpeed measured it in the last optimizer step."""
     engine = getattr(runner.model, "model", None)
-    if hasattr(engine, "get_global_grad_norm"):
+    if engine is not None and hasattr(engine, "get_global_grad_norm"):
         norm = engine.get_global_grad_norm()
         return None if norm is None else float(norm)
     scalars = runner.message_hub.log_scalars

@@ -70,6 +70,19 @@ def measure(rows: list[Conversation], template: ChatTemplate, max_length: int) -
     return RowStats(len(rows), tokens, kept, supervised, cut, unusable, lengths)
 
 
+def differing(rows: list[Conversation], template: ChatTemplate) -> list[str]:
+    """Ids of rows whose turns, encoded one by one as XTuner does, are not what chat feeds.
+
+    A tokenizer may join a space at the edge of a turn with the template's newline.
+    """
+    pieces = template.xtuner_template()
+    return [
+        row.id for row in rows
+        if template._as_xtuner(row.messages, pieces)[0]
+        != template.encode(template.with_system(row.messages), add_generation_prompt=False)
+    ]
+
+
 def write_with_system(rows: list[Conversation], template: ChatTemplate, out: Path) -> Path:
     """Write the rows with the template's default system turn spelled out.
 

@@ -4,6 +4,7 @@
 and a device, and returns each automatic choice with its reason.
 """
 
+# ruff: noqa: RUF009  # _about is dataclasses.field with names for its metadata
 from __future__ import annotations
 
 import dataclasses

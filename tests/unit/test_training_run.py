@@ -162,8 +162,8 @@ def test_resume_gives_the_same_bytes(
     """Dropout on, resumed in the middle of a pass (4) and of another pass (8)."""
     whole, result = finished
     source = result["checkpoints"][[4, 8].index(step)]["path"]
-    run, resumed = train(tmp_path / "again",
-                         spec_for(dataset, tiny_llama, resume_from=source))
+    _, resumed = train(tmp_path / "again",
+                       spec_for(dataset, tiny_llama, resume_from=source))
     assert adapter_sha(resumed["final"]) == adapter_sha(result["final"])
     assert resumed["lr"] == result["lr"][step:]
     assert [c["step"] for c in resumed["checkpoints"]] == [4, 8, 9]
@@ -221,7 +221,7 @@ def test_resume_without_its_random_state_is_refused(
 ) -> None:
     shutil.rmtree(copy_of / "random_state" / "iter_8")
     spec = TrainSpec.from_dict(spec_for(dataset, tiny_llama))
-    with pytest.raises(UserErrors, match="random state of iter_8.pth is missing"):
+    with pytest.raises(UserErrors, match=r"random state of iter_8\.pth is missing"):
         record.require_same(spec, copy_of / "iter_8.pth")
 
 

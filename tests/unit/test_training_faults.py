@@ -1,0 +1,74 @@
+"""Log text of failed runs -> one reason, a cause, fixes that give a startable spec."""
+
+from __future__ import annotations
+
+import pytest
+
+from core.training.faults import TAIL, diagnose
+from core.training.spec import DEFAULT_CONFIG, TrainSpec
+
+CASES = [
+    ("oom_gpu", "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."),
+    ("oom_gpu", "RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
+    ("oom_host", "RuntimeError: [enforce fail] DefaultCPUAllocator: can't allocate memory: you"),
+    ("oom_host", "terminate called after throwing an instance of 'std::bad_alloc'"),
+    ("disk_full", "OSError: [Errno 28] No space left on device"),
+    ("nan_loss", "the loss is not a number for 3 steps, up to step 9"),
+    ("no_gpu", "RuntimeError: Found no NVIDIA driver on your system."),
+    ("no_gpu", "AssertionError: Torch not compiled with CUDA enabled"),
+    ("killed_signal", "[rank0]:[E] Watchdog caught collective operation timeout: WorkNCCL"),
+    ("import_error", "huggingface_hub.errors.GatedRepoError: 401 Client Error."),
+    ("import_error", "OfflineModeIsEnabled: Cannot reach https://huggingface.co"),
+    ("import_error", "ModuleNotFoundError: No module named 'bitsandbytes'"),
+    ("bad_config", "KeyError: 'NoSuchHook is not in the mmengine::hook registry.'"),
+    ("bad_config", "TypeError: LoraConfig.__init__() got an unexpected keyword argument 'rank'"),
+    ("bad_config", "OSError: [Errno 98] Address already in use"),
+    ("bad_data", "datasets.exceptions.DatasetGenerationError: An error occurred"),
+    ("incomplete", "training ended without its last checkpoint (step 120)"),
+]
+
+
+@pytest.mark.parametrize(("reason", "line"), CASES)
+def test_log_line_gives_the_reason_and_three_fixes(reason: str, line: str) -> None:
+    text = f"step 1\nTraceback (most recent call last):\n  File x\n{line}\nbye\n"
+    fault = diagnose(text, returncode=1, params=TrainSpec("d").to_dict())
+    assert fault.reason == reason
+    assert fault.line == line
+    assert len(fault.fixes) >= 2
+    assert fault.cause.endswith(".")
+
+
+@pytest.mark.parametrize(("reason", "line"), CASES)
+def test_every_fix_gives_a_spec_that_can_start(reason: str, line: str) -> None:
+    spec = TrainSpec("d", batch_size=5, quantize="none", dtype="float16", deepspeed="zero3",
+                     stock_config="qwen_7b_qlora_alpaca_e3", config_text="x = 1")
+    for fix in diagnose(line, params=spec.to_dict()).fixes:
+        TrainSpec.from_dict({**spec.to_dict(), **fix.overrides}).check()
+
+
+def test_memory_fix_keeps_the_rows_behind_a_step() -> None:
+    spec = TrainSpec("d", batch_size=16, accumulation=1)
+    first = diagnose("CUDA out of memory", params=spec.to_dict()).fixes[0]
+    smaller = TrainSpec.from_dict({**spec.to_dict(), **first.overrides})
+    assert smaller.rows_per_step == spec.rows_per_step
+    assert smaller.batch_size < spec.batch_size
+
+
+def test_config_fix_goes_back_to_the_form_and_the_stock_file() -> None:
+    spec = TrainSpec("d", stock_config="qwen_7b_qlora_alpaca_e3", config_text="x = 1")
+    fixes = diagnose("NameError: name 'foo' is not defined", params=spec.to_dict()).fixes
+    assert fixes[0].overrides == {"config_text": None}
+    assert fixes[1].overrides == {"stock_config": DEFAULT_CONFIG}
+
+
+@pytest.mark.parametrize(("code", "stop", "reason"), [
+    (-9, False, "oom_host"), (-15, False, "killed_signal"), (0, False, "incomplete"),
+    (-9, True, "user_stop"), (1, False, "incomplete"),
+])
+def test_silent_ends_are_told_apart_by_the_exit(code: int, stop: bool, reason: str) -> None:
+    assert diagnose("all fine\n", returncode=code, stop_requested=stop).reason == reason
+
+
+def test_only_the_tail_counts_and_old_specs_do_not_break() -> None:
+    text = "CUDA out of memory\n" + "x" * TAIL
+    assert diagnose(text, returncode=1, params={"speed": 3}).reason == "incomplete"

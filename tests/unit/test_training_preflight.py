@@ -1,0 +1,123 @@
+"""What is said before Start: counts, estimates, every problem at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from core import fsio
+from core.conversation import Conversation
+from core.errors import UserErrors
+from core.models.device import Choice, Device
+from core.training import deepspeed, entry, launch
+from core.training.preflight import preflight
+from core.training.spec import TrainSpec
+
+CPU = Device("cpu", "test CPU", 1, 8 * 2**30, 2, Choice("dtype", "float32", "test"))
+GPUS = Device("cuda", "test GPU", 2, 80 * 2**30, 8, Choice("dtype", "bfloat16", "test"))
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    rows = [Conversation(f"r{i}", [{"role": "user", "content": f"Question {i}?"},
+                                   {"role": "assistant", "content": "word " * (1 + i) + "end"}])
+            for i in range(40)]
+    fsio.write_jsonl(tmp_path / "data" / "train.jsonl", (row.to_row() for row in rows))
+    return tmp_path / "data"
+
+
+def test_counts_are_exact_and_estimates_name_their_basis(dataset: Path, tiny_llama: Path) -> None:
+    spec = TrainSpec(str(dataset), model=str(tiny_llama), steps=10, warmup_steps=1, batch_size=8,
+                     accumulation=2, max_length=32)
+    report = preflight(spec, CPU)
+    assert report.problems == []
+    assert report.template_parity
+    assert (report.rows, report.steps) == (40, 10)
+    assert report.exposures == pytest.approx(10 * 16 / 40)
+    assert report.tokens_kept > 0 and report.tokens_dropped > 0
+    assert report.rows_cut == sum("lose their tail" in w for w in report.warnings) * report.rows_cut
+    for estimate in (report.memory, report.seconds, report.disk):
+        assert estimate is not None and estimate.value > 0 and estimate.basis
+
+
+def test_every_problem_is_listed_at_once(tmp_path: Path, tiny_llama: Path) -> None:
+    spec = TrainSpec(str(tmp_path / "none"), model=str(tmp_path / "nowhere"), lr=0.0, steps=2,
+                     warmup_steps=2, dtype="float16", deepspeed="zero2", gpus=4,
+                     stock_config="no_such", resume_from=str(tmp_path / "iter_4.pth"))
+    report = preflight(spec, CPU)
+    text = "\n".join(map(str, report.problems))
+    for word in ("learning rate", "warm-up", "float16", "DeepSpeed", "4 GPUs", "no_such",
+                 "train.jsonl", "nowhere", "iter_4.pth"):
+        assert word in text, word
+    with pytest.raises(UserErrors):
+        report.check()
+
+
+def test_rows_that_xtuner_would_encode_differently_are_named(
+    tmp_path: Path, tiny_llama: Path
+) -> None:
+    rows = [Conversation("good", [{"role": "user", "content": "Hi"},
+                                  {"role": "assistant", "content": "Hello"}]),
+            Conversation("edge", [{"role": "user", "content": "Hi"},
+                                  {"role": "assistant", "content": "  Hello"}])]
+    fsio.write_jsonl(tmp_path / "train.jsonl", (row.to_row() for row in rows))
+    report = preflight(TrainSpec(str(tmp_path), model=str(tiny_llama)), CPU)
+    assert not report.template_parity
+    assert "'edge'" in str(report.problems[0])
+
+
+def test_memory_and_disk_that_do_not_suffice_are_problems(
+    dataset: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = Device("cpu", "small", 1, 2**29, 2, CPU.compute_dtype)
+    monkeypatch.setattr(fsio, "free_bytes", lambda path: 1000)
+    report = preflight(TrainSpec(str(dataset), model=str(tiny_llama)), small)
+    text = "\n".join(map(str, report.problems))
+    assert "does not fit in memory" in text
+    assert "not enough disk space" in text
+
+
+def test_auto_explains_every_choice_and_keeps_overrides(dataset: Path, tiny_llama: Path) -> None:
+    spec, choices = TrainSpec.auto(str(dataset), str(tiny_llama), CPU, steps=33, lora_r=4)
+    by_name = {choice.name: choice for choice in choices}
+    assert (spec.steps, spec.lora_r) == (33, 4)
+    assert by_name["steps"].reason == "set by you"
+    assert all(choice.reason for choice in choices)
+    assert spec.rows_per_step == 16
+    spec.check()
+    on_gpu, _ = TrainSpec.auto(str(dataset), str(tiny_llama), GPUS)
+    assert on_gpu.dtype == "bfloat16"
+
+
+def test_auto_recomputes_activations_where_memory_is_short(
+    dataset: Path, tiny_llama: Path
+) -> None:
+    tight = Device("cpu", "tight", 1, 2**30, 2, CPU.compute_dtype)
+    spec, choices = TrainSpec.auto(str(dataset), str(tiny_llama), tight)
+    assert spec.batch_size * spec.accumulation == 16
+    assert spec.batch_size < 16 or spec.activation_checkpointing
+    assert choices
+
+
+def test_deepspeed_is_off_without_a_gpu_and_says_why() -> None:
+    assert all("no GPU" in option.reason for option in deepspeed.options(CPU))
+    assert [option.reason for option in deepspeed.options(GPUS)] == [""] * 5
+    for option in deepspeed.options(GPUS):
+        spec = TrainSpec("d", deepspeed=option.value)  # type: ignore[arg-type]
+        assert Path(deepspeed.json_path(spec)).is_file()
+
+
+def test_commands_of_one_gpu_several_gpus_and_nodes(tmp_path: Path) -> None:
+    from core.paths import RunPaths
+
+    run = RunPaths(tmp_path)
+    spec = TrainSpec("d", deepspeed="zero2", gpus=2, nodes=2)
+    argv = entry.xtuner_argv(spec, run.config, run.work)
+    assert argv[argv.index("--deepspeed") + 1] == "deepspeed_zero2"
+    assert argv[argv.index("--launcher") + 1] == "pytorch"
+    line = launch.torchrun_argv(spec, run)
+    assert "--nproc_per_node=2" in line and "--nnodes=2" in line
+    assert line[-3:] == ["-m", "core.training.entry", str(tmp_path)]
+    assert len(launch.node_commands(spec, run)) == 1
+    assert "--standalone" in launch.torchrun_argv(TrainSpec("d", gpus=2), run)
