@@ -96,12 +96,18 @@ class LoraWeights:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A checked adapter. ``replaced``: parameters trained in full (modules_to_save)."""
+    """A checked adapter.
+
+    Args:
+        replaced: parameters trained in full (modules_to_save).
+        frozen: copies of base weights that PEFT stores beside LoRA on an embedding.
+    """
 
     folder: Path
     config: dict[str, Any]
     lora: dict[str, LoraWeights]
     replaced: dict[str, TensorRef]
+    frozen: dict[str, TensorRef]
 
     @property
     def fan_in_fan_out(self) -> bool:
@@ -195,18 +201,19 @@ _PART = re.compile(
 
 def _group(
     refs: Mapping[str, TensorRef],
-) -> tuple[dict[str, dict[str, TensorRef]], dict[str, TensorRef], list[str]]:
-    """Parts by module, fully trained parameters, and keys that are neither."""
+) -> tuple[dict[str, dict[str, TensorRef]], dict[str, TensorRef], dict[str, TensorRef], list[str]]:
+    """Parts by module, fully trained parameters, stored base weights, and unknown keys."""
     modules: dict[str, dict[str, TensorRef]] = {}
-    replaced, odd = {}, []
+    replaced, frozen, odd = {}, {}, []
     for key, ref in refs.items():
         if match := _PART.fullmatch(key):
             modules.setdefault(match["module"], {})[match["part"]] = ref
         elif "lora_" in key:
             odd.append(key)
         else:
-            replaced[key.removeprefix("base_model.model.").replace(".base_layer.", ".")] = ref
-    return modules, replaced, odd
+            name = key.removeprefix("base_model.model.")
+            (frozen if ".base_layer." in name else replaced)[name.replace(".base_layer", "")] = ref
+    return modules, replaced, frozen, odd
 
 
 def _layer(module: str, parts: Mapping[str, TensorRef], config: Mapping[str, Any]) -> LoraWeights:
@@ -271,7 +278,7 @@ def read_adapter(folder: Path) -> Adapter:
         )
     if problems:
         raise UserErrors(problems, f"the adapter {folder} cannot be merged")
-    modules, replaced, odd = _group(read_safetensors(weights))
+    modules, replaced, frozen, odd = _group(read_safetensors(weights))
     problems = [UserError(f"{key} is of an unknown kind") for key in odd]
     lora = {}
     for module, parts in modules.items():
@@ -281,17 +288,16 @@ def read_adapter(folder: Path) -> Adapter:
             problems.append(error)
     saved = config.get("modules_to_save") or []
     for name in replaced:
-        if not any(
-            name == f"{m}.{name.rsplit('.', 1)[-1]}" or f".{m}." in f".{name}" for m in saved
-        ):
+        # PEFT picks these modules by a plain suffix: "norm" takes "input_layernorm" too.
+        if not name.rpartition(".")[0].endswith(tuple(saved)):
             problems.append(
                 UserError(
                     f"{name} is neither LoRA nor listed in modules_to_save",
-                    why="a resized embedding, perhaps",
+                    why="the vocabulary was resized, perhaps",
                 )
             )
     if not lora and not problems:
         problems.append(UserError("it holds no LoRA weights", fix="convert the checkpoint again"))
     if problems:
         raise UserErrors(problems, f"the adapter {folder} cannot be merged")
-    return Adapter(folder, config, lora, replaced)
+    return Adapter(folder, config, lora, replaced, frozen)

@@ -153,7 +153,7 @@ def merge(
         else:
             from core.weights import xtuner_tools
 
-            size = f"{parse_size(max_shard_size)}B"
+            size = f"{max(1, parse_size(max_shard_size) // 1000)}KB"
             xtuner_tools.merge(base.path, adapter, folder, max_shard_size=size)
         if finish:
             finish(folder)

@@ -186,6 +186,7 @@ def _collect(base: _Base, adapter: Adapter) -> tuple[_Changes, list[UserError]]:
             )
         else:
             changes.replaced[key if base.tied and key in _HEADS else found] = ref
+    problems += _frozen_problems(base, adapter)
     missing = [m for m in base.modules() if adapter.targets(m) and not _covered(m, adapter)]
     if missing:
         problems.append(
@@ -196,6 +197,30 @@ def _collect(base: _Base, adapter: Adapter) -> tuple[_Changes, list[UserError]]:
             )
         )
     return changes, problems
+
+
+def _frozen_problems(base: _Base, adapter: Adapter) -> list[UserError]:
+    """The base weights that PEFT stored must be this base's own."""
+    problems = []
+    for key, ref in adapter.frozen.items():
+        found = base.find(key)
+        own = base.tensors[found] if found else None
+        if own is None or own.shape != ref.shape:
+            problems.append(
+                UserError(
+                    f"{key} was resized: the adapter brings one of shape {ref.shape}",
+                    why=f"the base has {own.shape if own else 'none'}",
+                    fix="resize the base's vocabulary first, and give that base",
+                )
+            )
+        elif own.dtype == ref.dtype and own.read() != ref.read():
+            problems.append(
+                UserError(
+                    f"the adapter brings a {key} that is not the base's",
+                    fix="use the base model that the adapter was trained on",
+                )
+            )
+    return problems
 
 
 def _covered(module: str, adapter: Adapter) -> bool:
