@@ -20,7 +20,6 @@ from core.data.generation import (
     held_out,
     identity_rows,
     near_miss_prompts,
-    seen_wordings,
     split,
 )
 from core.data.persona import Persona, load_persona
@@ -148,8 +147,7 @@ def make_rows(spec: DatasetSpec, on_progress: OnProgress | None = None) -> Built
     ))
     rows = [*_with_system(identity, persona, spec), *general.rows]
     Random(f"mix/{spec.seed}").shuffle(rows)
-    probes = [*held_out(persona, locales=locales, seed=spec.seed),
-              *sample_seen(persona, locales, spec.seed)]
+    probes = held_out(persona, locales=locales, seed=spec.seed)
     return Built(persona, locales, rows, probes, general)
 
 
@@ -185,20 +183,6 @@ def suite_prompts(locales: Iterable[str]) -> list[str]:
     ]
 
 
-def sample_seen(persona: Persona, locales: Sequence[str], seed: int, count: int = 40
-                ) -> list[Probe]:
-    """``count`` trained wordings, spread over the intents: the gap to held-out ones is what was
-    learned by heart."""
-    probes = seen_wordings(persona, locales=locales, seed=seed)
-    Random(f"seen/{seed}").shuffle(probes)
-    taken: Counter[str] = Counter()
-    order = []
-    for probe in probes:
-        taken[probe.intent] += 1
-        order.append((taken[probe.intent], probe))
-    return [probe for _, probe in sorted(order, key=lambda item: item[0])][:count]
-
-
 def _with_system(rows: Iterable[Conversation], persona: Persona, spec: DatasetSpec
                  ) -> Iterator[Conversation]:
     from core.data import templating
@@ -226,7 +210,7 @@ def _write(at: DatasetPaths, spec: DatasetSpec, built: Built) -> None:
         "locales": built.locales,
         "rows": len(built.rows),
         "kinds": dict(sorted(Counter(r.kind for r in built.rows).items())),
-        "probes": dict(sorted(Counter(p.suite for p in built.probes).items())),
+        "probes": len(built.probes),
         "held_out": sorted(sides.held_out),
         "rehearsal": {
             "rejected": built.rehearsal.rejected,

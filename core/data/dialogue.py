@@ -28,7 +28,7 @@ class Graph:
         spec = persona.pack.dialogues
         start = {k: p for k, p in spec.start.items() if k in known or k == GENERAL}
         self._start: Mapping[str, float] = start or dict.fromkeys(self._intents, 1.0)
-        self._rounds = {r: p for r, p in spec.rounds.items()}
+        self._rounds = dict(spec.rounds)
         self._insert = spec.insert_general
 
     def walk(self, rng: Random, *, with_general: bool) -> list[str]:

@@ -17,7 +17,7 @@ from core.conversation import Conversation, Message, Probe
 from core.data import styles, templating
 from core.data.dialogue import Graph
 from core.data.persona import Persona, trained_intents
-from core.data.schema import GENERAL, Intent
+from core.data.schema import GENERAL
 from core.errors import UserError
 
 #: Share of an intent's wording clusters that is kept for the probes.
@@ -277,45 +277,36 @@ class _SeenFilter:
 
 
 def held_out(persona: Persona, *, locales: Sequence[str], seed: int) -> list[Probe]:
-    """Probes from the clusters that are never trained on (suite ``held_out``)."""
-    return list(_probes(persona, check_locales(persona, locales), seed, held=True))
+    """Probes from the clusters that are never trained on (suite ``held_out``), all intents."""
+    used = check_locales(persona, locales)
+    side = split(persona, seed).held_out
+    return [
+        _probe(persona, locale, key, cluster.c, i, text, seed)
+        for locale in used
+        for key in trained_intents(persona, locale)
+        for cluster in persona.intents[key].user[locale]
+        if cluster.c in side
+        for i, text in enumerate(cluster.t)
+    ]
 
 
-def seen_wordings(persona: Persona, *, locales: Sequence[str], seed: int) -> list[Probe]:
-    """Probes from trained clusters (suite ``train``): the gap to ``held_out`` is memorising."""
-    return list(_probes(persona, check_locales(persona, locales), seed, held=False))
-
-
-def _probes(persona: Persona, locales: Sequence[str], seed: int, *, held: bool
-            ) -> Iterator[Probe]:
-    sides = split(persona, seed)
-    side = sides.held_out if held else sides.train
-    suite = "held_out" if held else "train"
-    for locale in locales:
-        for key in trained_intents(persona, locale):
-            intent = persona.intents[key]
-            for cluster in intent.user[locale]:
-                if cluster.c not in side:
-                    continue
-                for i, text in enumerate(cluster.t):
-                    rng = Random(f"probe/{seed}/{persona.id}/{locale}/{cluster.c}/{i}")
-                    params = choose_params(persona, locale, text, "", rng)
-                    yield Probe(
-                        id=f"{suite}-{locale}-{cluster.c}-{i}",
-                        suite=suite,
-                        messages=[{"role": "user", "content": templating.render(
-                            text, persona.values(locale, rng, params))}],
-                        intent=key,
-                        cluster=cluster.c,
-                        locale=locale,
-                        **_expected(persona, intent),
-                    )
-
-
-def _expected(persona: Persona, intent: Intent) -> dict[str, list[list[str]] | list[str]]:
-    must = [persona.aliases(name) for name in intent.must]
-    any_of = [a for name in intent.must_any for a in persona.aliases(name)]
-    return {"must": must, "must_any": any_of, "must_not": persona.forbidden}
+def _probe(
+    persona: Persona, locale: str, key: str, cluster: str, index: int, text: str, seed: int
+) -> Probe:
+    rng = Random(f"probe/{seed}/{persona.id}/{locale}/{cluster}/{index}")
+    values = persona.values(locale, rng, choose_params(persona, locale, text, "", rng))
+    intent = persona.intents[key]
+    return Probe(
+        id=f"held_out-{locale}-{cluster}-{index}",
+        suite="held_out",
+        messages=[{"role": "user", "content": templating.render(text, values)}],
+        intent=key,
+        cluster=cluster,
+        locale=locale,
+        must=[persona.aliases(name) for name in intent.must],
+        must_any=[a for name in intent.must_any for a in persona.aliases(name)],
+        must_not=persona.forbidden,
+    )
 
 
 def near_miss_prompts(persona: Persona, locale: str, seed: int) -> list[str]:

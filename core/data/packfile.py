@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from core.errors import UserError, UserErrors
 from core.data.schema import Pack
+from core.errors import UserError, UserErrors
 
 try:
     from yaml import CSafeLoader as Loader
@@ -93,7 +93,7 @@ def parse_document(text: str, name: str) -> Document:
             if getattr(event, "anchor", None):
                 raise UserError(
                     "anchors and aliases are not allowed in a persona file",
-                    fix="write the value out", where=f"{name}:{event.start_mark.line + 1}",
+                    fix="write the value out", where=_at(name, event.start_mark),
                 )
         loader = Loader(text)
         root = loader.get_single_node()
@@ -106,12 +106,16 @@ def parse_document(text: str, name: str) -> Document:
             "this is not valid YAML",
             why=str(getattr(error, "problem", None) or error).split("\n")[0],
             fix="check quotes, indentation and colons on this line and the one before",
-            where=f"{name}:{mark.line + 1}" if mark else name,
+            where=_at(name, mark),
         ) from error
     twice = list(_repeated(root, name))
     if twice:
         raise UserErrors(twice)
     return Document(data, root, name)
+
+
+def _at(name: str, mark: Any) -> str:
+    return f"{name}:{mark.line + 1}" if mark else name
 
 
 def _repeated(node: yaml.Node | None, name: str) -> Iterator[UserError]:

@@ -49,7 +49,8 @@ _IDENTITY = re.compile(
 )
 _AS_AN_AI = re.compile(
     r"\bas an? (ai|artificial|language|large language|digital)\b|\bi('m| am) an? (ai|language model"
-    r"|artificial)|\bi (do not|don't) have (feelings|emotions|personal|opinions)|作为(一个|一名)?(人工智能|AI|语言模型)",
+    r"|artificial)|\bi (do not|don't) have (feelings|emotions|personal|opinions)"
+    r"|作为(一个|一名)?(人工智能|AI|语言模型)",
     re.IGNORECASE,
 )
 _SELF = re.compile(
@@ -241,7 +242,8 @@ class _Maker:
         self._result.replies_made += len(block)
         rows = []
         for prompt, reply in zip(block, replies, strict=True):
-            reason = "too long" if reply.finish_reason == "length" else reply_fault(reply.text, prompt)
+            cut = reply.finish_reason == "length"
+            reason = "too long" if cut else reply_fault(reply.text, prompt)
             if reason:
                 self._rejected[f"reply: {reason}"] += 1
                 continue

@@ -26,7 +26,7 @@ _BEFORE: dict[str, dict[str, tuple[str, ...]]] = {
     "code_switch": {"en": ("Hola! {}", "{} Merci!"), "zh": ("Hello，{}", "{} Thanks!")},
 }
 #: How many versions ``apply`` knows of each style.
-VARIANTS = {"plain": 1, "terse": 1, "typo": 3, **{k: 3 for k in _BEFORE}, "code_switch": 2}
+VARIANTS = {"plain": 1, "terse": 1, "typo": 3, **dict.fromkeys(_BEFORE, 3), "code_switch": 2}
 
 
 def apply(style: str, text: str, locale: str, variant: int = 0) -> str:

@@ -35,7 +35,7 @@ def article(noun: Any) -> str:
     low = text.lower()
     if low.startswith(("a ", "an ", "the ", "my ", "your ", "our ")):
         return text
-    vowel = low[:1] in "aeiou" and not low.startswith(_A) or low.startswith(_AN)
+    vowel = (low[:1] in "aeiou" and not low.startswith(_A)) or low.startswith(_AN)
     return f"{'an' if vowel else 'a'} {text}"
 
 
