@@ -14,7 +14,7 @@ from core.errors import UserError
 from core.jobs import api
 from core.jobs.journal import read_journal
 from core.jobs.state import ACTIVE, State, Status, Summary
-from core.paths import RunPaths
+from core.paths import DatasetPaths, RunPaths
 
 
 def register(commands: Any) -> None:
@@ -75,8 +75,14 @@ def _train(args: argparse.Namespace) -> int:
     settings = dict(map(parse_assignment, args.settings))
     if args.config is not None:
         settings["config_text"] = _read_text(args.config)
-    dataset = str(args.dataset.resolve())
-    spec, choices = TrainSpec.auto(dataset, args.model, describe(), **settings)
+    dataset = args.dataset.resolve()
+    if not DatasetPaths(dataset).train.is_file():  # before a minute goes into a model
+        raise UserError(
+            f"{args.dataset} is not a dataset",
+            why="it has no train.jsonl",
+            fix="build one: python -m core dataset build --help",
+        )
+    spec, choices = TrainSpec.auto(str(dataset), args.model, describe(), **settings)
     for choice in choices:
         print(f"  {choice.name} = {choice.value}: {choice.reason}", file=sys.stderr)
     return _report(start_training(spec, name=args.name or args.dataset.name), args.detach)

@@ -260,14 +260,15 @@ class Supervisor:
             self.finish(State.SUCCEEDED, Reason.COMPLETED, left_over=left)
             return
         status = self.child_status if self.child_status is not None else -signal.SIGKILL
+        params = self.spec.params if self.spec.kind == "train" else None
+        if halted is not None:
+            self.finish(State.FAILED, halted, reasons.given_up(halted, params), left)
+            return
         told = read_error(self.run)
-        reason = halted or reasons.classify(status, told, log_tail)
-        account = (
-            reasons.given_up(reason)
-            if halted
-            else reasons.explain_exit(status, reason, told, log_tail)
+        fault = reasons.diagnose(status, told, log_tail, params)
+        self.finish(
+            State.FAILED, Reason(fault.reason), reasons.account(status, fault, told, log_tail), left
         )
-        self.finish(State.FAILED, reason, account, left)
 
     def _has_result(self) -> bool:
         try:

@@ -23,13 +23,15 @@ def options_for(spec: TrainSpec) -> Options:
 
 
 def start_training(spec: TrainSpec, *, name: str, parent: str | None = None) -> RunPaths:
-    """Check the spec and launch it.
+    """Look at everything the run needs, then launch it.
 
     Raises:
-        UserErrors: every setting that cannot work.
+        UserErrors: everything that would go wrong, at once.
         AlreadyStarted: the very same run is active.
     """
-    spec.check()
+    from core.training.preflight import preflight
+
+    preflight(spec).check()
     return api.launch("train", spec.to_dict(), name=name, parent=parent, options=options_for(spec))
 
 
@@ -68,8 +70,6 @@ def resume_training(
     Raises:
         UserError: no such checkpoint, it is torn, or the run would not be the same one.
     """
-    from core.training import record
-
     old = training_spec(run)
     found = checkpoints_of(run)
     if step is None:
@@ -93,7 +93,6 @@ def resume_training(
     spec = type(old).from_dict(
         {**old.to_dict(), **(changes or {}), "resume_from": str(chosen.path)}
     )
-    record.require_same(spec, chosen.path)
     return start_training(spec, name=name or read_spec(run).name, parent=run.root.name)
 
 

@@ -153,7 +153,7 @@ def test_a_supervisor_told_to_go_ends_its_child(make_run: MakeRun) -> None:
         ("RuntimeError: Found no NVIDIA driver on your system.", Reason.NO_GPU),
         ("ImportError: cannot import name 'x' from 'y'", Reason.IMPORT_ERROR),
         ("OSError: [Errno 28] No space left on device", Reason.DISK_FULL),
-        ("GatedRepoError: 401 Client Error. Access to model x is restricted", Reason.BAD_CONFIG),
+        ("GatedRepoError: 401 Client Error. Access to model x is restricted", Reason.IMPORT_ERROR),
     ],
 )
 def test_21_the_last_words_give_the_reason(make_run: MakeRun, says: str, reason: Reason) -> None:
@@ -175,7 +175,7 @@ def test_21_a_signal_nobody_asked_for(make_run: MakeRun, number: int, reason: Re
     assert (end.state, end.reason) == (State.FAILED, reason)
     assert end.error is not None and signal.Signals(number).name in end.error.what
     if reason is Reason.OOM_HOST:
-        assert "probably" in end.error.why
+        assert "most likely" in end.error.why
 
 
 def test_22_nan_is_warned_of_and_ends_the_run_if_told_to(make_run: MakeRun) -> None:
