@@ -6,7 +6,6 @@ number of adapters are one resident copy. A merged model is a second one.
 
 from __future__ import annotations
 
-import gc
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ import torch
 
 from core.chat import adapters
 from core.chat.context import Plan, context_length, plan
-from core.chat.runner import Runner, ThreadedRunner
+from core.chat.runner import Runner, make_runner, release_memory
 from core.chat.settings import ChatSettings
 from core.chat.sides import SideSpec
 from core.chat.stream import Emit, Stream, error_record
@@ -87,7 +86,7 @@ class Engine:
                 errors[side.id] = error_record(error)
         for stale in set(self._residents) - set(keys.values()):
             del self._residents[stale]
-        self._free()
+        release_memory()
         self._slots = {}
         for side in wanted:
             if side.id in keys:
@@ -101,7 +100,7 @@ class Engine:
         """Let go of all weights. Best effort: only the end of the process frees everything."""
         self._residents.clear()
         self._slots.clear()
-        self._free()
+        release_memory()
 
     def _key(self, side: SideSpec) -> str:
         path = str(catalog.resolve(side.model).path)
@@ -189,13 +188,10 @@ class Engine:
         )
 
     def _run(self, streams: Mapping[str, list[Stream]]) -> None:
-        """One thread a resident model; the processor's threads are shared out among replies."""
-        replies = sum(map(len, streams.values()))
-        if replies == 0:
-            return
-        torch.set_num_threads(max(1, self._threads // replies))
+        """One thread a resident model; each gets its share of the processor's threads."""
+        share = max(1, self._threads // max(1, len(streams)))
         threads = [
-            threading.Thread(target=self._residents[key].runner.run, args=(group,))
+            threading.Thread(target=self._residents[key].runner.run, args=(group, share))
             for key, group in streams.items()
         ]
         for thread in threads:
@@ -226,12 +222,6 @@ class Engine:
             )
         return self._residents[self._slots[side].resident]
 
-    @staticmethod
-    def _free() -> None:
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
 
 def _start(side: str, planned: Plan) -> dict[str, Any]:
     return {
@@ -241,11 +231,6 @@ def _start(side: str, planned: Plan) -> dict[str, Any]:
         "prompt_ids": planned.token_ids,
         "cut": len(planned.cut),
     }
-
-
-def make_runner(model: Any) -> Runner:
-    """The fastest runner that computes the same as transformers for this model."""
-    return ThreadedRunner(model)
 
 
 def _model_stops(model: Any) -> list[int]:

@@ -1,23 +1,37 @@
-"""Runs replies on one resident model: any transformers model, one thread a reply."""
+"""Runs the replies of one resident model: who computes what in which thread."""
 
 from __future__ import annotations
 
+import gc
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from core.chat import adapters
+from core.chat.llama import KVCache, LeanLlama, Segment, unsupported
 from core.chat.sampling import Sampler
-from core.chat.stream import Stream
+from core.chat.stream import Stream, is_out_of_memory
+
+#: Prompt tokens computed at once, over all columns: bounds the memory of a long prompt, and Stop
+#: is heard between two blocks.
+PREFILL_BLOCK = 1024
 
 
 class Runner(Protocol):
     """Decodes several streams over one copy of the weights."""
 
-    def run(self, streams: Sequence[Stream]) -> None:
-        """Return when every stream has finished or failed. Never raises for one stream's sake."""
+    name: str
+
+    def run(self, streams: Sequence[Stream], threads: int) -> None:
+        """Return when every stream has finished or failed. Never raises for one stream's sake.
+
+        Args:
+            threads: processor threads that these streams may use together.
+        """
 
 
 class ThreadedRunner:
@@ -26,23 +40,14 @@ class ThreadedRunner:
     Adapters are switched per thread, so base and tuned run at the same time over one copy.
     """
 
+    name = "transformers"
+
     def __init__(self, model: Any) -> None:
         self._model = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._vocab = int(model.get_output_embeddings().weight.shape[0])
 
-    def run(self, streams: Sequence[Stream]) -> None:
-        """One thread a stream; the machine's threads are dealt out evenly."""
-        if len(streams) == 1:
-            _guarded(self._decode, streams[0])
-            return
-        threads = [
-            threading.Thread(target=_guarded, args=(self._decode, s), name=f"reply-{s.side}")
-            for s in streams
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+    def run(self, streams: Sequence[Stream], threads: int) -> None:
+        in_threads(self._decode, streams, threads)
 
     def _decode(self, stream: Stream) -> None:
         from transformers import DynamicCache
@@ -63,9 +68,177 @@ class ThreadedRunner:
         stream.finish("cancelled")
 
 
-def _guarded(work: Any, stream: Stream) -> None:
-    """A stream's failure is its own: it is reported in its column and the others go on."""
+class LeanRunner:
+    """Llama shapes on a CPU: prompts computed together, then one thread a reply.
+
+    Prompts are many tokens wide, so the columns share one pass over the weights. A single token is
+    a matrix-vector product, which the CPU's libraries do not batch well: two threads that walk the
+    same weights at the same time share them in the cache instead.
+    """
+
+    name = "lean, one thread a column"
+
+    def __init__(self, model: LeanLlama) -> None:
+        self._model = model
+
+    def run(self, streams: Sequence[Stream], threads: int) -> None:
+        torch.set_num_threads(threads)
+        ready: dict[str, _Ready] = {}
+        for_each_group(lambda group: ready.update(self._prefill(group)), streams)
+        in_threads(
+            lambda stream: self._decode(stream, ready[stream.side]),
+            [s for s in streams if s.side in ready],
+            threads,
+        )
+
+    def _prefill(self, streams: Sequence[Stream]) -> dict[str, _Ready]:
+        """First token of every stream; those that go on, by column."""
+        caches = [KVCache(self._model, 1, s.cache_tokens) for s in streams]
+        ready: dict[str, _Ready] = {}
+        with torch.inference_mode():
+            logits = prefill(self._model, streams, [(cache, 0) for cache in caches])
+            for index, row in logits.items():
+                stream = streams[index]
+                sampler = Sampler(stream.settings, [stream.prompt], self._model.vocab_size)
+                token = int(sampler(row[None]))
+                if not stream.push(token):
+                    ready[stream.side] = _Ready(caches[index], sampler, token)
+        return ready
+
+    def _decode(self, stream: Stream, ready: _Ready) -> None:
+        position, token = len(stream.prompt), ready.token
+        with torch.inference_mode():
+            while not stream.cancelled.is_set():
+                segment = Segment(ready.cache, 0, position, [token], stream.adapter)
+                token = int(ready.sampler(self._model.forward([segment])))
+                position += 1
+                if stream.push(token):
+                    return
+        stream.finish("cancelled")
+
+
+@dataclass
+class _Ready:
+    """A stream after its prompt: the cache, the sampler and the first token."""
+
+    cache: KVCache
+    sampler: Sampler
+    token: int
+
+
+def prefill(
+    model: LeanLlama, streams: Sequence[Stream], places: Sequence[tuple[KVCache, int]]
+) -> dict[int, Tensor]:
+    """Feed all prompts together, in blocks; a stream that is cancelled meanwhile is finished.
+
+    Args:
+        places: cache and row of each stream.
+
+    Returns:
+        Logits of each prompt's last token, (vocab_size,), by index of the stream.
+    """
+    last: dict[int, Tensor] = {}
+    fed = [0] * len(streams)
+    waiting = list(range(len(streams)))
+    while waiting:
+        block = max(1, PREFILL_BLOCK // len(waiting))
+        segments = [
+            Segment(
+                *places[i], fed[i], streams[i].prompt[fed[i] : fed[i] + block], streams[i].adapter
+            )
+            for i in waiting
+        ]
+        for i, segment, row in zip(waiting, segments, model.forward(segments), strict=True):
+            fed[i] += len(segment.ids)
+            if fed[i] == len(streams[i].prompt):
+                last[i] = row
+        for i in waiting:
+            if i not in last and streams[i].cancelled.is_set():
+                streams[i].finish("cancelled")
+        waiting = [i for i in waiting if i not in last and not streams[i].finished]
+    return last
+
+
+def for_each_group(work: Callable[[Sequence[Stream]], None], streams: Sequence[Stream]) -> None:
+    """Try all streams together; if memory runs out, one by one, so that some still succeed."""
     try:
-        work(stream)
+        work(streams)
+        return
     except Exception as error:
-        stream.fail(error)
+        if not is_out_of_memory(error) or len(streams) == 1:
+            for stream in streams:
+                stream.fail(error)
+            return
+    release_memory()
+    for stream in streams:
+        if not stream.finished:
+            for_each_group(work, [stream])
+
+
+def in_threads(work: Callable[[Stream], None], streams: Sequence[Stream], threads: int) -> None:
+    """One thread a stream; the processor's threads are dealt out evenly."""
+    share = max(1, threads // max(1, len(streams)))
+
+    def guarded(stream: Stream) -> None:
+        try:
+            torch.set_num_threads(share)  # OpenMP keeps this number per thread
+            work(stream)
+        except Exception as error:  # a stream's failure is its own: the others go on
+            stream.fail(error)
+
+    if len(streams) == 1:
+        guarded(streams[0])
+        return
+    running = [threading.Thread(target=guarded, args=(s,), name=f"reply-{s.side}") for s in streams]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+
+
+def release_memory() -> None:
+    """Give cached GPU memory back; on a CPU collecting garbage is all there is to do."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def make_runner(model: Any) -> Runner:
+    """The fastest runner that computes what transformers computes for this model."""
+    if unsupported(model):
+        return ThreadedRunner(model)
+    lean = LeanLlama(model)
+    if not agrees(lean, model):
+        return ThreadedRunner(model)
+    if lean.device.type == "cuda":
+        from core.chat.graph import GraphRunner
+
+        return GraphRunner(lean)
+    return LeanRunner(lean)
+
+
+def agrees(lean: LeanLlama, model: Any) -> bool:
+    """Whether both forward passes give the same logits for the base and for every adapter.
+
+    A family may gain a new detail in a later transformers release; then the general runner takes
+    over instead of answering wrongly.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    names: list[str | None] = [None, *getattr(model, "peft_config", {})]
+    # Any ids will do: each position must agree whatever the text says.
+    ids = [(7 * i * i + 3) % lean.vocab_size for i in range(12)]
+    with torch.inference_mode():
+        for name in names:
+            with adapters.using(name):
+                wanted = inner(torch.tensor([ids], device=lean.device)).logits[0].float()
+            cache = KVCache(lean, 1, len(ids))
+            first = lean.forward([Segment(cache, 0, 0, ids[:8], name)], every=True)
+            rest = [
+                lean.forward([Segment(cache, 0, i, ids[i : i + 1], name)]) for i in range(8, 12)
+            ]
+            given = torch.cat([first, *rest]).float()
+            # Rounding of half precision is 2^-8; a wrong detail is off by far more than that.
+            allowed = 1e-3 if lean.dtype == torch.float32 else 0.1
+            if (given - wanted).abs().max() > allowed * wanted.abs().max().clamp(min=1):
+                return False
+    return True

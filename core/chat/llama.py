@@ -1,0 +1,389 @@
+"""A lean forward pass for Llama-shaped models: Llama, Mistral, Qwen2, Qwen3.
+
+Decoding one token with transformers spends as much time in Python as in the matrix products. This
+module computes the same function from the same weights with few, fused operations: one product for
+q, k and v, one for gate and up, a preallocated key-value cache, and rows of different length packed
+without padding. LoRA weights are kept apart and added to the rows that want them, so the base and
+any number of adapters are computed together over one copy of the weights.
+
+Nothing is copied twice: after fusing, the transformers model's own parameters are views of the
+fused ones, so it stays usable (training-time checks, scoring) and costs no second copy.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_FAMILIES = {"llama", "mistral", "qwen2", "qwen3"}
+#: Rotary tables of these kinds depend on the position only, not on the length of the prompt.
+_FIXED_ROPE = {"default", "linear", "llama3", "yarn"}
+
+
+class KVCache:
+    """Keys and values, each of shape (layers, rows, kv_heads, capacity, head_dim).
+
+    Memory is reserved at once; on a CPU the system only commits the pages that are written.
+    """
+
+    def __init__(self, model: LeanLlama, rows: int, capacity: int) -> None:
+        shape = (len(model.layers), rows, model.kv_heads, capacity, model.head_dim)
+        self.keys = torch.empty(shape, dtype=model.dtype, device=model.device)
+        self.values = torch.empty_like(self.keys)
+        self.capacity = capacity
+
+
+@dataclass
+class Segment:
+    """Tokens to append to one row of a cache, computed with one adapter or with none."""
+
+    cache: KVCache
+    row: int
+    start: int
+    ids: Sequence[int]
+    adapter: str | None = None
+
+
+@dataclass(frozen=True)
+class _Lora:
+    """Adapters on one fused product: ``out[:, columns] += scale * (x A^T)[:, ranks] B^T``."""
+
+    a: Tensor  # (sum of ranks, in_features), transposed view (in_features, sum of ranks)
+    parts: tuple[tuple[slice, slice, Tensor, float], ...]  # ranks, columns, B^T, scale
+
+    def add(self, x: Tensor, out: Tensor) -> None:
+        low = x @ self.a
+        for ranks, columns, b, scale in self.parts:
+            out[:, columns].addmm_(low[:, ranks], b, alpha=scale)
+
+
+@dataclass
+class _Linear:
+    """A fused product of shape (out_features, in_features) and its adapters by name."""
+
+    weight: Tensor
+    bias: Tensor | None
+    loras: dict[str, _Lora]
+
+    def __call__(self, x: Tensor, rows: Sequence[tuple[slice, str]]) -> Tensor:
+        out = F.linear(x, self.weight, self.bias)
+        for where, name in rows:
+            lora = self.loras.get(name)
+            if lora is not None:
+                lora.add(x[where], out[where])
+        return out
+
+
+@dataclass
+class _Layer:
+    norm_in: Tensor
+    qkv: _Linear
+    out: _Linear
+    norm_mlp: Tensor
+    gate_up: _Linear
+    down: _Linear
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+
+
+class LeanLlama:
+    """Weights of a transformers model (with PEFT adapters, if any), ready for fast decoding.
+
+    Args:
+        model: the transformers or PEFT model; its q/k/v and gate/up parameters become views.
+
+    Raises:
+        ValueError: the model is not of this shape; ``unsupported`` tells why beforehand.
+    """
+
+    def __init__(self, model: Any) -> None:
+        reason = unsupported(model)
+        if reason:
+            raise ValueError(reason)
+        inner = _inner(model)
+        config = inner.config
+        self.dtype, self.device = inner.dtype, inner.device
+        self.heads = int(config.num_attention_heads)
+        self.kv_heads = int(config.num_key_value_heads)
+        self.head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // self.heads)
+        self.eps = float(config.rms_norm_eps)
+        self._embed = inner.get_input_embeddings().weight.detach()
+        self._head = inner.get_output_embeddings().weight.detach()
+        self._norm = inner.model.norm.weight.detach()
+        self._rotary = inner.model.rotary_emb
+        self._tables: tuple[Tensor, Tensor] | None = None
+        self.layers = [_layer(layer) for layer in inner.model.layers]
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self._head.shape[0])
+
+    def tables(self, length: int) -> tuple[Tensor, Tensor]:
+        """cos and sin of the rotary embedding, each (>= length, head_dim / 2), float32."""
+        if self._tables is None or self._tables[0].shape[0] < length:
+            size = max(256, 1 << (length - 1).bit_length())
+            positions = torch.arange(size, device=self.device)[None]
+            like = torch.empty(0, dtype=torch.float32, device=self.device)
+            cos, sin = self._rotary(like, positions)
+            half = self.head_dim // 2
+            self._tables = (
+                cos[0, :, :half].to(self.dtype).contiguous(),
+                sin[0, :, :half].to(self.dtype).contiguous(),
+            )
+        return self._tables
+
+    def forward(self, segments: Sequence[Segment], *, every: bool = False) -> Tensor:
+        """Append the segments to their caches.
+
+        Returns:
+            Logits of the last token of each segment, (segments, vocab_size); with ``every`` those
+            of all tokens, (sum of lengths, vocab_size).
+        """
+        lengths = [len(s.ids) for s in segments]
+        bounds = [0]
+        for length in lengths:
+            bounds.append(bounds[-1] + length)
+        spans = [slice(a, b) for a, b in itertools.pairwise(bounds)]
+        rows = [(w, s.adapter) for w, s in zip(spans, segments, strict=True) if s.adapter]
+        ids = torch.tensor([t for s in segments for t in s.ids], device=self.device)
+        cos, sin = self._positions(segments)
+        x = F.embedding(ids, self._embed)
+        for index, layer in enumerate(self.layers):
+            q, k, v = self._project(layer, x, cos, sin, rows)
+            mixed = torch.cat(
+                [
+                    self._attend(index, s, q[w], k[w], v[w])
+                    for w, s in zip(spans, segments, strict=True)
+                ]
+            )
+            x = self._finish(layer, x, mixed, rows)
+        if not every:
+            x = x[torch.tensor([b - 1 for b in bounds[1:]], device=self.device)]
+        return F.linear(self._rms(x, self._norm), self._head)
+
+    def _positions(self, segments: Sequence[Segment]) -> tuple[Tensor, Tensor]:
+        cos, sin = self.tables(max(s.start + len(s.ids) for s in segments))
+        if len(segments) == 1:
+            where = slice(segments[0].start, segments[0].start + len(segments[0].ids))
+            return cos[where, None], sin[where, None]
+        parts = [slice(s.start, s.start + len(s.ids)) for s in segments]
+        return (
+            torch.cat([cos[p] for p in parts])[:, None],
+            torch.cat([sin[p] for p in parts])[:, None],
+        )
+
+    def _rms(self, x: Tensor, weight: Tensor) -> Tensor:
+        if x.dtype == torch.float32:
+            return F.rms_norm(x, weight.shape, weight, self.eps)
+        # Half precision: normalise in float32 and round before the weight, as transformers does.
+        return F.rms_norm(x.float(), weight.shape, None, self.eps).to(x.dtype) * weight
+
+    def _project(
+        self,
+        layer: _Layer,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        rows: Sequence[tuple[slice, str]],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated q (tokens, heads, head_dim), k and v (tokens, kv_heads, head_dim)."""
+        count = x.shape[0]
+        fused = layer.qkv(self._rms(x, layer.norm_in), rows)
+        fused = fused.view(count, self.heads + 2 * self.kv_heads, self.head_dim)
+        rotated, v = fused.split([self.heads + self.kv_heads, self.kv_heads], dim=1)
+        if layer.q_norm is not None and layer.k_norm is not None:
+            q, k = rotated.split([self.heads, self.kv_heads], dim=1)
+            rotated = torch.cat([self._rms(q, layer.q_norm), self._rms(k, layer.k_norm)], dim=1)
+        first, second = rotated.chunk(2, dim=-1)
+        rotated = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+        q, k = rotated.split([self.heads, self.kv_heads], dim=1)
+        return q, k, v
+
+    def _attend(self, index: int, s: Segment, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of one segment over its own row of the cache, (tokens, hidden)."""
+        count, end = q.shape[0], s.start + q.shape[0]
+        keys, values = s.cache.keys[index, s.row], s.cache.values[index, s.row]
+        keys[:, s.start : end] = k.transpose(0, 1)
+        values[:, s.start : end] = v.transpose(0, 1)
+        keys, values = keys[None, :, :end], values[None, :, :end]
+        if count == 1:
+            # The query heads of one key head stand in as query positions: no copy of the cache.
+            grouped = q.view(1, self.kv_heads, -1, self.head_dim)
+            return F.scaled_dot_product_attention(grouped, keys, values).reshape(1, -1)
+        groups = self.heads // self.kv_heads
+        mask = None
+        if s.start:
+            mask = torch.ones(count, end, dtype=torch.bool, device=q.device).tril(s.start)
+        mixed = F.scaled_dot_product_attention(
+            q.transpose(0, 1)[None],
+            keys.repeat_interleave(groups, dim=1),
+            values.repeat_interleave(groups, dim=1),
+            attn_mask=mask,
+            is_causal=mask is None,
+        )
+        return mixed[0].transpose(0, 1).reshape(count, -1)
+
+    def _finish(
+        self, layer: _Layer, x: Tensor, mixed: Tensor, rows: Sequence[tuple[slice, str]]
+    ) -> Tensor:
+        """Output projection and MLP, each with its residual."""
+        x = x + layer.out(mixed, rows)
+        gate, up = layer.gate_up(self._rms(x, layer.norm_mlp), rows).chunk(2, dim=-1)
+        return x + layer.down(F.silu(gate) * up, rows)
+
+    def step(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        cache: KVCache,
+        rows: Sequence[tuple[slice, str]],
+        length: int,
+    ) -> Tensor:
+        """One token for every row of a cache, with nothing that depends on host values.
+
+        Fit for a CUDA graph: tokens and positions, both (rows,), are read on the device.
+
+        Args:
+            length: the attention looks at the first ``length`` entries (masked by position).
+
+        Returns:
+            Logits (rows, vocab_size).
+        """
+        count = tokens.shape[0]
+        cos, sin = self.tables(cache.capacity)
+        cos, sin = cos[positions][:, None], sin[positions][:, None]
+        every = torch.arange(count, device=self.device)
+        visible = torch.arange(length, device=self.device) <= positions[:, None]
+        mask = visible[:, None, None, :]
+        x = F.embedding(tokens, self._embed)
+        for index, layer in enumerate(self.layers):
+            q, k, v = self._project(layer, x, cos, sin, rows)
+            keys, values = cache.keys[index], cache.values[index]
+            keys[every, :, positions] = k
+            values[every, :, positions] = v
+            mixed = F.scaled_dot_product_attention(
+                q.reshape(count, self.kv_heads, -1, self.head_dim),
+                keys[:, :, :length],
+                values[:, :, :length],
+                attn_mask=mask,
+            )
+            x = self._finish(layer, x, mixed.reshape(count, -1), rows)
+        return F.linear(self._rms(x, self._norm), self._head)
+
+
+def unsupported(model: Any) -> str:
+    """Why ``LeanLlama`` cannot compute this model ('' if it can)."""
+    inner = _inner(model)
+    config = inner.config
+    if config.model_type not in _FAMILIES:
+        return f"model type {config.model_type}"
+    if getattr(config, "hidden_act", "silu") != "silu":
+        return f"activation {config.hidden_act}"
+    rope = getattr(inner.model.rotary_emb, "rope_type", "default")
+    if rope not in _FIXED_ROPE:
+        return f"rotary embedding {rope}"
+    window = getattr(config, "sliding_window", None)
+    if window and window < config.max_position_embeddings:
+        return "sliding window"
+    for layer in inner.model.layers:
+        for linear in _linears(layer):
+            if type(_base(linear)) is not torch.nn.Linear:
+                return f"quantized weights ({type(_base(linear)).__name__})"
+            if any(getattr(linear, "lora_variant", {}).values()):
+                return "a LoRA variant (DoRA)"
+    return ""
+
+
+def _inner(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _linears(layer: Any) -> list[Any]:
+    attention, mlp = layer.self_attn, layer.mlp
+    return [
+        attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj,
+        mlp.gate_proj, mlp.up_proj, mlp.down_proj,
+    ]  # fmt: skip
+
+
+def _base(linear: Any) -> Any:
+    return linear.get_base_layer() if hasattr(linear, "get_base_layer") else linear
+
+
+def _layer(layer: Any) -> _Layer:
+    q, k, v, out, gate, up, down = _linears(layer)
+    attention = layer.self_attn
+    q_norm, k_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
+    return _Layer(
+        norm_in=layer.input_layernorm.weight.detach(),
+        qkv=_fuse([q, k, v]),
+        out=_fuse([out]),
+        norm_mlp=layer.post_attention_layernorm.weight.detach(),
+        gate_up=_fuse([gate, up]),
+        down=_fuse([down]),
+        q_norm=q_norm.weight.detach() if q_norm is not None else None,
+        k_norm=k_norm.weight.detach() if k_norm is not None else None,
+    )
+
+
+def _fuse(linears: Sequence[Any]) -> _Linear:
+    """One weight for several linear layers that read the same input."""
+    bases = [_base(linear) for linear in linears]
+    weight = _joined([b.weight for b in bases])
+    bias = None
+    if any(b.bias is not None for b in bases):
+        bias = torch.cat(
+            [
+                b.bias.detach() if b.bias is not None else weight.new_zeros(b.out_features)
+                for b in bases
+            ]
+        )
+    return _Linear(weight, bias, _loras(linears, weight.dtype))
+
+
+def _joined(parameters: Sequence[Any]) -> Tensor:
+    """Concatenate along the rows and make every parameter a view of the result."""
+    first = parameters[0].detach()
+    if len(parameters) == 1:
+        return first
+    rows = sum(p.shape[0] for p in parameters)
+    storage = first.untyped_storage()
+    fused_before = storage.nbytes() == rows * first.shape[1] * first.element_size() and all(
+        p.untyped_storage().data_ptr() == storage.data_ptr() for p in parameters
+    )
+    if fused_before:
+        return first.new_empty(0).set_(storage, 0, (rows, first.shape[1]))
+    whole = torch.cat([p.detach() for p in parameters])
+    start = 0
+    for parameter in parameters:
+        parameter.data = whole[start : start + parameter.shape[0]]
+        start += parameter.shape[0]
+    return whole
+
+
+def _loras(linears: Sequence[Any], dtype: torch.dtype) -> dict[str, _Lora]:
+    names = {name for linear in linears for name in getattr(linear, "lora_A", {})}
+    return {name: _lora(linears, name, dtype) for name in names}
+
+
+def _lora(linears: Sequence[Any], name: str, dtype: torch.dtype) -> _Lora:
+    downs: list[Tensor] = []
+    parts: list[tuple[slice, slice, Tensor, float]] = []
+    rank = column = 0
+    for linear in linears:
+        width = int(_base(linear).out_features)
+        if name in getattr(linear, "lora_A", {}):
+            a, b = linear.lora_A[name].weight.detach(), linear.lora_B[name].weight.detach()
+            downs.append(a.to(dtype))
+            ranks = slice(rank, rank + a.shape[0])
+            scale = float(linear.scaling[name])
+            parts.append((ranks, slice(column, column + width), b.to(dtype).t(), scale))
+            rank += a.shape[0]
+        column += width
+    return _Lora(torch.cat(downs).t(), tuple(parts))

@@ -1,0 +1,75 @@
+"""Our filters against the ones of transformers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import (
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from core.chat.sampling import Sampler
+from core.chat.settings import ChatSettings, preset
+from core.errors import UserErrors
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    temperature=st.floats(0.1, 3),
+    top_p=st.floats(0.05, 1),
+    top_k=st.integers(0, 60),
+    penalty=st.floats(0.8, 2),
+)
+def test_filters_equal_transformers(
+    seed: int, temperature: float, top_p: float, top_k: int, penalty: float
+) -> None:
+    torch.manual_seed(seed)
+    logits = torch.randn(1, 50) * 4
+    prompt = torch.randint(50, (1, 8))
+    ours = Sampler(ChatSettings(temperature, top_p, top_k, penalty), prompt.tolist(), 50)
+    scores = logits if penalty == 1 else ours._penalize(logits)
+    scores = ours._filter(scores / temperature)
+    theirs = RepetitionPenaltyLogitsProcessor(penalty)(prompt, logits)
+    theirs = TemperatureLogitsWarper(temperature)(prompt, theirs)
+    if top_k:
+        theirs = TopKLogitsWarper(top_k)(prompt, theirs)
+    if top_p < 1:
+        theirs = TopPLogitsWarper(top_p)(prompt, theirs)
+    torch.testing.assert_close(scores, theirs)
+
+
+def test_draws_follow_the_probabilities() -> None:
+    logits = torch.log(torch.tensor([[0.5, 0.3, 0.2]]))
+    sampler = Sampler(ChatSettings(temperature=1.0, seed=3), [[]], 3)
+    drawn = torch.tensor([int(sampler(logits)) for _ in range(4000)])
+    share = torch.bincount(drawn, minlength=3) / 4000
+    torch.testing.assert_close(share, logits.exp()[0], atol=0.03, rtol=0)
+
+
+def test_rows_are_independent_of_their_company() -> None:
+    torch.manual_seed(0)
+    steps = [torch.randn(2, 30) for _ in range(20)]
+    chosen = ChatSettings(temperature=1.0, repetition_penalty=1.3, seed=11)
+    both = Sampler(chosen, [[1, 2], [3]], 30)
+    alone = Sampler(chosen, [[3]], 30)
+    for logits in steps:
+        assert int(both(logits)[1]) == int(alone(logits[1:])[0])
+
+
+def test_every_setting_out_of_range_is_named_at_once() -> None:
+    with pytest.raises(UserErrors) as caught:
+        ChatSettings(temperature=-1, top_p=0, max_new_tokens=10**9).check()
+    text = str(caught.value)
+    assert all(name in text for name in ("temperature", "top_p", "max_new_tokens"))
+
+
+def test_presets() -> None:
+    assert preset("greedy").greedy
+    assert (preset("xtuner chat").temperature, preset("xtuner chat").top_k) == (0.1, 40)
+    assert preset("web demo").repetition_penalty == 1.005
