@@ -74,11 +74,13 @@ def attach(model: Any, adapter: Path, name: str) -> Any:
     from peft import PeftModel
 
     read_config(adapter)
+    # In the base's dtype: PEFT would raise half precision to float32, for training's sake.
+    options: dict[str, Any] = {"adapter_name": name, "autocast_adapter_dtype": False}
     try:
         if isinstance(model, PeftModel):
-            model.load_adapter(str(adapter), adapter_name=name)
+            model.load_adapter(str(adapter), **options)
         else:
-            model = PeftModel.from_pretrained(model, str(adapter), adapter_name=name)
+            model = PeftModel.from_pretrained(model, str(adapter), **options)
     except (RuntimeError, ValueError, KeyError) as error:
         raise UserError(
             f"adapter {adapter.name} does not fit this base model",

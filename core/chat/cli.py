@@ -15,7 +15,8 @@ from core.chat import transcripts
 from core.chat.batch import read_prompts
 from core.chat.client import WorkerClient
 from core.chat.endpoint import Endpoints
-from core.chat.session import ChatSession, LiveTurn
+from core.chat.live import LiveTurn
+from core.chat.session import ChatSession
 from core.chat.settings import PRESETS, ChatSettings, preset
 from core.chat.sides import SideKind, SideSpec, from_arguments
 from core.errors import UserError, UserErrors

@@ -70,6 +70,14 @@ class WorkerClient:
         reply = self.call("plan", conversations=conversations, settings=settings.to_dict())
         return dict(reply["plans"])
 
+    def divergence(self, items: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """Mean KL to the base per reply token, nats, by column id (``Engine.divergence``).
+
+        Args:
+            items: {"side", "base", "prompts": [side's ids, base's ids], "reply": ids}.
+        """
+        return dict(self.call("divergence", items=list(items))["kl"]) if items else {}
+
     def generate(
         self,
         conversations: Mapping[str, Sequence[Message]],

@@ -26,6 +26,9 @@ from core.errors import UserError
 from core.models import catalog, load
 from core.models.template import ChatTemplate
 
+#: Token ids fed to a column, and to the base.
+PromptPair = tuple[list[int], list[int]]
+
 
 @dataclass
 class Resident:
@@ -198,6 +201,32 @@ class Engine:
             thread.start()
         for thread in threads:
             thread.join()
+
+    def divergence(self, pair: tuple[str, str], prompts: PromptPair, reply: list[int]) -> float:
+        """Mean KL(column || base) over the tokens of a reply, in nats; teacher forced.
+
+        Args:
+            pair: ids of the column and of the base.
+            prompts: what each of them is fed before the reply (they differ by a system prompt).
+            reply: the column's reply, token ids.
+
+        Raises:
+            UserError: a column is not loaded, or both have different vocabularies.
+        """
+        if not reply:
+            return 0.0
+        logs = [
+            self._resident(side).runner.log_probabilities(
+                [*prompt, *reply], len(prompt) - 1, self._slots[side].adapter
+            )[:-1]
+            for side, prompt in zip(pair, prompts, strict=True)
+        ]
+        if logs[0].shape != logs[1].shape:
+            raise UserError(
+                "these columns have different vocabularies",
+                fix="compare a model with the base that it was trained from",
+            )
+        return float((logs[0].exp() * (logs[0] - logs[1])).sum(-1).mean())
 
     def cancel(self, side: str | None = None) -> None:
         """Stop one column or all; the partial replies stand, with reason ``cancelled``."""

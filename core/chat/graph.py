@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from core.chat.llama import KVCache, LeanLlama
-from core.chat.runner import for_each_group, prefill
+from core.chat.runner import for_each_group, log_probabilities, prefill
 from core.chat.sampling import Sampler
 from core.chat.stream import Stream
 
@@ -50,6 +50,9 @@ class GraphRunner:
         # Rows with the same adapter stand together, so that each adapter is one slice.
         ordered = sorted(streams, key=lambda s: s.adapter or "")
         for_each_group(self._run, ordered)
+
+    def log_probabilities(self, ids: list[int], start: int, adapter: str | None) -> Tensor:
+        return log_probabilities(self._model, ids, start, adapter)
 
     def _run(self, streams: Sequence[Stream]) -> None:
         with torch.inference_mode():

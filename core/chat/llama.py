@@ -373,17 +373,19 @@ def _loras(linears: Sequence[Any], dtype: torch.dtype) -> dict[str, _Lora]:
 
 
 def _lora(linears: Sequence[Any], name: str, dtype: torch.dtype) -> _Lora:
-    downs: list[Tensor] = []
+    downs: list[Any] = []
     parts: list[tuple[slice, slice, Tensor, float]] = []
     rank = column = 0
     for linear in linears:
         width = int(_base(linear).out_features)
         if name in getattr(linear, "lora_A", {}):
-            a, b = linear.lora_A[name].weight.detach(), linear.lora_B[name].weight.detach()
-            downs.append(a.to(dtype))
+            a, b = linear.lora_A[name].weight, linear.lora_B[name].weight.detach()
+            downs.append(a)
             ranks = slice(rank, rank + a.shape[0])
             scale = float(linear.scaling[name])
             parts.append((ranks, slice(column, column + width), b.to(dtype).t(), scale))
             rank += a.shape[0]
         column += width
-    return _Lora(torch.cat(downs).t(), tuple(parts))
+    if all(a.dtype == dtype for a in downs):
+        return _Lora(_joined(downs).t(), tuple(parts))
+    return _Lora(torch.cat([a.detach().to(dtype) for a in downs]).t(), tuple(parts))

@@ -16,6 +16,7 @@ code (``javascript:``) are removed by Streamlit's renderer and broken here.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 #: A longer line is shown without formatting: Markdown parsers are quadratic in some of them.
 LONG_LINE = 5_000
@@ -101,4 +102,36 @@ def _escape(text: str) -> str:
 
 def _long_line(line: str) -> str:
     """No formatting at all: every character that could mean something is escaped."""
-    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", line)
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", _SHORTCODE.sub(f":{_WORD_JOINER}", line))
+
+
+def plain(text: str) -> str:
+    """Text without any formatting, for ``st.markdown``: shown as it was written, line by line."""
+    text = _bounded(text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", ""))
+    # A no-break space keeps indentation, and keeps an empty line from ending the paragraph.
+    lines = [re.sub(r"^[ \t]+", lambda m: "\u00a0" * len(m[0]), line) for line in text.split("\n")]
+    return "  \n".join(_long_line(line) or "\u00a0" for line in lines)
+
+
+def highlighted(pieces: Iterable[tuple[str, str]]) -> str:
+    """Plain text with some runs on a coloured ground.
+
+    Args:
+        pieces: (text, colour) with colour "" for none, or one that Streamlit knows: "green",
+            "orange", "violet", ...
+    """
+    out: list[str] = []
+    for text, colour in pieces:
+        if not colour:
+            out.append(plain(text) if text.strip() else text.replace("\n", "  \n"))
+            continue
+        # A directive must not span lines, and must not begin or end with a blank.
+        for line in re.split(r"(\n)", text):
+            body = line.strip()
+            if not body:
+                out.append("  \n" if line == "\n" else line)
+                continue
+            start = line.index(body)
+            marked = f":{colour}-background[{_long_line(body)}]"
+            out.append(line[:start] + marked + line[start + len(body) :])
+    return "".join(out)

@@ -33,6 +33,12 @@ class Runner(Protocol):
             threads: processor threads that these streams may use together.
         """
 
+    def log_probabilities(self, ids: list[int], start: int, adapter: str | None) -> Tensor:
+        """Log-probabilities of the next token after each of ``ids[start:]``, float32, on the CPU.
+
+        Shape (len(ids) - start, vocab_size).
+        """
+
 
 class ThreadedRunner:
     """The general case: transformers' own forward with a growing cache, one thread a stream.
@@ -48,6 +54,12 @@ class ThreadedRunner:
 
     def run(self, streams: Sequence[Stream], threads: int) -> None:
         in_threads(self._decode, streams, threads)
+
+    def log_probabilities(self, ids: list[int], start: int, adapter: str | None) -> Tensor:
+        with torch.inference_mode(), adapters.using(adapter):
+            tokens = torch.tensor([ids], device=self._model.device)
+            logits = self._model(input_ids=tokens, logits_to_keep=len(ids) - start).logits[0]
+            return logits[-(len(ids) - start) :].float().log_softmax(-1).cpu()
 
     def _decode(self, stream: Stream) -> None:
         from transformers import DynamicCache
@@ -90,6 +102,9 @@ class LeanRunner:
             [s for s in streams if s.side in ready],
             threads,
         )
+
+    def log_probabilities(self, ids: list[int], start: int, adapter: str | None) -> Tensor:
+        return log_probabilities(self._model, ids, start, adapter)
 
     def _prefill(self, streams: Sequence[Stream]) -> dict[str, _Ready]:
         """First token of every stream; those that go on, by column."""
@@ -157,6 +172,16 @@ def prefill(
                 streams[i].finish("cancelled")
         waiting = [i for i in waiting if i not in last and not streams[i].finished]
     return last
+
+
+def log_probabilities(model: LeanLlama, ids: list[int], start: int, adapter: str | None) -> Tensor:
+    """As ``Runner.log_probabilities``; the head is applied to the wanted positions only."""
+    with torch.inference_mode():
+        cache = KVCache(model, 1, len(ids))
+        if start:
+            model.forward([Segment(cache, 0, 0, ids[:start], adapter)])
+        logits = model.forward([Segment(cache, 0, start, ids[start:], adapter)], every=True)
+        return logits.float().log_softmax(-1).cpu()
 
 
 def for_each_group(work: Callable[[Sequence[Stream]], None], streams: Sequence[Stream]) -> None:

@@ -136,6 +136,18 @@ class Worker:
         )
         return {"memory": self._engine.memory()}
 
+    def _do_divergence(self, request: Request) -> Mapping[str, Any]:
+        """Per pair of columns; a pair that cannot be compared is left out."""
+        found: dict[str, float] = {}
+        for item in request["items"]:
+            try:
+                found[item["side"]] = self._ready().divergence(
+                    (item["side"], item["base"]), tuple(item["prompts"]), item["reply"]
+                )
+            except UserError:
+                continue
+        return {"kl": found}
+
 
 def _plan_record(plan: Any) -> dict[str, Any]:
     if isinstance(plan, Exception):

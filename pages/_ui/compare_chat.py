@@ -6,8 +6,9 @@ import time
 
 import streamlit as st
 
+from core.chat.live import LiveTurn
 from core.chat.render import safe_markdown
-from core.chat.session import ChatSession, LiveTurn
+from core.chat.session import ChatSession
 from core.chat.sides import SideSpec
 from core.chat.transcripts import Reply, Turn
 from pages._ui import compare_columns, compare_controls, compare_state
