@@ -10,7 +10,8 @@ from typing import Any, cast
 from core.conversation import Conversation, Kind, Message
 from core.data.codecs import RowError, check_text, content_id, guess_locale, split_pairs
 
-COLUMNS = ("id", "round", "kind", "system", "user", "reply", "learn")
+#: In the order of the page: what gets edited most comes first.
+COLUMNS = ("round", "user", "reply", "learn", "kind", "system", "id")
 
 
 @dataclass

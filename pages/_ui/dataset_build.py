@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import streamlit as st
 
 from core.data import packs, store
+from core.data.budget import plan
 from core.data.build import DatasetSpec
 from core.data.persona import Persona
 from core.fsio import check_name, slug
 from core.jobs import api
 from pages._ui.common import errors_shown
+from pages._ui.dataset_report import advice
 
 _DEFAULT = DatasetSpec(persona_path="")
 
@@ -24,6 +27,7 @@ def draw(
     _ratios(form)
     with st.expander("More settings", icon=":material/tune:"):
         _settings(form)
+    _plan(form)
     name = st.text_input("Name of the dataset", _suggested(persona), key=f"name-{pack}")
     if st.button(
         "Build dataset", type="primary", icon=":material/play_arrow:", disabled=not locales
@@ -45,12 +49,6 @@ def _ratios(form: dict[str, Any]) -> None:
         help="The base model's own replies to everyday prompts. Without them every answer turns "
         "into a self-introduction.",
     )
-    if form["rehearsal_ratio"] < 1:
-        st.warning(
-            "Fewer than one general row for each identity row: expect the identity to leak into "
-            "unrelated answers.",
-            icon=":material/warning:",
-        )
     form["multi_turn"] = st.slider(
         "Share of identity conversations with several rounds",
         0.0,
@@ -84,6 +82,20 @@ def _settings(form: dict[str, Any]) -> None:
         "Seed", 0, 2**31 - 1, int(form.get("seed", 0)), key="mix-seed", help="Same seed, same rows."
     )
     form["seed"] = int(seed)
+
+
+def _plan(form: dict[str, Any]) -> None:
+    """The budget of the mix, before anything is made."""
+    identity = form["max_rows"]
+    if not identity:
+        return
+    general = round(identity * form["rehearsal_ratio"]) + round(identity * form["near_miss_ratio"])
+    budget = plan(identity + general, identity, general_rows=general)
+    st.caption(
+        f"About {identity + general:,} conversations. With 16 a step that is {budget.steps:,} "
+        f"optimizer steps, and each is seen {budget.exposures:.1f} times."
+    )
+    advice(replace(budget, advice=[a for a in budget.advice if a.level != "ok"]))
 
 
 def start(form: dict[str, Any], pack: str, overrides: dict[str, str], name: str) -> str:

@@ -50,12 +50,12 @@ def draw() -> None:
 
 def _choose_pack(form: dict[str, Any], names: list[str]) -> str:
     at = names.index(form["pack"]) if form.get("pack") in names else 0
-    box, button = st.columns([2, 1], vertical_alignment="bottom")
-    pack = box.selectbox(
-        "Persona pack", names, index=at, format_func=_title, key=f"pack-{len(names)}"
-    )
-    with button.popover("Duplicate", icon=":material/content_copy:"):
-        dataset_pack.duplicate(form, pack)
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        pack = st.selectbox(
+            "Persona pack", names, index=at, format_func=_title, key=f"pack-{len(names)}", width=240
+        )
+        with st.popover("Duplicate", icon=":material/content_copy:"):
+            dataset_pack.duplicate(form, pack)
     form["pack"] = pack
     return pack
 

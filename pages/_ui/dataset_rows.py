@@ -39,32 +39,23 @@ def draw() -> None:
 
 
 def _history(draft: Draft) -> None:
-    undo, redo, save, info = st.columns([1, 1, 2, 4], vertical_alignment="center")
-    if undo.button(
-        "Undo",
-        icon=":material/undo:",
-        disabled=not draft.done,
-        width="stretch",
-        help=draft.done[-1].label if draft.done else None,
-    ):
-        draft.undo()
-        st.rerun()
-    if redo.button("Redo", icon=":material/redo:", disabled=not draft.undone, width="stretch"):
-        draft.redo()
-        st.rerun()
-    with save.popover(
-        "Save as version", icon=":material/save:", disabled=not draft.changed, width="stretch"
-    ):
-        _save(draft)
-    edits = len(draft.done)
-    info.caption(
-        f"{len(draft):,} conversations"
-        + (
-            f", {edits} unsaved edit{'s' if edits > 1 else ''} (kept on disk)"
-            if edits
-            else ", no unsaved edits"
-        )
-    )
+    with st.container(horizontal=True, vertical_alignment="center"):
+        if st.button(
+            "Undo",
+            icon=":material/undo:",
+            disabled=not draft.done,
+            help=draft.done[-1].label if draft.done else None,
+        ):
+            draft.undo()
+            st.rerun()
+        if st.button("Redo", icon=":material/redo:", disabled=not draft.undone):
+            draft.redo()
+            st.rerun()
+        with st.popover("Save as version", icon=":material/save:", disabled=not draft.changed):
+            _save(draft)
+        edits = len(draft.done)
+        kept = f"{edits} unsaved edit{'s' if edits > 1 else ''}, kept on disk"
+        st.caption(f"{len(draft):,} conversations, {kept if edits else 'no unsaved edits'}")
 
 
 def _save(draft: Draft) -> None:
@@ -119,8 +110,8 @@ def _grid(draft: Draft, rows: list[Conversation]) -> None:
             "round": st.column_config.NumberColumn("Round", disabled=True, width="small"),
             "kind": st.column_config.SelectboxColumn("Kind", options=list(KINDS), width="small"),
             "system": st.column_config.TextColumn("System", width="small"),
-            "user": st.column_config.TextColumn("User", width="large"),
-            "reply": st.column_config.TextColumn("Reply", width="large"),
+            "user": st.column_config.TextColumn("User", width="medium"),
+            "reply": st.column_config.TextColumn("Reply", width="medium"),
             "learn": st.column_config.CheckboxColumn(
                 "Learn", width="small", help="Whether the reply is trained on"
             ),
