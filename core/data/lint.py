@@ -357,7 +357,7 @@ class Contamination:
             yield Finding("error", "probe-wording", f"{text[:60]!r} is a held-out probe",
                           "remove the row", row.id)
             return
-        parts = plain.split(" ")
+        parts = textstats.tokens(text)
         shared = any(g in self._runs for n in self._lengths for g in textstats.ngrams(parts, n))
         near = self._is_near(plain)
         # "What can you do?" and "What can't you do?" are near in spelling only.

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from core import fsio, paths
 from core.data.schema import Pack
 from core.errors import UserError, UserErrors
 
@@ -22,26 +23,35 @@ MAX_BYTES = 2_000_000
 
 
 class Document:
-    """A parsed YAML file that knows the line of each field."""
+    """A parsed YAML file that knows the line of each field.
 
-    def __init__(self, data: Any, root: yaml.Node | None, name: str) -> None:
+    ``base`` is the pack it extends: a field that this file does not have is looked up there.
+    """
+
+    def __init__(self, data: Any, root: yaml.Node | None, name: str,
+                 base: Document | None = None) -> None:
         self.data = data
         self.name = name
         self._root = root
+        self._base = base
 
     def where(self, *loc: str | int) -> str:
         """``assistant.yaml:12 intents.who.reply`` for a path into the document."""
         dotted = ".".join(map(str, loc))
-        line = self._line(loc)
+        line, depth = self._line(loc)
+        if self._base and self._base._line(loc)[1] > depth:
+            return self._base.where(*loc)
         return f"{self.name}:{line} {dotted}".rstrip() if line else f"{self.name} {dotted}".rstrip()
 
-    def _line(self, loc: Sequence[str | int]) -> int:
-        node, line = self._root, 0
+    def _line(self, loc: Sequence[str | int]) -> tuple[int, int]:
+        """(line of the deepest part found, number of parts found)."""
+        node, line, depth = self._root, 0, 0
         for part in loc:
             found = _child(node, part)
             if found is not None:
                 line, node = found
-        return line
+                depth += 1
+        return line, depth
 
 
 def _child(node: yaml.Node | None, part: str | int) -> tuple[int, yaml.Node] | None:
@@ -86,7 +96,42 @@ def read_document(path: Path) -> Document:
 
 
 def parse_document(text: str, name: str) -> Document:
-    """Parse a text; ``name`` stands for the file in messages. Raises as ``read_document``."""
+    """Parse a text; ``name`` stands for the file in messages. Raises as ``read_document``.
+
+    With ``extends: assistant`` the shipped pack of that name is the ground: mappings are merged
+    key by key, lists and values replaced, and a key set to null removed.
+    """
+    document = _parse(text, name)
+    data = document.data
+    if not isinstance(data, dict) or "extends" not in data:
+        return document
+    base = _shipped(data["extends"], document)
+    merged = _merge(base.data, {k: v for k, v in data.items() if k != "extends"})
+    return Document(merged, document._root, name, base)
+
+
+def _shipped(name: Any, document: Document) -> Document:
+    path = paths.TEMPLATES / f"{name}.yaml"
+    if not isinstance(name, str) or not fsio.NAME_RULE.fullmatch(name) or not path.is_file():
+        names = ", ".join(p.stem for p in sorted(paths.TEMPLATES.glob("*.yaml")))
+        raise UserError(f"there is no pack {name!r} to extend", fix=f"use one of {names}",
+                        where=document.where("extends"))
+    base = _parse(path.read_text(encoding="utf-8"), path.name)
+    if not isinstance(base.data, dict) or "extends" in base.data:
+        raise UserError(f"{path.name} extends a pack itself",
+                        why="one step is enough to follow by eye", fix="extend that one directly",
+                        where=document.where("extends"))
+    return base
+
+
+def _merge(under: Any, over: Any) -> Any:
+    if not isinstance(under, dict) or not isinstance(over, dict):
+        return over
+    merged = {**under, **{k: _merge(under.get(k), v) for k, v in over.items()}}
+    return {k: v for k, v in merged.items() if v is not None or k not in over}
+
+
+def _parse(text: str, name: str) -> Document:
     try:
         # Events first: composing would already expand anchors.
         for event in yaml.parse(text, Loader):

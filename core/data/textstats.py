@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 _CJK = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
 _TOKEN = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+(?:['’][^\W{_CJK}]+)*")
+_CJK_GAP = re.compile(rf"(?<=[{_CJK}]) (?=[{_CJK}])")
 _HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]")
 _LETTER = re.compile(r"[^\W\d_]")
 
@@ -18,8 +19,11 @@ def tokens(text: str) -> list[str]:
 
 
 def normal(text: str) -> str:
-    """The tokens joined by spaces: equal for texts that differ in case, marks or spaces."""
-    return " ".join(tokens(text))
+    """The tokens joined by spaces: equal for texts that differ in case, marks or spaces.
+
+    No space between CJK characters: an edit ratio would count each as an agreement.
+    """
+    return _CJK_GAP.sub("", " ".join(tokens(text)))
 
 
 def ngrams(parts: Sequence[str], n: int) -> list[tuple[str, ...]]:
