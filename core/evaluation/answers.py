@@ -1,0 +1,135 @@
+"""Replies of a side to probes, kept by content: the same weights are never asked twice."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from core import fsio, paths
+from core.conversation import OnProgress, Probe
+from core.evaluation.pool import Subject
+
+#: Part of every cache key; raise it when decoding changes.
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A reply: its text, its length in tokens, and whether it was cut at the limit."""
+
+    text: str
+    token_ids: list[int]
+    cut: bool
+
+
+@dataclass
+class Clock:
+    """Seconds by stage: ``spent`` this time, ``cold`` what it takes without caches."""
+
+    spent: dict[str, float]
+    cold: dict[str, float]
+
+    def add(self, stage: str, spent: float, cold: float) -> None:
+        self.spent[stage] = self.spent.get(stage, 0.0) + spent
+        self.cold[stage] = self.cold.get(stage, 0.0) + cold
+
+
+def answer(
+    subject: Subject,
+    probes: Sequence[Probe],
+    *,
+    max_new_tokens: int,
+    clock: Clock,
+    stage: str,
+    temperature: float = 0.0,
+    seed: int = 0,
+    on_progress: OnProgress | None = None,
+) -> list[Answer]:
+    """Greedy (or sampled) replies in probe order, from the cache if they are there."""
+    from core.models.generate import generate
+
+    messages = [p.messages for p in probes]
+    key = cache_key(
+        "answers",
+        subject.fingerprint,
+        messages,
+        temperature,
+        seed,
+        max_new_tokens if temperature > 0 else 0,
+        str(subject.model.dtype),
+        subject.model.device.type,
+    )
+    started = time.perf_counter()
+    stored = load(key)
+    if stored is None or stored["max_new_tokens"] < max_new_tokens:
+        replies = generate(
+            subject.model,
+            subject.tokenizer,
+            messages,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size(subject),
+            temperature=temperature,
+            seed=seed,
+            on_progress=on_progress,
+            stage=stage,
+        )
+        found = [Answer(r.text, list(r.token_ids), r.finish_reason == "length") for r in replies]
+        seconds = time.perf_counter() - started
+        store(
+            key,
+            {
+                "seconds": seconds,
+                "max_new_tokens": max_new_tokens,
+                "answers": [asdict(a) for a in found],
+            },
+        )
+        clock.add(stage, seconds, seconds)
+        return found
+    if on_progress:
+        on_progress(stage, len(probes), len(probes))
+    clock.add(stage, time.perf_counter() - started, stored["seconds"])
+    return [_cut(Answer(**a), max_new_tokens, subject.tokenizer) for a in stored["answers"]]
+
+
+def _cut(answer: Answer, limit: int, tokenizer: Any) -> Answer:
+    """A longer greedy reply, cut, is the reply under the lower limit."""
+    if len(answer.token_ids) < limit or (len(answer.token_ids) == limit and answer.cut):
+        return answer
+    ids = answer.token_ids[:limit]
+    return Answer(tokenizer.decode(ids, skip_special_tokens=True).strip(), ids, True)
+
+
+def batch_size(subject: Subject) -> int:
+    """Rows a batch: 48 on a CPU, where more only adds padding, and 256 on a GPU."""
+    return 48 if subject.model.device.type == "cpu" else 256
+
+
+def cache_key(*parts: Any) -> str:
+    """sha256 over the parts as JSON, with the version of this module."""
+    return hashlib.sha256(fsio.dump_json([_VERSION, *parts]).encode("utf-8")).hexdigest()
+
+
+def _entry(key: str) -> Path:
+    return paths.cache_dir() / "evaluation" / key[:2] / f"{key}.json"
+
+
+def load(key: str) -> Any | None:
+    """A stored value, or None. A damaged entry counts as absent; it is written again."""
+    from core.errors import UserError
+
+    path = _entry(key)
+    if not path.is_file():
+        return None
+    try:
+        return fsio.read_json(path)
+    except UserError:
+        return None
+
+
+def store(key: str, value: Any) -> None:
+    """Keep a value (JSON) under its key."""
+    fsio.write_json(_entry(key), value)

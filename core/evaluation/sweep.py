@@ -1,0 +1,250 @@
+"""Every checkpoint of a run scored, and the one to ship named.
+
+One base stays in memory and the adapters are swapped on it; the base's replies and distributions
+are computed once. Replies are cached by the content of the adapter, so that a sweep that was
+stopped goes on where it was. A checkpoint that fails the recall or the leak gate on a third of the
+probes, whatever the rest would say, is not asked the rest; a note says so.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from core import fsio
+from core.conversation import OnProgress
+from core.errors import UserError
+from core.evaluation import verdict
+from core.evaluation.answers import Clock
+from core.evaluation.plan import plan
+from core.evaluation.pool import Loadable, Pool
+from core.evaluation.questions import gather
+from core.evaluation.scorecard import BASE, Run
+from core.models import catalog
+from core.paths import DatasetPaths, RunPaths
+
+SCHEMA = 1
+FILE = "sweep.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint of a training run: optimizer step, checkpoint file or folder."""
+
+    step: int
+    path: Path
+
+
+@dataclass
+class Scored:
+    """One row of the sweep."""
+
+    step: int
+    checkpoint: str
+    adapter: str
+    verdict: str
+    why: str
+    metrics: dict[str, Any]
+    gates: list[dict[str, Any]]
+    seconds: float
+
+    def order(self) -> tuple[float, ...]:
+        """Smaller is better; see ``recommend``."""
+        outcomes = [g["outcome"] for g in self.gates if g["required"]]
+        return (
+            outcomes.count("fail"),
+            outcomes.count("unknown"),
+            outcomes.count("warn"),
+            -self.metrics["recall"]["low"],
+            self.metrics["leak"]["high"],
+            self.step,
+        )
+
+    @property
+    def passes(self) -> bool:
+        """Every required gate passes, none warns."""
+        return all(g["outcome"] == "pass" for g in self.gates if g["required"])
+
+
+@dataclass
+class Sweep:
+    """All rows by step, the recommended one, and why it."""
+
+    size: str
+    base: dict[str, Any]
+    rows: list[Scored]
+    recommended: int | None
+    reason: str
+    skipped: list[int] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``sweep.json`` holds; ``recommended`` is the row (step, checkpoint, adapter)."""
+        chosen = next((r for r in self.rows if r.step == self.recommended), None)
+        return {
+            "schema": SCHEMA,
+            "size": self.size,
+            "recommended": chosen
+            and {"step": chosen.step, "checkpoint": chosen.checkpoint, "adapter": chosen.adapter},
+            "reason": self.reason,
+            "checkpoints": [asdict(r) for r in self.rows],
+            "skipped": self.skipped,
+            "base": self.base,
+            "notes": self.notes,
+            "seconds": self.seconds,
+        }
+
+
+def recommend(rows: list[Scored]) -> tuple[int | None, str]:
+    """The earliest checkpoint that passes every gate; else the best by a stated order.
+
+    The order: fewest failed gates, fewest without evidence, fewest warnings, highest lower bound
+    of the recall, lowest upper bound of the leak, earliest.
+    """
+    if not rows:
+        return None, "no checkpoint was scored"
+    ranked = sorted(rows, key=lambda r: r.step)
+    for row in ranked:
+        if row.passes:
+            return row.step, f"step {row.step} is the earliest that passes every gate"
+    best = min(ranked, key=Scored.order)
+    return best.step, (
+        f"no checkpoint passes every gate; step {best.step} has the fewest failed gates, then the "
+        "fewest warnings, then the highest recall and the lowest leak"
+    )
+
+
+def checkpoints(run: RunPaths) -> list[Checkpoint]:
+    """The checkpoints of a training run, by step.
+
+    Raises:
+        UserError: the run has none.
+    """
+    found: dict[int, Path] = {}
+    if run.result.is_file():
+        for entry in fsio.read_json(run.result).get("checkpoints", []):
+            found[int(entry["step"])] = Path(entry["path"])
+    if not found and run.work.is_dir():
+        for path in run.work.glob("*.pth"):
+            if match := re.fullmatch(r"(?:iter|epoch)_(\d+)", path.stem):
+                found[int(match[1])] = path
+    kept = [Checkpoint(step, path) for step, path in sorted(found.items()) if path.exists()]
+    if not kept:
+        raise UserError(
+            f"{run.root} has no checkpoints",
+            why="the run saved none, or their files were removed",
+            fix="train with a checkpoint interval, then sweep",
+        )
+    return kept
+
+
+def adapter_of(run: RunPaths, checkpoint: Checkpoint) -> Path:
+    """The PEFT adapter of a checkpoint, converted (in fp32) if it is not there yet."""
+    from core.weights.convert import convert
+
+    if (checkpoint.path / "adapter_config.json").is_file():
+        return checkpoint.path
+    folder = run.adapter / checkpoint.path.stem
+    if not (folder / "adapter_config.json").is_file():
+        convert(checkpoint.path, run.config, folder, fp32=True)
+    return folder
+
+
+def sweep(
+    run: RunPaths,
+    dataset: DatasetPaths,
+    base: str,
+    *,
+    size: str = "sweep",
+    stop_when_passed: bool = False,
+    on_progress: OnProgress | None = None,
+) -> Sweep:
+    """Score the checkpoints of a run and write ``sweep.json`` into its folder.
+
+    Args:
+        stop_when_passed: go from the first step on and stop at the first that passes every gate;
+            the later ones are listed as skipped.
+
+    Raises:
+        UserError: no checkpoints, an unusable base or dataset.
+    """
+    started = time.monotonic()
+    found = checkpoints(run)
+    model = catalog.resolve(base)
+    asked = gather(dataset, plan(size), model.locales)
+    adapters = {}
+    for i, checkpoint in enumerate(found):
+        if on_progress:
+            on_progress("convert", i, len(found))
+        adapters[checkpoint.step] = adapter_of(run, checkpoint)
+    sides = {BASE: Loadable(model)}
+    sides |= {_side(step): Loadable(model, path) for step, path in adapters.items()}
+    result = Sweep(size, {}, [], None, "")
+    with Pool(sides) as pool:
+        scorer = Run(pool, asked, plan(size), _numbered(on_progress, len(found)), screen=True)
+        result.base = scorer.ask(BASE).to_json()
+        for i, checkpoint in enumerate(found):
+            result.rows.append(_score(scorer, checkpoint, adapters[checkpoint.step], size))
+            if stop_when_passed and result.rows[-1].passes:
+                result.skipped = [c.step for c in found[i + 1 :]]
+                break
+            _save(run, result, scorer.clock, started)
+        result.notes = [*asked.notes, *scorer.notes]
+        _save(run, result, scorer.clock, started)
+        fsio.write_jsonl(
+            run.root / "sweep_replies.jsonl",
+            (row.to_json() for side in scorer.rows.values() for row in side),
+        )
+    return result
+
+
+def _side(step: int) -> str:
+    return f"step {step}"
+
+
+def _score(scorer: Run, checkpoint: Checkpoint, adapter: Path, size: str) -> Scored:
+    begun = time.monotonic()
+    measured = scorer.ask(_side(checkpoint.step)).to_json()
+    decided = verdict.decide(measured, size)
+    return Scored(
+        step=checkpoint.step,
+        checkpoint=str(checkpoint.path),
+        adapter=str(adapter),
+        verdict=decided.name,
+        why=decided.why,
+        metrics=measured,
+        gates=[g.to_json() for g in decided.gates],
+        seconds=time.monotonic() - begun,
+    )
+
+
+def _save(run: RunPaths, result: Sweep, clock: Clock, started: float) -> None:
+    """Written after every checkpoint: a reader sees the picture grow, a stop loses nothing."""
+    result.recommended, result.reason = recommend(result.rows)
+    result.seconds = time.monotonic() - started
+    fsio.write_json(run.root / FILE, result.to_json())
+
+
+def _numbered(on_progress: OnProgress | None, count: int) -> OnProgress | None:
+    """Say "step 40 (2 of 10): general" with the sweep's own share done."""
+    if on_progress is None:
+        return None
+    seen: list[str] = []
+
+    def report(stage: str, done: int, total: int) -> None:
+        side = stage.partition(":")[0]
+        if side not in seen:
+            seen.append(side)
+        on_progress(f"{stage} ({len(seen) - 1} of {count} checkpoints)", done, total)
+
+    return report
+
+
+def read(run: RunPaths) -> dict[str, Any] | None:
+    """The saved sweep of a run, or None."""
+    path = run.root / FILE
+    return dict(fsio.read_json(path)) if path.is_file() else None

@@ -1,0 +1,251 @@
+"""Gates and the verdict. All limits stand in ``gates.yaml``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from core.errors import UserError
+from core.evaluation.intervals import Rate, wilson
+
+GATES = Path(__file__).resolve().parent / "gates.yaml"
+Outcome = Literal["pass", "warn", "fail", "unknown"]
+VERDICTS = (
+    "LEARNED",
+    "UNDERFIT",
+    "OVERFIT",
+    "MEMORISED",
+    "PROMPT-BOUND",
+    "MERGE-LOST",
+    "NOT ENOUGH EVIDENCE",
+)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One gate's outcome. ``shown`` is the number that was held against the limit, in words."""
+
+    name: str
+    title: str
+    about: str
+    outcome: Outcome
+    value: float | None
+    shown: str
+    limit: str
+    required: bool
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The one word, why, and what to try next."""
+
+    name: str
+    why: str
+    next: str
+    gates: list[Gate]
+
+    @property
+    def passed(self) -> bool:
+        """Every gate passes, none warns."""
+        return self.name == "LEARNED" and not self.warnings
+
+    @property
+    def warnings(self) -> list[Gate]:
+        return [g for g in self.gates if g.outcome == "warn"]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "why": self.why,
+            "next": self.next,
+            "passed_all": self.passed,
+            "gates": [g.to_json() for g in self.gates],
+        }
+
+
+@lru_cache(maxsize=4)
+def load_gates(path: Path = GATES) -> dict[str, Any]:
+    """The gates file.
+
+    Raises:
+        UserError: it cannot be read, or a gate lacks a field.
+    """
+    import yaml
+
+    try:
+        data: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(
+            f"cannot read the gates file {path}", why=str(error), fix="restore it"
+        ) from error
+    for name, gate in data["gates"].items():
+        lacking = {"title", "metric", "side", "min_n", "sizes", "about"} - set(gate)
+        if lacking:
+            raise UserError(
+                f"gate {name!r} lacks {', '.join(sorted(lacking))}",
+                where=f"{path.name}: gates.{name}",
+                fix="add the field",
+            )
+    return data
+
+
+def judge_gates(metrics: Mapping[str, Any], size: str, path: Path = GATES) -> list[Gate]:
+    """Hold a side's numbers (``Measured.to_json``) against every gate that has its number."""
+    gates = []
+    for name, rule in load_gates(path)["gates"].items():
+        found = _lookup(metrics, rule["metric"])
+        required = size in rule["sizes"]
+        if found is None and not required:
+            continue
+        gates.append(_judge(name, rule, found, required))
+    return gates
+
+
+def is_lost(name: str, found: Rate, path: Path = GATES) -> bool:
+    """Whether a gate fails even at the better end of the interval of what was asked so far."""
+    rule = load_gates(path)["gates"][name]
+    return _compare(found.high if rule["better"] == "up" else found.low, rule) == "fail"
+
+
+def _lookup(metrics: Mapping[str, Any], dotted: str) -> Any:
+    value: Any = metrics
+    for part in dotted.split("."):
+        if not isinstance(value, Mapping) or value.get(part) is None:
+            return None
+        value = value[part]
+    return value
+
+
+def _judge(name: str, rule: Mapping[str, Any], found: Any, required: bool) -> Gate:
+    if "between" in rule:
+        limit = "{} to {}".format(*rule["between"]["pass"])
+    else:
+        limit = f"{'≥' if rule.get('better') != 'down' else '≤'} {rule['pass']:g}"
+    if rule["side"] == "non_inferior":
+        limit = f"lower end > {rule['pass']:+.0%}"
+
+    def gate(outcome: Outcome, value: float | None, shown: str) -> Gate:
+        return Gate(name, rule["title"], rule["about"], outcome, value, shown, limit, required)
+
+    if found is None or (isinstance(found, float) and math.isnan(found)):
+        return gate("unknown", None, "not measured")
+    if rule["side"] == "non_inferior":
+        return gate(
+            _non_inferior(found, rule),
+            found["change"],
+            f"{found['change']:+.1%} ({found['low']:+.1%} to {found['high']:+.1%})",
+        )
+    if isinstance(found, Mapping):
+        if not found["n"]:
+            return gate("unknown", None, "no probes")
+        shown = f"{found['hits']}/{found['n']} ({found['low']:.1%} to {found['high']:.1%})"
+        value = float(found[rule["side"]])
+        return gate(_rate_outcome(found, rule, value), value, shown)
+    value = float(found)
+    return gate(_compare(value, rule), value, f"{value:.3g}")
+
+
+def _non_inferior(found: Mapping[str, Any], rule: Mapping[str, Any]) -> Outcome:
+    """Pass: even the lower end is above the margin. Fail: a drop beyond it that is no chance."""
+    margin = rule["pass"]
+    if found["low"] > margin:
+        return "pass" if found["n"] >= rule["min_n"] else "unknown"
+    return "fail" if found["high"] < 0 and found["change"] <= margin else "warn"
+
+
+def _rate_outcome(found: Mapping[str, Any], rule: Mapping[str, Any], value: float) -> Outcome:
+    if found["n"] >= rule["min_n"]:
+        return _compare(value, rule)
+    low, high = wilson(found["hits"], found["n"])
+    best = high if rule["better"] == "up" else low
+    return "fail" if _compare(best, rule) == "fail" else "unknown"
+
+
+def _compare(value: float, rule: Mapping[str, Any]) -> Outcome:
+    if "between" in rule:
+        for outcome in ("pass", "warn"):
+            low, high = rule["between"][outcome]
+            if low <= value <= high:
+                return "pass" if outcome == "pass" else "warn"
+        return "fail"
+    sign = 1 if rule["better"] == "up" else -1
+    # A billionth forgives the rounding of a rate that meets its limit exactly.
+    if sign * value >= sign * rule["pass"] - 1e-9:
+        return "pass"
+    return "warn" if sign * value >= sign * rule["warn"] - 1e-9 else "fail"
+
+
+def decide(metrics: Mapping[str, Any], size: str, path: Path = GATES) -> Verdict:
+    """The verdict on a tuned model from its numbers."""
+    gates = judge_gates(metrics, size, path)
+    name, why = _name(gates, metrics, load_gates(path)["verdict"])
+    return Verdict(name, why, load_gates(path)["next"][name], gates)
+
+
+def _name(
+    gates: Sequence[Gate], metrics: Mapping[str, Any], rules: Mapping[str, float]
+) -> tuple[str, str]:
+    failed = {
+        about: [g for g in gates if g.about == about and g.outcome == "fail"]
+        for about in ("identity", "memory", "damage", "merge")
+    }
+    unknown = [g for g in gates if g.outcome == "unknown" and g.required]
+    if _nothing_said(metrics):
+        return (
+            "NOT ENOUGH EVIDENCE",
+            "the base model itself answers (almost) nothing: its chat "
+            "template or its files are wrong, so there is nothing to compare with",
+        )
+    if failed["merge"]:
+        return "MERGE-LOST", _because(failed["merge"])
+    if failed["damage"]:
+        return "OVERFIT", _because(failed["damage"])
+    bound = _prompt_bound(metrics, rules["prompt_bound_drop"])
+    if failed["identity"] or failed["memory"]:
+        if bound:
+            return "PROMPT-BOUND", bound
+        seen = _lookup(metrics, "train_recall.value")
+        if (
+            seen is not None
+            and seen >= rules["memorised_train_recall"]
+            and (failed["memory"] or _lookup(metrics, "recall.value") < seen - 0.1)
+        ):
+            return "MEMORISED", _because([*failed["memory"], *failed["identity"]])
+        return "UNDERFIT", _because([*failed["identity"], *failed["memory"]])
+    if bound:
+        return "PROMPT-BOUND", bound
+    if unknown:
+        return "NOT ENOUGH EVIDENCE", _because(unknown)
+    warned = [g for g in gates if g.outcome == "warn"]
+    return (
+        "LEARNED",
+        "every gate passes" if not warned else f"no gate fails; near the limit: {_because(warned)}",
+    )
+
+
+def _nothing_said(metrics: Mapping[str, Any]) -> bool:
+    share = _lookup(metrics, "base_degenerate.value")
+    return share is not None and share > 0.5
+
+
+def _prompt_bound(metrics: Mapping[str, Any], drop: float) -> str:
+    """Recall holds without a system turn and breaks under the template's default one."""
+    system = metrics.get("system") or {}
+    plain, default = system.get("none"), system.get("default")
+    if not plain or not default or plain["value"] - default["value"] < drop:
+        return ""
+    return (
+        f"recall is {plain['hits']}/{plain['n']} without a system turn and "
+        f"{default['hits']}/{default['n']} under the default one"
+    )
+
+
+def _because(gates: Sequence[Gate]) -> str:
+    return "; ".join(f"{g.title}: {g.shown}, limit {g.limit}" for g in gates)
