@@ -116,6 +116,10 @@ def test_commands_of_one_gpu_several_gpus_and_nodes(tmp_path: Path) -> None:
     argv = entry.xtuner_argv(spec, run.config, run.work)
     assert argv[argv.index("--deepspeed") + 1] == "deepspeed_zero2"
     assert argv[argv.index("--launcher") + 1] == "pytorch"
+    command = entry.command_line(spec, run)
+    assert command.startswith("NPROC_PER_NODE=2 NNODES=2 ")
+    assert "--launcher" not in command
+    assert entry.command_line(TrainSpec("d"), run).startswith("xtuner train ")
     line = launch.torchrun_argv(spec, run)
     assert "--nproc_per_node=2" in line and "--nnodes=2" in line
     assert line[-3:] == ["-m", "core.training.entry", str(tmp_path)]
