@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from core.data.textstats import ngrams, tokens
+from core.data.textstats import ngrams, normal, tokens
 
 #: Texts compared pairwise; more are sampled. 3,000 take about a second.
 MAX_COMPARED = 3000
@@ -56,8 +56,8 @@ def measure(texts: Sequence[str], *, questions: bool = False, seed: int = 0) -> 
     split = [tokens(t) for t in texts]
     first: dict[str, str] = {}
     counts: Counter[str] = Counter()
-    for text, parts in zip(texts, split, strict=True):
-        key = " ".join(parts)
+    for text in texts:
+        key = normal(text)
         first.setdefault(key, text)
         counts[key] += 1
     unique = list(first)

@@ -360,8 +360,9 @@ class Contamination:
         parts = textstats.tokens(text)
         shared = any(g in self._runs for n in self._lengths for g in textstats.ngrams(parts, n))
         near = self._is_near(plain)
-        # "What can you do?" and "What can't you do?" are near in spelling only.
-        other = row.intent and near and self._plain[near] not in row.intent.split("+")
+        # "What can you do?" and "What can't you do?" are near in spelling only. Which turn of a
+        # dialogue asks what is not recorded, but the cluster rule has kept its probes apart.
+        other = row.intent and near and self._plain[near] != row.intent
         if shared or (near and not other):
             yield Finding("warning", "near-probe", f"{text[:60]!r} is nearly a held-out probe",
                           "remove it from training, or the score says less", row.id)

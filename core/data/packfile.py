@@ -106,7 +106,8 @@ def parse_document(text: str, name: str) -> Document:
     if not isinstance(data, dict) or "extends" not in data:
         return document
     base = _shipped(data["extends"], document)
-    merged = _merge(base.data, {k: v for k, v in data.items() if k != "extends"})
+    own = {k: v for k, v in data.items() if k != "extends"}
+    merged = _merge(_fitted(base.data, own), own)
     return Document(merged, document._root, name, base)
 
 
@@ -122,6 +123,26 @@ def _shipped(name: Any, document: Document) -> Document:
                         why="one step is enough to follow by eye", fix="extend that one directly",
                         where=document.where("extends"))
     return base
+
+
+def _fitted(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """The ground without the languages that ``own`` does not speak and the intents it removes."""
+    head = own.get("persona")
+    spoken = head.get("locales") if isinstance(head, dict) else None
+    unspoken = set(base["persona"]["locales"]) - set(spoken if isinstance(spoken, list) else [])
+    intents = own.get("intents")
+    removed = {k for k, v in intents.items() if v is None} if isinstance(intents, dict) else set()
+    return _without(base, (unspoken if spoken else set()) | removed)
+
+
+def _without(value: Any, names: set[str]) -> Any:
+    """Drop mapping keys in ``names`` and the edges that lead to one."""
+    if isinstance(value, dict):
+        return {k: _without(v, names) for k, v in value.items() if k not in names}
+    if isinstance(value, list):
+        return [_without(v, names) for v in value
+                if not (isinstance(v, dict) and v.get("to") in names)]
+    return value
 
 
 def _merge(under: Any, over: Any) -> Any:

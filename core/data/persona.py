@@ -18,7 +18,20 @@ from core.data.packfile import Document, parse_document, read_document, to_pack
 from core.data.schema import END, GENERAL, Intent, Pack, Slot
 from core.errors import UserError, UserErrors
 
+_ODD = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes odd line breaks as escapes: PyYAML's plain styles lose them (NEL, U+2028)."""
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    style = '"' if _ODD.search(value) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+_Dumper.add_representer(str, _text)
 
 
 @dataclass(frozen=True)
@@ -108,7 +121,7 @@ class Persona:
         """The filled pack as YAML; ``load_persona`` of it gives an equal persona."""
         data = self.pack.model_dump(by_alias=True, exclude_defaults=True)
         ordered = {"schema": "persona/1", **data}
-        return yaml.safe_dump(ordered, allow_unicode=True, sort_keys=False, width=100)
+        return yaml.dump(ordered, Dumper=_Dumper, allow_unicode=True, sort_keys=False, width=100)
 
     def title(self, locale: str = "en") -> str:
         """A name for lists of packs."""
