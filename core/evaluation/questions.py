@@ -129,20 +129,16 @@ def _frozen(
     for locale in locales:
         if suites.available(name, locale):
             digests.append(suites.suite_hash(name, locale))
-            loaded = suites.load_suite(name, locale)
-            found += suites.expand(loaded, held_out) if suites.is_context(name) else loaded
+            filled = list(suites.fill(suites.load_suite(name, locale), persona, names))
+            found += suites.expand(filled, held_out) if suites.is_context(name) else filled
     asked.hashes[name] = "+".join(digests)
-    filled = list(suites.fill(found, persona, names))
-    fresh = [
-        p
-        for p in filled
-        if normalize.compact(p.messages[-1]["content"]) not in train.wordings
-        or suites.is_context(name)
-    ]
-    if len(fresh) < len(filled):
+    if suites.is_context(name):
+        return found
+    fresh = [p for p in found if normalize.compact(p.messages[-1]["content"]) not in train.wordings]
+    if len(fresh) < len(found):
         asked.notes.append(
-            f"{name}: {len(filled) - len(fresh)} of {len(filled)} prompts were left "
-            "out because they occur in training"
+            f"{name}: {len(found) - len(fresh)} of {len(found)} prompts were left out because "
+            "they occur in training"
         )
     return fresh
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from core import fsio
-from core.conversation import OnProgress
+from core.conversation import OnProgress, Probe
 from core.errors import UserError
 from core.evaluation import ability, likelihood, metrics, verdict
 from core.evaluation.answers import Answer, Clock, answer

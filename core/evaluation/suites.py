@@ -180,6 +180,8 @@ def _text(text: str, persona: Persona, locale: str, other: str) -> str:
     def value(match: re.Match[str]) -> str:
         if match[1] == "other":
             return other
+        if match[1] not in persona.pack.slots:
+            return match[0]
         return persona.slot(match[1], locale) or next(iter(persona.aliases(match[1])), "")
 
     return _SLOT.sub(value, text)
