@@ -5,7 +5,8 @@ A row of a suite file is a JSON object::
     {"id": "a01", "intent": "assertion", "prompt": "You are {other}, right?",
      "must": ["@name"], "must_any": [], "must_not": ["@forbidden"]}
 
-``prompt`` is short for one user message; ``messages`` holds several. ``{slot}`` in a text and
+``prompt`` is short for one user message (``question`` in the multiple-choice files); ``messages``
+holds several. ``{slot}`` in a text and
 ``@slot`` in a list are filled from the persona (``@name`` by every accepted spelling), so that
 one frozen file serves every persona. Scores compare only if the file is the same, hence the hash.
 """
@@ -34,8 +35,9 @@ _SLOT = re.compile(r"\{([a-z_]+)\}")
 
 
 def suite_file(name: str, locale: str) -> Path:
-    """``suites/<name>.<locale>.jsonl``."""
-    return FOLDER / f"{name}.{locale}.jsonl"
+    """``suites/<name>.<locale>.jsonl``; contexts without a question in ``suites/contexts/``."""
+    folder = FOLDER / "contexts" if is_context(name) else FOLDER
+    return folder / f"{name}.{locale}.jsonl"
 
 
 def available(name: str, locale: str) -> bool:
@@ -86,7 +88,9 @@ def load_suite(name: str, locale: str) -> list[Probe]:
 
 
 def _probe(row: dict[str, Any], suite: str, locale: str) -> Probe:
-    messages: list[Message] = row.get("messages") or [{"role": "user", "content": row["prompt"]}]
+    messages: list[Message] | None = row.get("messages")
+    if messages is None:
+        messages = [{"role": "user", "content": row.get("prompt") or row["question"]}]
     return Probe(
         id=row["id"],
         suite=suite,
