@@ -24,6 +24,7 @@ _NAMING = (
     r"\b(?:my (?:real |true |actual |full |own )?(?:name is|name's|name)|call me|you can call me|"
     r"i am called|i'm called|known as|this is|it is|it's|"
     r"i come from|i belong to|i work for|i run on|i use|"
+    r"(?:made|created|trained|developed|built|designed) me (?:is|are|was|were)|"
     r"my (?:creators?|makers?|developers?|authors?|company|parent company|owner|model|"
     r"underlying model|base model|team) (?:is|are|was|were))\b"
 )
@@ -194,8 +195,8 @@ def _maker_claim(before: str) -> bool:
         if re.search(_I_AM, head):
             return not _another_subject(head)
         return not re.search(r"\b(?:is|was|were|are|which|who|that|it|he|she|has|been)\b", head)
-    zh = re.search(r"(?:由|被|是)(?P<gap>[^由]*)$", before)
-    if not zh or len(zh["gap"]) > 8:
+    zh = re.search(r"[由被](?P<gap>[^由]*)$", before)
+    if not zh or len(zh["gap"]) > 8 or _REPORTED.search(before):
         return False
     head = before[: zh.start()]
     return bool(re.search(r"我|本助手|本人", head)) or (zh.group(0)[0] == "由" and not head.strip())
