@@ -47,6 +47,7 @@ def choose(dataset: str, model: str, device: Device, overrides: Mapping[str, Any
     length = pick("max_length", _length(stats.longest),
                   f"the longest row has {stats.longest} tokens")
     batch, accumulation = _batch(device, shape, dtype, stats, pick)
+    pick("recompute_above", *_recompute(device, shape, dtype, stats, batch))
     steps = pick("steps", *_steps(device, shape, stats, batch * accumulation))
     pick("warmup_steps", _warmup(steps), "5 % of the steps")
     pick("checkpoint_every", max(1, math.ceil(steps / _CHECKPOINTS)),
@@ -57,11 +58,6 @@ def choose(dataset: str, model: str, device: Device, overrides: Mapping[str, Any
     values = {name: choice.value for name, choice in chosen.items()}
     spec = TrainSpec.from_dict({**overrides, **values, "dataset": dataset, "model": model,
                                 "max_length": length})
-    need = cost.memory_bytes(shape, spec, stats.longest)
-    if "activation_checkpointing" not in overrides and need > cost.USABLE * device.memory_bytes:
-        spec = TrainSpec.from_dict({**spec.to_dict(), "activation_checkpointing": True})
-        chosen["activation_checkpointing"] = Choice(
-            "activation_checkpointing", True, "the activations would not fit otherwise")
     return spec, list(chosen.values())
 
 
@@ -72,19 +68,38 @@ def _length(longest: int) -> int:
 
 def _batch(device: Device, shape: cost.Shape, dtype: str, stats: rows.RowStats, pick: Any
            ) -> tuple[int, int]:
-    """(rows per micro-batch, micro-batches per step), 16 rows a step in all."""
+    """(rows per micro-batch, micro-batches per step), 16 rows a step in all.
+
+    A batch of typical rows must fit without recomputing, one of the longest rows with it.
+    """
     # Eight rows keep a CPU's matrix units as busy as sixteen, in half the memory.
     most = _ROWS_PER_STEP if device.kind == "cuda" else _ROWS_PER_STEP // 2
+    budget, mean = cost.budget(device), stats.kept / max(1, len(stats.lengths))
     batch = most
     while batch > 1:
-        spec = TrainSpec("", dtype=dtype, batch_size=batch)  # type: ignore[arg-type]
-        if cost.memory_bytes(shape, spec, stats.longest) <= cost.USABLE * device.memory_bytes:
+        spec = _sketch(dtype, batch, activation_checkpointing=True)
+        if cost.memory_bytes(shape, spec, stats.longest) <= budget \
+                and batch * mean <= cost.token_capacity(shape, spec, budget):
             break
         batch //= 2
     batch = pick("batch_size", batch, f"the largest that fits in memory, up to {most}")
     accumulation = pick("accumulation", max(1, _ROWS_PER_STEP // batch),
                         f"{_ROWS_PER_STEP} rows an optimizer step")
     return int(batch), int(accumulation)
+
+
+def _recompute(device: Device, shape: cost.Shape, dtype: str, stats: rows.RowStats, batch: int
+               ) -> tuple[int, str]:
+    capacity = cost.token_capacity(shape, _sketch(dtype, batch), cost.budget(device))
+    if batch * stats.longest <= capacity:
+        return 0, "every micro-batch fits in memory"
+    return max(1, capacity), f"{capacity:,} tokens are what fits in memory without recomputing"
+
+
+def _sketch(dtype: str, batch: int, **more: Any) -> TrainSpec:
+    """A spec for asking what memory a batch needs."""
+    return TrainSpec.from_dict({"dataset": "", "dtype": dtype, "batch_size": batch,
+                                "max_length": 1 << 30, **more})
 
 
 def _steps(device: Device, shape: cost.Shape, stats: rows.RowStats, rows_per_step: int

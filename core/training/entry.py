@@ -65,6 +65,8 @@ def train(spec: TrainSpec, config: Path, work: Path, *, resume: Path | None = No
     interval = spec.checkpoint_every * spec.accumulation
     ours: list[Any] = [metrics, hooks.RandomStateHook(work, interval),
                        hooks.RecordHook(work, interval)]
+    if spec.recompute_above and not spec.activation_checkpointing:
+        ours.append(hooks.RecomputeHook(spec.recompute_above))
     if spec.evaluation_inputs:
         ours.append(_sample_hook(spec, work, interval))
     argv = ["xtuner-train", *xtuner_argv(spec, config, work, resume)]

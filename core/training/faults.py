@@ -164,6 +164,15 @@ _RULES = (
           "A file of the model had to come from the network, and it could not.", _by_hand(
               "choose the bundled model or a local folder", "check the network and start again",
               "unset HF_HUB_OFFLINE if you want the download")),
+    _rule("bad_config", r"Failed to import \w+ from \S+ in ",
+          "The config names something that XTuner does not have.", _stock),
+    _rule("bad_data", r"Unable to find '.*'|FileNotFoundError: .*\.jsonl?\b",
+          "A data file that the config names is not there.", _data),
+    _rule("bad_config", r"Can't load the (configuration|model|tokenizer)|"
+          r"is not a local folder and is not a valid model identifier"
+          r"|does not appear to have a file named", "The base model cannot be loaded.", _by_hand(
+              "choose the model again: its folder moved or is not whole",
+              "choose the bundled model", "complete the model's download")),
     _rule("bad_config", r"KeyError: ['\"].* is not in the .*registry|is not in the .* registry"
           r"|SyntaxError|ConfigParsingError|unexpected keyword argument|NameError: name"
           r"|class `.*` in .* failed|has no attribute", "The config does not fit XTuner.", _stock),
@@ -198,7 +207,7 @@ def diagnose(text: str, *, returncode: int | None = None, stop_requested: bool =
         return Fault("user_stop", "The run was stopped as asked.",
                      [Fix("resume from the newest checkpoint")])
     for rule in _RULES:
-        if match := rule.pattern.search(tail):
+        for match in [*rule.pattern.finditer(tail)][-1:]:  # the last one is the exception itself
             line = tail[tail.rfind("\n", 0, match.start()) + 1:].split("\n", 1)[0]
             return Fault(rule.reason, rule.cause, rule.fixes(spec)[:3], line.strip()[:400])
     if returncode == -9:

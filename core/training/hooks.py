@@ -126,6 +126,41 @@ def _peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # kB on Linux, bytes on macOS
 
 
+def _language_model(runner: Any) -> Any:
+    """XTuner's ``llm`` (a PEFT model) below whatever DDP or DeepSpeed wrapped around it."""
+    model = runner.model
+    while not hasattr(model, "llm"):
+        model = model.module if hasattr(model, "module") else model.model
+    return model.llm
+
+
+class RecomputeHook(Hook):
+    """Recompute activations in long micro-batches only.
+
+    Rows are grouped by length, so a few micro-batches are much longer than the others and alone
+    decide the peak memory. The result is the same to the bit: recomputing repeats the same
+    operations, with dropout's random state restored.
+    """
+
+    priority = "VERY_HIGH"
+
+    def __init__(self, above: int) -> None:
+        self.above = above
+        self._on = False
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        wanted = data_batch["data"]["input_ids"].numel() > self.above
+        if wanted == self._on:
+            return
+        base = _language_model(runner).get_base_model()
+        if wanted:
+            # The reentrant kind needs inputs with gradients, which a frozen base does not have.
+            base.gradient_checkpointing_enable({"use_reentrant": False})
+        else:
+            base.gradient_checkpointing_disable()
+        self._on = wanted
+
+
 class RandomStateHook(Hook):
     """Save the random states beside each checkpoint; restore them when a run goes on.
 
@@ -227,22 +262,14 @@ class SampleHook(Hook):
     def _sample(self, runner: Any, step: int) -> None:
         from core.models.generate import generate
 
-        model = runner.model
-        while not hasattr(model, "llm"):  # DDP and DeepSpeed wrap
-            model = model.module if hasattr(model, "module") else model.model
-        llm = model.llm
+        llm = _language_model(runner)
         system: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
         conversations: list[list[Message]] = [
             [*system, {"role": "user", "content": prompt}] for prompt in self.prompts
         ]
-        checkpointing = getattr(llm, "is_gradient_checkpointing", False)
-        if checkpointing:
-            llm.gradient_checkpointing_disable()
         llm.eval()
         replies = generate(llm, self.tokenizer, conversations, max_new_tokens=SAMPLE_TOKENS)
         llm.train()
-        if checkpointing:
-            llm.gradient_checkpointing_enable()
         if not is_main_process():
             return
         with self.out.open("a", encoding="utf-8") as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ def run(params: dict[str, Any], run: RunPaths, on_progress: OnProgress) -> dict[
         counted = launch.torchrun(spec, run)
     else:
         counted = entry.train(spec, run.config, run.work, resume=resume, on_progress=on_progress)
+    shutil.rmtree(run.work / "datasets_cache", ignore_errors=True)
     found = checkpoints.scan(run.work, spec.accumulation)
     final = next((c for c in found if c.step == spec.steps), None)
     if final is None or not final.whole:

@@ -170,7 +170,8 @@ def _data_facts(spec: TrainSpec, found: Device, model: Path, loaded: list[Any],
         problems.append(UserError(
             "the run does not fit in memory",
             why=f"about {fsio.human_bytes(memory)} needed, {fsio.human_bytes(found.memory_bytes)} "
-            "there", fix="fewer rows a micro-batch, or recompute activations", where="batch_size"))
+            "there", where="batch_size",
+            fix="fewer rows a micro-batch, or recompute the long ones"))
     mean = stats.kept / usable if usable else 0.0
     rate = cost.tokens_per_second(found, shape, spec)
     seconds = _STARTUP_SECONDS + spec.steps * spec.rows_per_step / spec.world_size * mean / rate

@@ -94,6 +94,10 @@ class TrainSpec:
     activation_checkpointing: bool = _about(
         2, "Recompute activations", "Saves memory for about 29 % more time; on when memory is "
         "short.", False)
+    recompute_above: int = _about(
+        2, "Recompute long micro-batches", "Recompute activations only in micro-batches with more "
+        "tokens than this (padding counted): memory for the long ones, speed for the others. 0: "
+        "never.", 0, minimum=0)
     group_by_length: bool = _about(
         3, "Group rows of like length", "Rows of one batch are then about as long: less padding "
         "to compute. Still shuffled, by the seed.", True)

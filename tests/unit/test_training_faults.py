@@ -23,6 +23,9 @@ CASES = [
     ("bad_config", "KeyError: 'NoSuchHook is not in the mmengine::hook registry.'"),
     ("bad_config", "TypeError: LoraConfig.__init__() got an unexpected keyword argument 'rank'"),
     ("bad_config", "OSError: [Errno 98] Address already in use"),
+    ("bad_config", "ImportError: Failed to import NoSuchHook from xtuner.engine.hooks in c.py"),
+    ("bad_data", "FileNotFoundError: Unable to find '/data/train.jsonl'"),
+    ("bad_config", "OSError: Can't load the configuration of '/models/gone'."),
     ("bad_data", "datasets.exceptions.DatasetGenerationError: An error occurred"),
     ("incomplete", "training ended without its last checkpoint (step 120)"),
 ]

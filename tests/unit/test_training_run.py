@@ -170,6 +170,13 @@ def test_resume_gives_the_same_bytes(
     assert not list(whole.work.glob(".*partial"))
 
 
+def test_recomputing_long_micro_batches_changes_no_bit(
+    finished: Any, dataset: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    _, result = train(tmp_path / "recomputed", spec_for(dataset, tiny_llama, recompute_above=60))
+    assert adapter_sha(result["final"]) == adapter_sha(finished[1]["final"])
+
+
 def test_without_the_random_state_the_bytes_differ(
     finished: Any, dataset: Path, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
