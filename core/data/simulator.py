@@ -78,6 +78,16 @@ class SimulateSpec:
                 f"choose among {', '.join(openings.KINDS)}",
             ),
             (
+                self.user_prompt in ("auto", "swapped", "transcript"),
+                f"user_prompt {self.user_prompt!r}",
+                "choose auto, swapped or transcript",
+            ),
+            (
+                0 <= self.user_temperature <= 2,
+                f"user_temperature {self.user_temperature}",
+                "choose 0 to 2",
+            ),
+            (
                 self.locale in openings.locales(),
                 f"language {self.locale!r}",
                 f"choose one of {', '.join(openings.locales())}",

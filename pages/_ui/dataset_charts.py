@@ -139,7 +139,7 @@ def slots(report: DatasetReport) -> None:
         alt.Chart(data)
         .mark_bar(color=_COLORS[0])
         .encode(
-            y=alt.Y("slot:N", title=None, sort=None),
+            y=alt.Y("slot:N", title=None, sort=None, axis=alt.Axis(labelOverlap=False)),
             x=alt.X(
                 "share:Q",
                 title="identity replies that hold it",
@@ -149,4 +149,4 @@ def slots(report: DatasetReport) -> None:
             tooltip=["slot:N", alt.Tooltip("share:Q", format=".0%")],
         )
     )
-    st.altair_chart(chart.properties(height=26 * len(data) + 40), width="stretch")
+    st.altair_chart(chart.properties(height=28 * len(data) + 60), width="stretch")

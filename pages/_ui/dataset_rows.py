@@ -107,11 +107,11 @@ def _grid(draft: Draft, rows: list[Conversation]) -> None:
         column_order=COLUMNS,
         column_config={
             "id": st.column_config.TextColumn("Row", disabled=True, width="small"),
-            "round": st.column_config.NumberColumn("Round", disabled=True, width="small"),
+            "round": st.column_config.NumberColumn("Round", disabled=True, width=60),
             "kind": st.column_config.SelectboxColumn("Kind", options=list(KINDS), width="small"),
             "system": st.column_config.TextColumn("System", width="small"),
-            "user": st.column_config.TextColumn("User", width="medium"),
-            "reply": st.column_config.TextColumn("Reply", width="medium"),
+            "user": st.column_config.TextColumn("User", width=380),
+            "reply": st.column_config.TextColumn("Reply", width=460),
             "learn": st.column_config.CheckboxColumn(
                 "Learn", width="small", help="Whether the reply is trained on"
             ),
