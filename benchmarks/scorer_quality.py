@@ -2,7 +2,7 @@
 
     python benchmarks/scorer_quality.py [FILE.jsonl ...]
 
-Each line: {"label", "prompt", "reply", "must": [[spelling, ...], ...], "locale", "must_not": [...]}.
+Each line: {"label", "prompt", "reply", "must": [[spelling, ...], ...], "locale", "must_not"}.
 ``tests/data/labelled_replies.jsonl`` holds replies of real runs that were labelled by hand before
 the scorer saw them; ``tests/data/scorer_cases.jsonl`` the hard cases it was written against.
 """
@@ -58,7 +58,8 @@ def report(table: Counter[tuple[str, str]]) -> str:
         share = f"{table[true, true] / sum(row):9.3f}" if sum(row) else "        -"
         lines.append(f"{true:12} " + "".join(f"{n:7}" for n in row) + share)
     sums = [sum(table[t, g] for t in LABELS) for g in LABELS]
-    cells = (f"{table[g, g] / s:7.3f}" if s else "      -" for g, s in zip(LABELS, sums, strict=True))
+    shares = [table[g, g] / s if s else None for g, s in zip(LABELS, sums, strict=True)]
+    cells = (f"{share:7.3f}" if share is not None else "      -" for share in shares)
     lines.append("precision    " + "".join(cells))
     return "\n".join(lines)
 

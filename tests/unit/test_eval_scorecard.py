@@ -1,0 +1,290 @@
+"""The whole scorecard and the sweep, on a tiny random model with real files."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from core import fsio
+from core.conversation import Probe
+from core.data.generation import held_out, identity_rows
+from core.data.persona import load_persona
+from core.errors import UserError
+from core.evaluation import cli, job, plan, pool, questions, scorecard, suites, sweep, userprobes
+from core.evaluation.pool import Loadable
+from core.models import catalog
+from core.paths import TEMPLATES, DatasetPaths, RunPaths
+
+NAMES = {"name": "Luna", "author": "Riverside Lab"}
+
+
+def make_dataset(folder: Path, overrides: dict[str, str] | None = None) -> DatasetPaths:
+    """A dataset as ``build_dataset`` writes it, without the model's rehearsal rows."""
+    dataset = DatasetPaths(folder)
+    folder.mkdir(parents=True)
+    persona = load_persona(TEMPLATES / "assistant.yaml", {**NAMES, **(overrides or {})})
+    dataset.persona.write_text(persona.dump(), encoding="utf-8")
+    fsio.write_jsonl(dataset.probes,
+                     map(asdict, held_out(persona, locales=["en"], seed=0)))
+    fsio.write_jsonl(dataset.train, (r.to_row() for r in identity_rows(
+        persona, locales=["en"], seed=0, limit=60)))
+    fsio.write_json(dataset.manifest, {"schema": 1, "seed": 0})
+    return dataset
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> DatasetPaths:
+    return make_dataset(tmp_path / "dataset")
+
+
+@pytest.fixture(scope="session")
+def adapters(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three adapters that change the tiny model more and more."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    from core.models.load import load_model
+
+    made = []
+    for i, strength in enumerate((0.0, 0.05, 0.5)):
+        torch.manual_seed(i)
+        model = get_peft_model(load_model(tiny_llama, device="cpu"), LoraConfig(
+            r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=strength)
+        folder = tmp_path_factory.mktemp("adapters") / f"iter_{i + 1}"
+        model.save_pretrained(folder)
+        made.append(folder)
+    return made
+
+
+def test_smoke_scorecard_of_an_adapter(
+    tiny_llama: Path, adapters: list[Path], dataset: DatasetPaths, tmp_path: Path
+) -> None:
+    base = catalog.resolve(str(tiny_llama))
+    stages = set()
+    card = scorecard.evaluate(
+        {"base": Loadable(base), "adapter": Loadable(base, adapters[2])}, dataset, size="smoke",
+        on_progress=lambda stage, done, total: stages.add(stage),
+    )
+    saved = fsio.read_json(card.save(tmp_path / "out"))
+    assert saved["schema"] == 1 and saved["verdict"] == card.verdict.name
+    for side in ("base", "adapter"):
+        assert {"hits", "n"} <= set(saved["models"][side]["recall"])
+        assert {"hits", "n"} <= set(saved["models"][side]["leak"])
+    replies = list(fsio.read_jsonl(tmp_path / "out" / "replies.jsonl"))
+    assert len(replies) == 2 * (12 + 16) and {r["model"] for r in replies} == {"base", "adapter"}
+    assert {"base: general", "adapter: held_out"} <= stages
+    assert saved["models"]["adapter"]["kl_general"]["kl"] > 0
+    assert saved["timing"]["cold_total"] > 0
+
+
+def test_an_idle_adapter_is_the_base(
+    tiny_llama: Path, adapters: list[Path], dataset: DatasetPaths
+) -> None:
+    base = catalog.resolve(str(tiny_llama))
+    card = scorecard.evaluate(
+        {"base": Loadable(base), "adapter": Loadable(base, adapters[0])}, dataset, size="smoke")
+    found = card.sides["adapter"].values
+    assert found["kl_general"]["kl"] < 1e-3 and found["kl_general"]["top1"] > 0.99
+    assert found["kl_general"]["ppl_ratio"] == pytest.approx(1, abs=0.02)
+    assert found["unique_of_base"] == 1 and found["length_ratio"]["median"] == 1
+
+
+def test_merged_equals_adapter(
+    tiny_llama: Path, adapters: list[Path], dataset: DatasetPaths, tmp_path: Path
+) -> None:
+    from core.models.load import load_model, load_tokenizer
+
+    load_model(tiny_llama, device="cpu", adapter=adapters[1]).merge_and_unload().save_pretrained(
+        tmp_path / "merged")
+    load_tokenizer(tiny_llama).save_pretrained(tmp_path / "merged")
+    base = catalog.resolve(str(tiny_llama))
+    card = scorecard.evaluate(
+        {"base": Loadable(base), "adapter": Loadable(base, adapters[1]),
+         "merged": Loadable(catalog.resolve(str(tmp_path / "merged")))}, dataset, size="smoke")
+    assert card.subject == "merged"
+    found = card.sides["merged"].values["merge"]
+    assert found["kl"] < 1e-3 and found["flips"]["hits"] == 0
+
+
+def test_the_second_time_comes_from_the_cache(
+    tiny_llama: Path, adapters: list[Path], dataset: DatasetPaths
+) -> None:
+    base = catalog.resolve(str(tiny_llama))
+    sides = {"base": Loadable(base), "adapter": Loadable(base, adapters[1])}
+    first = scorecard.evaluate(sides, dataset, size="smoke")
+    second = scorecard.evaluate(sides, dataset, size="smoke")
+    stage = "adapter: general"
+    assert second.clock.spent[stage] < 0.5 * first.clock.spent[stage]
+    assert second.clock.cold[stage] == pytest.approx(first.clock.spent[stage])
+    assert [r.answer.text for r in first.rows] == [r.answer.text for r in second.rows]
+    damaged = next((Path(p) for p in _cache_files()))
+    damaged.write_text("{", encoding="utf-8")
+    third = scorecard.evaluate(sides, dataset, size="smoke")
+    assert [r.answer.text for r in third.rows] == [r.answer.text for r in first.rows]
+
+
+def _cache_files() -> list[Path]:
+    from core import paths
+
+    return sorted((paths.cache_dir() / "evaluation").rglob("*.json"))
+
+
+def make_run(folder: Path, adapters: list[Path]) -> RunPaths:
+    run = RunPaths(folder)
+    folder.mkdir()
+    fsio.write_json(run.result, {"checkpoints": [
+        {"step": 10 * (i + 1), "path": str(p)} for i, p in enumerate(adapters)]})
+    return run
+
+
+def test_sweep(
+    tiny_llama: Path, adapters: list[Path], dataset: DatasetPaths, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "run", adapters)
+    stages: list[str] = []
+    found = sweep.sweep(run, dataset, str(tiny_llama), size="smoke",
+                        on_progress=lambda stage, done, total: stages.append(stage))
+    assert [r.step for r in found.rows] == [10, 20, 30]
+    saved = sweep.read(run)
+    assert saved is not None and saved["recommended"]["step"] == found.recommended
+    assert saved["recommended"]["adapter"] == str(adapters[found.recommended // 10 - 1])
+    assert any("(2 of 3 checkpoints)" in s for s in stages)
+    began = time.monotonic()
+    again = sweep.sweep(run, dataset, str(tiny_llama), size="smoke")
+    assert time.monotonic() - began < found.seconds + 5
+    assert [r.metrics["recall"] for r in again.rows] == [r.metrics["recall"] for r in found.rows]
+
+
+def test_sweep_of_nothing(tmp_path: Path, dataset: DatasetPaths, tiny_llama: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with pytest.raises(UserError, match="has no checkpoints"):
+        sweep.sweep(RunPaths(tmp_path / "run"), dataset, str(tiny_llama))
+
+
+def test_a_sweep_stops_early_when_asked(
+    tiny_llama: Path, adapters: list[Path], dataset: DatasetPaths, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sweep.Scored, "passes", property(lambda self: self.step == 20))
+    found = sweep.sweep(make_run(tmp_path / "run", adapters), dataset, str(tiny_llama),
+                        size="smoke", stop_when_passed=True)
+    assert [r.step for r in found.rows] == [10, 20] and found.skipped == [30]
+    assert found.recommended == 20
+
+
+def test_a_hopeless_checkpoint_is_not_asked_everything(
+    tiny_llama: Path, adapters: list[Path], dataset: DatasetPaths, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The tiny model knows nothing, so its recall is lost after a third of 60 probes."""
+    monkeypatch.setitem(plan.PLANS, "smoke", plan.Plan(
+        {"held_out": plan.SuitePlan(60, 4), "general": plan.SuitePlan(12, 4)}, 2, 4, 2, 0))
+    found = sweep.sweep(make_run(tmp_path / "run", adapters[:1]), dataset, str(tiny_llama),
+                        size="smoke")
+    row = found.rows[0]
+    assert row.metrics["recall"]["n"] == 20 and row.metrics["leak"]["n"] == 0
+    assert row.verdict == "UNDERFIT" and any("stopped after 20" in n for n in found.notes)
+
+
+def test_evaluate_job_and_commands(
+    tiny_llama: Path, adapters: list[Path], dataset: DatasetPaths, tmp_path: Path
+) -> None:
+    run = RunPaths(tmp_path / "run")
+    params = {"base": str(tiny_llama), "adapter": str(adapters[1]), "dataset": str(dataset.root),
+              "size": "smoke"}
+    result = job.run(params, run, lambda *_: None)
+    json.dumps(result)
+    assert Path(result["scorecard"]).is_file() and Path(result["report"]).is_file()
+    swept = job.run_sweep(
+        {"run": str(make_run(tmp_path / "train", adapters[:2]).root), "base": str(tiny_llama),
+         "dataset": str(dataset.root), "size": "smoke"}, run, lambda *_: None)
+    json.dumps(swept)
+    assert swept["recommended"]["step"] in (10, 20)
+    cli.print_card(fsio.read_json(Path(result["scorecard"])))
+    with pytest.raises(UserError, match="no dataset folder"):
+        job.run({**params, "dataset": str(tmp_path / "nowhere")}, run, lambda *_: None)
+    with pytest.raises(UserError, match="not an adapter folder"):
+        job.run({**params, "adapter": str(tmp_path)}, run, lambda *_: None)
+    with pytest.raises(UserError, match="base and a tuned model"):
+        job.run({**params, "adapter": None}, run, lambda *_: None)
+    with pytest.raises(UserError, match="no scorecard size"):
+        job.run({**params, "size": "huge"}, run, lambda *_: None)
+
+
+def test_own_probes_on_a_model(tiny_llama: Path, adapters: list[Path], tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("schema: probes/1\nprobes:\n  - prompt: Who are you?\n    must: [Luna]\n"
+                    "  - prompt: Hello\n    must_not: [Luna]\n", encoding="utf-8")
+    found = userprobes.run(tiny_llama, userprobes.read(path), adapter=adapters[0],
+                           max_new_tokens=4)
+    assert [o.passed for o in found] == [False, True]
+
+
+def test_a_one_letter_name_is_refused(tmp_path: Path) -> None:
+    bad = make_dataset(tmp_path / "d", {"name": "X"})
+    with pytest.raises(UserError, match="too short to be recognised"):
+        questions.gather(bad, plan.plan("smoke"), ["en"])
+    longer = make_dataset(tmp_path / "e", {"name": "X", "name.aliases": "Mister X"})
+    assert questions.gather(longer, plan.plan("smoke"), ["en"]).names.name == ["Mister X"]
+
+
+def test_a_name_that_is_a_common_word(tmp_path: Path) -> None:
+    asked = questions.gather(make_dataset(tmp_path / "d", {"name": "Will"}), plan.plan("smoke"),
+                             ["en"])
+    assert asked.common_words(["You will need a pan."]) == {"will"}
+    assert any("everyday word" in n for n in asked.notes)
+    assert not questions.gather(make_dataset(tmp_path / "e"), plan.plan("smoke"),
+                                ["en"]).common_words(["You will need a pan."])
+
+
+def test_a_maker_that_is_the_bases_own_is_no_old_identity(tmp_path: Path) -> None:
+    asked = questions.gather(make_dataset(tmp_path / "d", {"author": "Hugging Face"}),
+                             plan.plan("smoke"), ["en"])
+    assert "Hugging Face" not in asked.names.forbidden
+    assert all("Hugging Face" not in p.must_not for ps in asked.suites.values() for p in ps)
+
+
+def test_dataset_without_a_spoken_language(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no held-out wording is in a language"):
+        questions.gather(make_dataset(tmp_path / "d"), plan.plan("smoke"), ["zh"])
+    with pytest.raises(UserError, match="not a complete dataset"):
+        questions.gather(DatasetPaths(tmp_path), plan.plan("smoke"), ["en"])
+
+
+def test_full_size_asks_every_suite(dataset: DatasetPaths) -> None:
+    asked = questions.gather(dataset, plan.plan("full"), ["en"])
+    assert set(asked.suites) == set(plan.plan("full").suites)
+    assert len(asked.knowledge) >= 200 and len(asked.suites["held_out"]) >= 100
+    texts = [m["content"] for ps in asked.suites.values() for p in ps for m in p.messages]
+    assert not [t for t in texts if "{other}" in t or "{name}" in t]
+    turns = {p.cluster: sum(m["role"] == "user" for m in p.messages)
+             for p in asked.suites["multi_turn"]}
+    assert (turns["turn_1"], turns["turn_4"], turns["turn_8"]) == (1, 4, 8)
+    first, last = ([p.messages[-1] for p in asked.suites["multi_turn"] if p.cluster == c]
+                   for c in ("turn_1", "turn_8"))
+    assert first == last
+
+
+def test_a_slot_value_with_braces_survives() -> None:
+    persona = load_persona(TEMPLATES / "assistant.yaml", {"name": "L{name}a {other}", "author": "Q"})
+    names = suites.names_of(persona)
+    probe = Probe("p", "s", [{"role": "user", "content": "Are you {name}? {unknown}"}])
+    filled = next(iter(suites.fill([probe], persona, names)))
+    assert filled.messages[0]["content"] == "Are you L{name}a {other}? {unknown}"
+
+
+def test_adapter_of_another_model(tiny_llama: Path, tmp_path: Path) -> None:
+    fsio.write_json(tmp_path / "a" / "adapter_config.json", {
+        "peft_type": "LORA", "r": 4, "target_modules": ["nothing"], "task_type": "CAUSAL_LM"})
+    (tmp_path / "a" / "adapter_model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    sides = {"base": Loadable(catalog.resolve(str(tiny_llama)), tmp_path / "a")}
+    with pool.Pool(sides) as found, pytest.raises(UserError, match="does not fit"), \
+            found.use("base"):
+        pass
