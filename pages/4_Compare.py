@@ -2,11 +2,37 @@
 
 import streamlit as st
 
-from pages._ui import compare_chat
+from pages._ui import (
+    compare_batch,
+    compare_chat,
+    compare_columns,
+    compare_controls,
+    compare_scorecard,
+    compare_state,
+    compare_transcripts,
+)
 from pages._ui.bootstrap import bootstrap
 from pages._ui.common import device_line
 
 bootstrap()
 st.title("Compare")
 device_line()
-compare_chat.draw()
+session = compare_state.session()
+sides = compare_columns.draw(session)
+settings, system = compare_controls.draw(session)
+chat, batch, scorecard, history = st.tabs(
+    [
+        ":material/forum: Chat",
+        ":material/playlist_play: Batch",
+        ":material/fact_check: Scorecard",
+        ":material/history: Transcripts",
+    ]
+)
+with batch:
+    compare_batch.draw(sides, settings, system)
+with scorecard:
+    compare_scorecard.draw()
+with history:
+    compare_transcripts.draw()
+with chat:  # last: it does not return while a reply streams
+    compare_chat.draw(sides, settings, system)

@@ -117,14 +117,21 @@ class _EndpointReply:
             self._first = self._first or self._last
             self.text += text
             self.tokens += 1
-            self.emit({"type": "token", "side": self.side.id, "text": text, "tokens": self.tokens})
+            self.emit({"type": "token", "side": self.side.id, "text": text, **self._pace()})
+
+    def _pace(self) -> dict[str, Any]:
+        spent = self._last - self._first
+        return {
+            "tokens": self.tokens,
+            "ttft_s": self._first - self._started if self._first else None,
+            "tokens_per_s": (self.tokens - 1) / spent if spent > 0 else None,
+        }
 
     def _end(self, event: dict[str, Any]) -> None:
         with self._lock:
             if self.over:
                 return
             self.over = True
-            spent = self._last - self._first
             reason = "error" if event["type"] == "error" else self.reason
             self.emit(
                 {
@@ -132,9 +139,7 @@ class _EndpointReply:
                     "side": self.side.id,
                     "text": self.text,
                     "finish_reason": reason,
-                    "ttft_s": self._first - self._started if self._first else None,
-                    "tokens_per_s": (self.tokens - 1) / spent if spent > 0 else None,
-                    "tokens": self.tokens,
+                    **self._pace(),
                     **self.reported,
                 }
             )

@@ -63,7 +63,8 @@ class LiveTurn:
             reply.prompt_tokens, reply.cut = len(reply.prompt_ids), event["cut"]
         elif kind == "token":
             reply.text += event["text"]
-            reply.tokens = event["tokens"]
+            for name in ("tokens", "ttft_s", "tokens_per_s"):
+                setattr(reply, name, event.get(name, getattr(reply, name)))
         elif kind in ("done", "error"):
             self._end(side, event)
 

@@ -10,6 +10,7 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from core.chat import transcripts
 from core.chat.client import WorkerClient
@@ -51,6 +52,16 @@ class ChatSession:
         threading.Thread(target=self._keep, args=(live,), daemon=True).start()
         return live
 
+    def preview(self, prompt: str, settings: ChatSettings) -> dict[str, dict[str, Any]]:
+        """What each local column would be fed: exact prompt, messages cut, room for the reply.
+
+        Raises:
+            UserError: the worker is gone.
+        """
+        local = [s for s in self.transcript.sides if s.local]
+        conversations = {s.id: self.transcript.messages(s, prompt) for s in local}
+        return self._worker.plan(conversations, settings) if local else {}
+
     def stop(self, side: str | None = None) -> None:
         """End one column's reply or all; what is written stays, marked as cancelled."""
         live = self.live
@@ -60,13 +71,18 @@ class ChatSession:
         if live.number:
             self._worker.stop(live.number, side)
 
-    def regenerate(self) -> LiveTurn:
-        """Answer the last prompt again, with the next seed (greedy gives the same reply)."""
+    def regenerate(self, settings: ChatSettings) -> LiveTurn:
+        """Answer the last prompt again with these settings and the seed after the last one.
+
+        Raises:
+            UserError: there is no turn yet, or a reply is still streaming.
+        """
         if not self.transcript.turns:
             raise UserError("there is nothing to answer again yet", fix="send a message first")
         last = self.transcript.turns[-1]
-        settings = dataclasses.replace(last.settings, seed=last.settings.seed + 1)
-        return self.resend(len(self.transcript.turns) - 1, last.prompt, settings)
+        seed = max(settings.seed, last.settings.seed + 1)
+        again = dataclasses.replace(settings, seed=seed)
+        return self.resend(len(self.transcript.turns) - 1, last.prompt, again)
 
     def resend(self, index: int, prompt: str, settings: ChatSettings) -> LiveTurn:
         """Go back before turn ``index`` and send ``prompt`` from there."""

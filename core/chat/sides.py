@@ -69,16 +69,32 @@ class SideSpec:
 
 @dataclass(frozen=True)
 class Loadable:
-    """A model that was found: what the column picker lists."""
+    """A model that was found: what the column picker lists.
+
+    ``checkpoint``: a ``.pth`` of a training run that is converted to ``adapter`` when it is chosen.
+    """
 
     kind: SideKind
     label: str
     model: str
     adapter: str | None = None
+    checkpoint: str | None = None
 
     def side(self, side_id: str, system: str = "") -> SideSpec:
         """This model as a column."""
         return SideSpec(side_id, self.kind, self.label, self.model, self.adapter, system)
+
+    def prepare(self) -> None:
+        """Convert the checkpoint, if this is one and it was not done before (about a second).
+
+        Raises:
+            UserError: the checkpoint cannot be read.
+        """
+        if self.checkpoint and self.adapter and not Path(self.adapter).is_dir():
+            from core.weights.convert import convert
+
+            run = paths.RunPaths(Path(self.checkpoint).parent.parent)
+            convert(Path(self.checkpoint), run.config, Path(self.adapter))
 
 
 def discover(runs: Path | None = None) -> list[Loadable]:
@@ -114,6 +130,18 @@ def _of_run(run: Path) -> Iterator[Loadable]:
             )
             label = f"Base + adapter: {run.name} / {where}"
             yield Loadable("adapter", label, model or "bundled", str(folder))
+    yield from _checkpoints(paths.RunPaths(run), base)
+
+
+def _checkpoints(run: paths.RunPaths, base: str) -> Iterator[Loadable]:
+    """Checkpoints of a training run that nobody has converted yet, newest first."""
+    if not run.config.is_file():
+        return
+    for file in sorted(run.work.glob("iter_*.pth"), key=_step, reverse=True):
+        adapter = run.adapter / file.stem
+        if not adapter.is_dir():
+            label = f"Base + checkpoint: {run.root.name} / {file.stem}"
+            yield Loadable("adapter", label, base or "bundled", str(adapter), str(file))
 
 
 def _base_model(run: Path) -> str:
@@ -129,7 +157,7 @@ def _base_model(run: Path) -> str:
 
 
 def _step(folder: Path) -> tuple[int, str]:
-    number = re.search(r"(\d+)$", folder.name)
+    number = re.search(r"(\d+)$", folder.name.removesuffix(".pth"))
     return (int(number.group(1)) if number else -1, folder.name)
 
 

@@ -101,22 +101,27 @@ class Stream:
                     "type": "token",
                     "side": self.side,
                     "text": self._unsent,
-                    "tokens": len(self.token_ids),
+                    **self._pace(),
                 }
             )
             self._unsent, self._sent_at = "", now
 
-    def _summary(self, reason: str) -> dict[str, Any]:
+    def _pace(self) -> dict[str, Any]:
         count, spent = len(self.token_ids), self._last - self._first
+        return {
+            "tokens": count,
+            "ttft_s": self._first - self.started if self._first else None,
+            # The first token belongs to the prefill, so it is not counted here.
+            "tokens_per_s": (count - 1) / spent if count > 1 and spent > 0 else None,
+        }
+
+    def _summary(self, reason: str) -> dict[str, Any]:
         return {
             "text": "".join(self._text),
             "token_ids": self.token_ids,
             "finish_reason": reason,
             "prompt_tokens": len(self.prompt),
-            "tokens": count,
-            "ttft_s": self._first - self.started if self._first else None,
-            # The first token belongs to the prefill, so it is not counted here.
-            "tokens_per_s": (count - 1) / spent if count > 1 and spent > 0 else None,
+            **self._pace(),
         }
 
 

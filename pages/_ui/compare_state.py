@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import streamlit as st
 
 from core.chat import transcripts
+from core.chat.batch_run import BatchRun
 from core.chat.client import WorkerClient
 from core.chat.endpoint import Endpoints
+from core.chat.personas import PersonaHint, newest
 from core.chat.session import ChatSession
 from core.chat.sides import Loadable, SideSpec, discover
 from core.errors import UserError
@@ -73,5 +73,24 @@ def close_session() -> None:
 
 
 def found() -> list[Loadable]:
-    """Models to choose from, looked up once a script run."""
-    return cast(list[Loadable], discover())
+    """Models to choose from."""
+    return discover()
+
+
+@st.cache_data(ttl=30, show_spinner=False)
+def persona() -> PersonaHint:
+    """Names and system prompt of the newest dataset's persona."""
+    return newest()
+
+
+@st.cache_resource
+def batches() -> dict[str, BatchRun]:
+    """Batches of this server, newest last."""
+    return {}
+
+
+def forget(chat_id: str) -> None:
+    """Drop a deleted conversation."""
+    _sessions().pop(chat_id, None)
+    if st.query_params.get("chat") == chat_id:
+        st.query_params.pop("chat", None)

@@ -1,0 +1,46 @@
+"""Prompt packs for a batch: the evaluation suites and the newest dataset's held-out wordings."""
+
+from __future__ import annotations
+
+from core import fsio, paths
+from core.chat.batch import MAX_PROMPTS
+from core.conversation import Message
+
+_HELD_OUT = "held-out wordings of the newest dataset"
+
+
+def packs() -> list[str]:
+    """Names to choose from: ``held-out ...`` if there is a dataset, then suites as name.locale."""
+    from core.evaluation.suites import FOLDER
+
+    suites = sorted(file.name.removesuffix(".jsonl") for file in FOLDER.glob("*.jsonl"))
+    return [*([_HELD_OUT] if _newest_probes() else []), *suites]
+
+
+def load(name: str) -> list[str]:
+    """The prompts of a pack. Suites with slots are shown with the slot's name in braces."""
+    if name == _HELD_OUT:
+        probes = _newest_probes()
+        rows = list(fsio.read_jsonl(probes.probes)) if probes else []
+        return _unique([_last_user(row["messages"]) for row in rows])
+    from core.evaluation.suites import load_suite
+
+    suite, _, locale = name.rpartition(".")
+    return _unique([_last_user(p.messages) for p in load_suite(suite, locale)])
+
+
+def _last_user(messages: list[Message]) -> str:
+    return next(m["content"] for m in reversed(messages) if m["role"] == "user")
+
+
+def _unique(prompts: list[str]) -> list[str]:
+    return list(dict.fromkeys(prompts))[:MAX_PROMPTS]
+
+
+def _newest_probes() -> paths.DatasetPaths | None:
+    root = paths.datasets_dir()
+    if not root.is_dir():
+        return None
+    found = [paths.DatasetPaths(f) for f in root.iterdir() if f.is_dir()]
+    whole = [d for d in found if d.manifest.is_file() and d.probes.is_file()]
+    return max(whole, key=lambda d: d.manifest.stat().st_mtime, default=None)
