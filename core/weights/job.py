@@ -17,6 +17,7 @@ from core.errors import UserError
 from core.models import catalog
 from core.paths import DatasetPaths, RunPaths
 from core.weights import manifest
+from core.weights.card import write_card
 from core.weights.convert import convert
 from core.weights.merge import merge
 from core.weights.prove import MergeProof, prove
@@ -117,6 +118,15 @@ def run(params: dict[str, Any], run: RunPaths, on_progress: OnProgress) -> dict[
             proof.require()
             proofs.append(proof)
         fsio.write_json(folder / PROOF, {"schema": 1, **proof.to_dict()})
+        write_card(
+            folder,
+            base,
+            proof.to_dict(),
+            title=out.parent.name if out.name == "merged" else out.name,
+            dataset=Path(spec.dataset) if spec.dataset else None,
+            config=Path(spec.config) if spec.config else None,
+            scorecard=Path(spec.scorecard) if spec.scorecard else None,
+        )
 
     try:
         merge(

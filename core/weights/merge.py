@@ -13,7 +13,7 @@ from core.errors import UserError
 from core.models.catalog import ModelRef
 from core.weights import manifest, staging
 from core.weights.plan import DEFAULT_SHARD_BYTES, MergePlan, parse_size, plan_merge
-from core.weights.writer import TensorWriter
+from core.weights.writer import QUEUE, TensorWriter
 
 Engine = Literal["stream", "xtuner"]
 #: What belongs to a model besides weights and config.json. Remote code (*.py) is not copied.
@@ -47,6 +47,7 @@ def _write_weights(
     from core.weights import kernels
 
     hashes: dict[str, str] = {}
+    space = kernels.Workspace(QUEUE)
     done, total = 0, plan.nbytes
     for name, ops in zip(plan.file_names, plan.shards, strict=True):
         layout = [(op.name, op.dtype, op.base.shape) for op in ops]
@@ -56,7 +57,7 @@ def _write_weights(
                 if op.kind != "lora" and op.base.dtype == op.dtype and not faithful:
                     writer.copy(op.base)
                 else:
-                    writer.write(kernels.raw(kernels.merged(op, nf4=faithful)))
+                    writer.write(kernels.raw(kernels.merged(op, space, nf4=faithful)))
                 done += op.nbytes
                 if on_progress:
                     on_progress("merge", done, total)
@@ -161,6 +162,7 @@ def merge(
             "kind": "merged",
             "engine": engine,
             "base": base.name,
+            "license": base.license,
             "base_fingerprint": base.fingerprint(),
             "faithful_nf4": faithful_nf4,
             "adapter_sha256": fsio.sha256_file(adapter / "adapter_model.safetensors"),

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,22 @@ from core.errors import UserError
 
 #: Bytes of one element, by safetensors' own dtype code.
 ITEM_BYTES: dict[str, int] = {
-    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
-    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
-}  # fmt: skip
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U64": 8,
+    "U32": 4,
+    "U16": 2,
+    "U8": 1,
+    "BOOL": 1,
+}
 #: The codes that a merge may change; everything else is copied as it is.
 FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
 #: safetensors itself refuses a larger header.
@@ -48,26 +60,40 @@ class TensorRef:
 
     def read(self) -> bytearray:
         """The bytes. Raises UserError if the file ends early."""
-        with self.file.open("rb") as file:
-            file.seek(self.offset)
-            data = bytearray(self.nbytes)
-            if file.readinto(data) != self.nbytes:
-                raise UserError(
-                    f"{self.file} ends inside tensor {self.name!r}",
-                    why="the file was cut short after it was opened",
-                    fix="fetch or make the file again",
-                )
+        data = bytearray(self.nbytes)
+        self.read_into(memoryview(data))
         return data
 
-    def view(self) -> tuple[mmap.mmap, memoryview]:
-        """The bytes as pages of the file, without a copy; drop the view, then close the map."""
-        start = self.offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-        lead = self.offset - start
-        with self.file.open("rb") as file:
-            pages = mmap.mmap(
-                file.fileno(), lead + self.nbytes, access=mmap.ACCESS_READ, offset=start
-            )
-        return pages, memoryview(pages)[lead:]
+    def read_into(self, buffer: memoryview) -> None:
+        """Fill a buffer of ``nbytes``. Raises UserError if the file ends early."""
+        done = 0
+        with self.file.open("rb", buffering=0) as file:
+            file.seek(self.offset)
+            while done < self.nbytes:
+                count = file.readinto(buffer[done : self.nbytes])
+                if not count:
+                    raise self._ended()
+                done += count
+
+    def pieces(self, size: int) -> Iterator[memoryview]:
+        """The bytes in pieces of at most ``size``, in one buffer: use each before the next."""
+        buffer = memoryview(bytearray(min(size, self.nbytes)))
+        left = self.nbytes
+        with self.file.open("rb", buffering=0) as file:
+            file.seek(self.offset)
+            while left:
+                count = file.readinto(buffer[: min(len(buffer), left)])
+                if not count:
+                    raise self._ended()
+                yield buffer[:count]
+                left -= count
+
+    def _ended(self) -> UserError:
+        return UserError(
+            f"{self.file} ends inside tensor {self.name!r}",
+            why="the file was cut short after it was opened",
+            fix="fetch or make the file again",
+        )
 
 
 def _broken(path: Path, why: str) -> UserError:
@@ -86,9 +112,10 @@ def _parse_header(path: Path, size: int) -> tuple[dict[str, Any], int]:
         if length > MAX_HEADER_BYTES or length > size - 8:
             looks = "an HTML page" if first.lstrip().startswith((b"<", b"<!")) else "another format"
             raise _broken(
-                path, f"its first 8 bytes announce a header of {length:,} bytes in a file of "
+                path,
+                f"its first 8 bytes announce a header of {length:,} bytes in a file of "
                 f"{size:,}: the file is truncated or is {looks}",
-            )  # fmt: skip
+            )
         try:
             header = json.loads(file.read(length))
         except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
@@ -113,9 +140,10 @@ def _entry(path: Path, name: str, entry: Any, start: int) -> tuple[TensorRef, in
     ref = TensorRef(name, dtype, shape, path, start + begin)
     if end - begin != ref.nbytes:
         raise _broken(
-            path, f"tensor {name!r} of shape {list(shape)} needs {ref.nbytes:,} bytes, "
+            path,
+            f"tensor {name!r} of shape {list(shape)} needs {ref.nbytes:,} bytes, "
             f"its offsets give {end - begin:,}",
-        )  # fmt: skip
+        )
     return ref, end
 
 
@@ -171,8 +199,9 @@ def read_model(folder: Path) -> dict[str, TensorRef]:
     if missing := sorted(set(weight_map) - set(tensors)):
         raise UserError(
             f"{folder} lacks {len(missing)} tensors that its index lists",
-            why=", ".join(missing[:5]), fix="fetch the model folder again",
-        )  # fmt: skip
+            why=", ".join(missing[:5]),
+            fix="fetch the model folder again",
+        )
     return tensors
 
 

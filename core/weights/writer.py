@@ -14,8 +14,8 @@ from core.weights.tensors import TensorRef, header_bytes
 _CHUNK = 8 << 20
 #: Written back to the disk in steps of this size, so that the disk works while tensors are made.
 _SYNC_BYTES = 128 << 20
-#: Tensors that may wait for the disk; this bounds the memory.
-_QUEUE = 2
+#: Tensors that may be waiting or being written; this bounds the memory.
+QUEUE = 2
 
 
 class TensorWriter:
@@ -28,14 +28,14 @@ class TensorWriter:
         self.path = path
         self._digest = hashlib.sha256()
         self._unsynced = 0
-        self._slots = BoundedSemaphore(_QUEUE)
+        self._slots = BoundedSemaphore(QUEUE)
         self._jobs: list[Future[None]] = []
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="tensor-writer")
         self._submit(header_bytes(tensors))
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Append a tensor's bytes; blocks while two others wait."""
+        """Append a tensor's bytes; they must stay as they are until ``QUEUE`` later calls."""
         self._submit(data)
 
     def copy(self, ref: TensorRef) -> None:
@@ -54,27 +54,24 @@ class TensorWriter:
     def _work(self, item: bytes | bytearray | memoryview | TensorRef) -> None:
         try:
             if isinstance(item, TensorRef):
-                pages, view = item.view()
-                self._put(view)
-                view.release()
-                pages.close()
+                for piece in item.pieces(_CHUNK):
+                    self._put(piece)
             else:
-                self._put(memoryview(item).cast("B"))
+                view = memoryview(item).cast("B")
+                for start in range(0, len(view), _CHUNK):
+                    self._put(view[start : start + _CHUNK])
         finally:
             self._slots.release()
 
-    def _put(self, view: memoryview) -> None:
-        for start in range(0, len(view), _CHUNK):
-            piece = view[start : start + _CHUNK]
-            self._digest.update(piece)
-            done = 0
-            while done < len(piece):
-                done += os.write(self._fd, piece[done:])
-            self._unsynced += len(piece)
-            piece.release()
-            if self._unsynced >= _SYNC_BYTES:
-                os.fdatasync(self._fd)
-                self._unsynced = 0
+    def _put(self, piece: memoryview) -> None:
+        self._digest.update(piece)
+        done = 0
+        while done < len(piece):
+            done += os.write(self._fd, piece[done:])
+        self._unsynced += len(piece)
+        if self._unsynced >= _SYNC_BYTES:
+            os.fdatasync(self._fd)
+            self._unsynced = 0
 
     def close(self) -> str:
         """Wait for the disk; returns the file's sha256. Raises OSError of the writing thread."""

@@ -31,12 +31,22 @@ model = dict(
 
 
 def save_base(
-    folder: Path, family: str = "llama", *, tied: bool = True, dtype: str = "float32",
-    tokenizer: Path | None = None, shard: str = "5GB", vocab: int = 320,
+    folder: Path,
+    family: str = "llama",
+    *,
+    tied: bool = True,
+    dtype: str = "float32",
+    tokenizer: Path | None = None,
+    shard: str = "5GB",
+    vocab: int = 320,
 ) -> ModelRef:
     """A causal LM of 2 layers and width 64 with biases where the family has them."""
     from transformers import (
-        AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, Qwen2Config,
+        AutoModelForCausalLM,
+        AutoTokenizer,
+        GPT2Config,
+        LlamaConfig,
+        Qwen2Config,
     )
 
     torch.manual_seed(0)
@@ -45,9 +55,16 @@ def save_base(
     else:
         kind = {"llama": LlamaConfig, "qwen2": Qwen2Config}[family]
         config = kind(
-            vocab_size=vocab, hidden_size=64, intermediate_size=160, num_hidden_layers=2,
-            num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=tied,
-            bos_token_id=None, eos_token_id=2, pad_token_id=0,
+            vocab_size=vocab,
+            hidden_size=64,
+            intermediate_size=160,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            tie_word_embeddings=tied,
+            bos_token_id=None,
+            eos_token_id=2,
+            pad_token_id=0,
         )
     model = AutoModelForCausalLM.from_config(config)
     for name, parameter in model.named_parameters():

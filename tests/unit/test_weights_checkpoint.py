@@ -41,14 +41,17 @@ def test_reads_a_checkpoint_with_history_buffers(tmp_path: Path) -> None:
     torch.save(
         {
             "state_dict": OrderedDict(layer.state_dict(), half=torch.ones(2).bfloat16()),
-            "message_hub": hub.state_dict(), "optimizer": optimizer.state_dict(),
+            "message_hub": hub.state_dict(),
+            "optimizer": optimizer.state_dict(),
         },
         path,
     )
     opened = open_checkpoint(path)
     refs = opened.tensors(opened.content["state_dict"], "state_dict")
     assert {n: (r.dtype, r.shape) for n, r in refs.items()} == {
-        "weight": ("F32", (3, 4)), "bias": ("F32", (3,)), "half": ("BF16", (2,)),
+        "weight": ("F32", (3, 4)),
+        "bias": ("F32", (3,)),
+        "half": ("BF16", (2,)),
     }
     assert bytes(refs["weight"].read()) == layer.weight.detach().numpy().tobytes()
 
@@ -92,7 +95,7 @@ def test_torn_empty_and_foreign_files(tmp_path: Path) -> None:
     data = path.read_bytes()
     for damage in (b"", data[: len(data) // 2], data[100:], pickle.dumps({"a": 1}), b"<html>"):
         path.write_bytes(damage)
-        with pytest.raises(UserError, match="not a whole checkpoint|cannot be decoded"):
+        with pytest.raises(UserError, match=r"not a whole checkpoint|cannot be decoded"):
             open_checkpoint(path)
     with pytest.raises(UserError, match="does not exist"):
         open_checkpoint(tmp_path / "gone.pth")

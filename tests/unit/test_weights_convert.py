@@ -81,14 +81,18 @@ def test_default_is_float16_and_targets_are_read_off_the_weights(tmp_path: Path)
         ("llm.base_model.model.x.lora_A.default.weight", "base_model.model.x.lora_A.weight"),
         ("base_model.model.x.lora_B.weight", "base_model.model.x.lora_B.weight"),
         ("llm.base_model.model.e.lora_embedding_A.default", "base_model.model.e.lora_embedding_A"),
-        ("llm.base_model.model.x.lora_magnitude_vector.default.weight",
-         "base_model.model.x.lora_magnitude_vector"),
-        ("llm.base_model.model.lm_head.modules_to_save.default.weight",
-         "base_model.model.lm_head.weight"),
+        (
+            "llm.base_model.model.x.lora_magnitude_vector.default.weight",
+            "base_model.model.x.lora_magnitude_vector",
+        ),
+        (
+            "llm.base_model.model.lm_head.modules_to_save.default.weight",
+            "base_model.model.lm_head.weight",
+        ),
         ("llm.base_model.model.x.base_layer.weight", None),
         ("data_preprocessor.mean", None),
     ],
-)  # fmt: skip
+)
 def test_keys(name: str, key: str | None) -> None:
     assert adapter_key(name) == key
 
@@ -171,8 +175,14 @@ def _write_zero(folder: Path, stage: int, ranks: int) -> dict[str, torch.Tensor]
     values = {n: torch.randn(s, generator=generator) for g in groups for n, s in g.items()}
     folder.mkdir(parents=True)
     shapes = [{n: torch.Size(s) for n, s in g.items()} for g in groups]
-    model = {"module": {}, "buffer_names": [], "param_shapes": shapes, "shared_params": {},
-             "ds_version": "0.19.4", "frozen_param_shapes": None}  # fmt: skip
+    model = {
+        "module": {},
+        "buffer_names": [],
+        "param_shapes": shapes,
+        "shared_params": {},
+        "ds_version": "0.19.4",
+        "frozen_param_shapes": None,
+    }
     per_rank: list[list[torch.Tensor]] = [[] for _ in range(ranks)]
     for group in groups:
         if stage <= 2:
@@ -191,8 +201,10 @@ def _write_zero(folder: Path, stage: int, ranks: int) -> dict[str, torch.Tensor]
     key = "single_partition_of_fp32_groups" if stage <= 2 else "fp32_flat_groups"
     for rank in range(ranks):
         state = {"zero_stage": stage, "partition_count": ranks, key: per_rank[rank]}
-        torch.save({"optimizer_state_dict": state},
-                   folder / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")  # fmt: skip
+        torch.save(
+            {"optimizer_state_dict": state},
+            folder / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt",
+        )
         if stage == 3:
             torch.save(model, folder / f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt")
     if stage <= 2:

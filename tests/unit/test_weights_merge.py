@@ -92,12 +92,16 @@ def test_variants(tmp_path: Path, name: str, dtype: str) -> None:
 def test_gpt2_keeps_its_weights_transposed(tmp_path: Path, use_dora: bool) -> None:
     base = tiny.save_base(tmp_path / "base", "gpt2")
     tiny.save_adapter(
-        base.path, tmp_path / "adapter", target_modules=["c_attn", "c_proj"],
-        fan_in_fan_out=True, use_dora=use_dora,
-    )  # fmt: skip
+        base.path,
+        tmp_path / "adapter",
+        target_modules=["c_attn", "c_proj"],
+        fan_in_fan_out=True,
+        use_dora=use_dora,
+    )
     out = merge(base, tmp_path / "adapter", tmp_path / "out")
-    _assert_equal(_weights(out), _merged_by_peft(base.path, tmp_path / "adapter", "float32"),
-                  "float32")  # fmt: skip
+    _assert_equal(
+        _weights(out), _merged_by_peft(base.path, tmp_path / "adapter", "float32"), "float32"
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -106,19 +110,24 @@ def test_fused_projection_of_internlm2(tmp_path: Path, dtype: str) -> None:
 
     base, model = tiny.save_fused(tmp_path / "base", dtype)
     targets = ["wqkv", "wo", "w1", "w2", "w3"]
-    tiny.attach(tiny.save_fused(tmp_path / "again")[1], target_modules=targets,
-                task_type=None).save_pretrained(tmp_path / "adapter")  # fmt: skip
+    tiny.attach(
+        tiny.save_fused(tmp_path / "again")[1], target_modules=targets, task_type=None
+    ).save_pretrained(tmp_path / "adapter")
     out = merge(base, tmp_path / "adapter", tmp_path / "out")
     merged = PeftModel.from_pretrained(model, tmp_path / "adapter").merge_and_unload()
     _assert_equal(_weights(out), dict(merged.state_dict()), dtype)
 
 
-@pytest.mark.parametrize("lora", [
-    {"target_modules": ["embed_tokens", "q_proj"]},
-    {"target_modules": ["lm_head"]},
-    {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
-    {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
-], ids=["lora-embedding", "lora-head", "saved-head", "saved-embedding"])  # fmt: skip
+@pytest.mark.parametrize(
+    "lora",
+    [
+        {"target_modules": ["embed_tokens", "q_proj"]},
+        {"target_modules": ["lm_head"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    ],
+    ids=["lora-embedding", "lora-head", "saved-head", "saved-embedding"],
+)
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_embeddings_answer_as_base_and_adapter_do(
     tmp_path: Path, lora: dict[str, Any], tied: bool
@@ -143,11 +152,18 @@ def test_other_dtype_shards_and_companions(tmp_path: Path, tiny_llama: Path) -> 
     base = tiny.ref_of(tiny_llama)
     tiny.save_adapter(base.path, tmp_path / "adapter", target_modules=["q_proj"])
     (tmp_path / "marker.py").write_text("x")
-    out = merge(base, tmp_path / "adapter", tmp_path / "out", dtype="float16",
-                max_shard_size="100KB")  # fmt: skip
+    out = merge(
+        base, tmp_path / "adapter", tmp_path / "out", dtype="float16", max_shard_size="100KB"
+    )
     names = {p.name for p in out.iterdir()}
-    assert {"model.safetensors.index.json", "tokenizer.json", "generation_config.json",
-            "chat_template.jinja", "config.json", "MANIFEST.json"} <= names  # fmt: skip
+    assert {
+        "model.safetensors.index.json",
+        "tokenizer.json",
+        "generation_config.json",
+        "chat_template.jinja",
+        "config.json",
+        "MANIFEST.json",
+    } <= names
     assert len(list(out.glob("model-*.safetensors"))) > 2
     record = json.loads((out / "config.json").read_text())
     assert (record.get("dtype") or record["torch_dtype"]) == "float16"
@@ -167,9 +183,11 @@ def test_nf4_faithful_base_is_what_qlora_saw(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     nf4 = AutoModelForCausalLM.from_pretrained(
-        base.path, quantization_config=nf4_config(torch.float32), device_map={"": "cpu"},
+        base.path,
+        quantization_config=nf4_config(torch.float32),
+        device_map={"": "cpu"},
         dtype=torch.float32,
-    )  # fmt: skip
+    )
     attached = PeftModel.from_pretrained(nf4, tmp_path / "adapter").eval()
     ids = torch.arange(3, 40)[None]
     with torch.inference_mode():
@@ -195,21 +213,24 @@ def _edit(adapter: Path, **changes: Any) -> None:
     path.write_text(json.dumps({k: v for k, v in config.items() if v != "DROP"}))
 
 
-@pytest.mark.parametrize(("changes", "word"), [
-    ({"lora_alpha": "DROP"}, "lora_alpha is missing"),
-    ({"r": 0}, "r is 0"),
-    ({"r": 4}, "wrong rank"),
-    ({"peft_type": "IA3"}, "only LoRA"),
-    ({"bias": "all"}, "bias='all'"),
-    ({"lora_bias": True}, "lora_bias"),
-    ({"trainable_token_indices": [1]}, "trainable_token_indices"),
-    ({"target_parameters": ["x"]}, "target_parameters"),
-    ({"init_lora_weights": "pissa_niter_4"}, "pissa"),
-    ({"alora_invocation_tokens": [5]}, "alora_invocation_tokens"),
-    ({"something_new": 3}, "something_new"),
-    ({"use_dora": True}, "lora_magnitude_vector is missing"),
-    ({"target_modules": ["q_proj", "down_proj", "k_proj"]}, "lacks 2 of the layers"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"lora_alpha": "DROP"}, "lora_alpha is missing"),
+        ({"r": 0}, "r is 0"),
+        ({"r": 4}, "wrong rank"),
+        ({"peft_type": "IA3"}, "only LoRA"),
+        ({"bias": "all"}, "bias='all'"),
+        ({"lora_bias": True}, "lora_bias"),
+        ({"trainable_token_indices": [1]}, "trainable_token_indices"),
+        ({"target_parameters": ["x"]}, "target_parameters"),
+        ({"init_lora_weights": "pissa_niter_4"}, "pissa"),
+        ({"alora_invocation_tokens": [5]}, "alora_invocation_tokens"),
+        ({"something_new": 3}, "something_new"),
+        ({"use_dora": True}, "lora_magnitude_vector is missing"),
+        ({"target_modules": ["q_proj", "down_proj", "k_proj"]}, "lacks 2 of the layers"),
+    ],
+)
 def test_settings_are_refused_by_name(
     pair: tuple[Any, Path], tmp_path: Path, changes: dict[str, Any], word: str
 ) -> None:
@@ -279,9 +300,11 @@ def test_output_places(pair: tuple[Any, Path], tmp_path: Path) -> None:
     base, adapter = pair
     (tmp_path / "there").mkdir()
     for out, word in [
-        (base.path / "merged", "lies inside"), (adapter / "merged", "lies inside"),
-        (tmp_path / "there", "exists already"), (base.path, "exists already"),
-    ]:  # fmt: skip
+        (base.path / "merged", "lies inside"),
+        (adapter / "merged", "lies inside"),
+        (tmp_path / "there", "exists already"),
+        (base.path, "exists already"),
+    ]:
         with pytest.raises(UserError, match=word):
             merge(base, adapter, out)
     link = tmp_path / "link"
@@ -344,8 +367,10 @@ def test_xtuners_merge_stays_selectable(tmp_path: Path, tiny_llama: Path) -> Non
     theirs = _weights(out)
     mine = _weights(merge(base, tmp_path / "adapter", tmp_path / "mine", dtype="float16"))
     assert {v.dtype for v in theirs.values()} == {torch.float16}
+    before = _weights(base.path)
     for name, tensor in mine.items():
         gap = (tensor.double() - theirs[name].double()).abs()
-        # XTuner rounds the base to float16 before it adds, so it is up to two steps off.
-        assert bool((gap <= 2 * _step(theirs[name])).all()), name
+        # XTuner rounds the base to float16 before it adds: a step of the larger of the two more.
+        step = torch.maximum(_step(theirs[name]), _step(before[name].half()))
+        assert bool((gap <= 2 * step).all()), name
     manifest.verify(out)

@@ -1,0 +1,209 @@
+"""What leaves the workbench reads back as what was merged."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from core import fsio
+from core.conversation import Message
+from core.errors import UserError
+from core.models.load import load_tokenizer
+from core.models.template import ChatTemplate
+from core.weights import manifest
+from core.weights.card import write_card
+from core.weights.export import export_gguf, export_ollama, push_to_hub
+from core.weights.merge import merge
+from core.weights.ollama import go_template, modelfile, modelfile_for
+from tests.fakes import tiny_models as tiny
+
+PROOF = {
+    "prompts": 24,
+    "max_abs_logit_diff": 1e-4,
+    "kl": 1e-9,
+    "same_greedy": True,
+    "differing": [],
+    "dtype": "float32",
+}
+
+
+@pytest.fixture(scope="module")
+def merged(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export")
+    base = tiny.ref_of(tiny_llama)
+    tiny.save_adapter(base.path, folder / "adapter", target_modules=["q_proj", "k_proj"])
+    return merge(base, folder / "adapter", folder / "merged")
+
+
+def _logits(model: Any) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(input_ids=torch.arange(100, 160)[None]).logits
+
+
+@pytest.mark.parametrize(
+    ("kind", "limit"), [("f32", 1e-5), ("f16", 1e-2), ("bf16", 1e-1), ("q8_0", 1e-1)]
+)
+def test_gguf_gives_the_same_logits(merged: Path, tmp_path: Path, kind: Any, limit: float) -> None:
+    from transformers import AutoModelForCausalLM
+
+    out = export_gguf(merged, tmp_path / "gguf", kind=kind)
+    manifest.verify(out)
+    back = AutoModelForCausalLM.from_pretrained(out, gguf_file=f"model-{kind}.gguf")
+    wanted, got = _logits(tiny.load(merged)), _logits(back.float().eval())
+    assert float((wanted - got).abs().max()) < limit * float(wanted.abs().max())
+
+
+def test_gguf_of_qwen2_keeps_its_biases(tmp_path: Path, bundled_model: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    base = tiny.save_base(
+        tmp_path / "base", "qwen2", tied=False, tokenizer=bundled_model, vocab=49152
+    )
+    manifest.write(base.path, {"kind": "merged"})
+    out = export_gguf(base.path, tmp_path / "gguf", kind="f32")
+    back = AutoModelForCausalLM.from_pretrained(out, gguf_file="model-f32.gguf").float().eval()
+    wanted = _logits(tiny.load(base.path))
+    assert float((wanted - _logits(back)).abs().max()) < 1e-4
+
+
+def test_gguf_carries_the_tokenizer(merged: Path, tmp_path: Path) -> None:
+    from gguf import GGUFReader
+
+    out = export_gguf(merged, tmp_path / "gguf", kind="f16")
+    fields = GGUFReader(out / "model-f16.gguf").fields
+    tokenizer = load_tokenizer(merged)
+    assert fields["tokenizer.ggml.pre"].contents() == "smollm"
+    assert fields["tokenizer.ggml.eos_token_id"].contents() == tokenizer.eos_token_id
+    assert fields["tokenizer.chat_template"].contents() == tokenizer.chat_template
+    tokens = fields["tokenizer.ggml.tokens"].contents()
+    assert [tokens[i] for i in (0, 2, 500)] == tokenizer.convert_ids_to_tokens([0, 2, 500])
+
+
+def test_gguf_refuses_by_name(merged: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = shutil.copytree(merged, tmp_path / "copy")
+    config = fsio.read_json(copy / "config.json")
+    for change, word in [
+        ({"model_type": "internlm2"}, "internlm2"),
+        ({"rope_scaling": {"factor": 2}}, "rotary"),
+    ]:
+        fsio.write_json(copy / "config.json", {**config, **change})
+        with pytest.raises(UserError, match=word):
+            export_gguf(copy, tmp_path / "out")
+    fsio.write_json(copy / "config.json", config)
+    tokenizer = fsio.read_json(copy / "tokenizer.json")
+    fsio.write_json(copy / "tokenizer.json", {**tokenizer, "pre_tokenizer": {"type": "Whitespace"}})
+    with pytest.raises(UserError, match="pre-tokenizer"):
+        export_gguf(copy, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# -- Ollama --------------------------------------------------------------------------------------
+
+
+def _run_go(template: str, messages: list[Message]) -> str:
+    """The constructs of Go's templates that we write: range, if/else if on the role, Content."""
+    body = template.removeprefix("{{ range .Messages }}").removesuffix("{{ end }}{{ end }}")
+    branches = re.split(r'\{\{ (?:else )?if eq \.Role "(\w+)" \}\}', body)[1:]
+    by_role = dict(zip(branches[::2], branches[1::2], strict=True))
+    out = ""
+    for message in messages:
+        text = by_role[message["role"]].replace("{{ .Content }}", "\0")
+        out += text.replace('{{ "{{" }}', "{{").replace("\0", message["content"])
+    return out
+
+
+CONVERSATIONS: list[list[Message]] = [
+    [{"role": "user", "content": "Hello {{ .X }}"}],
+    [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Who?"},
+        {"role": "assistant", "content": "Luna."},
+        {"role": "user", "content": "And?"},
+    ],
+]
+
+
+@pytest.mark.parametrize("messages", CONVERSATIONS)
+def test_ollama_template_renders_as_the_tokenizer_does(
+    bundled_model: Path, messages: list[Message]
+) -> None:
+    template = ChatTemplate(load_tokenizer(bundled_model))
+    mine = _run_go(go_template(template.xtuner_template()), messages)
+    assert mine == template.render(messages, add_generation_prompt=True)
+
+
+def test_modelfile(bundled_model: Path) -> None:
+    text = modelfile_for(bundled_model, "model-q8_0.gguf", license_="apache-2.0")
+    assert text.startswith("FROM ./model-q8_0.gguf\n")
+    assert 'PARAMETER stop "<|im_end|>"' in text and 'LICENSE """apache-2.0"""' in text
+    assert "SYSTEM" not in text
+    pieces = {"SYSTEM": "{system}", "INSTRUCTION": '{input}"""', "SUFFIX": "", "SEP": ""}
+    with pytest.raises(UserError, match="three quotes"):
+        modelfile("m.gguf", pieces, [])
+
+
+def test_ollama_folder(merged: Path, tmp_path: Path) -> None:
+    out = export_ollama(merged, tmp_path / "ollama")
+    assert {p.name for p in out.iterdir()} == {"Modelfile", "model-q8_0.gguf", "MANIFEST.json"}
+    manifest.verify(out)
+
+
+# -- card and hub --------------------------------------------------------------------------------
+
+
+def test_card(tmp_path: Path, tiny_llama: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    data = tmp_path / "data"
+    fsio.write_jsonl(data / "train.jsonl", [{"id": 1}])
+    fsio.write_json(
+        data / "dataset.json",
+        {"schema": 1, "rows": 1, "locales": ["en"], "persona": {"name": "Luna | the cat"}},
+    )
+    run = tmp_path / "run"
+    fsio.write_json(run / "spec.json", {"params": {"lora_r": 16, "lr": 1e-3}})
+    models = {"base": {"recall": {"hits": 0, "n": 30}}, "merged": {"recall": {"hits": 29, "n": 30}}}
+    fsio.write_json(tmp_path / "scorecard.json", {"verdict": "ship", "models": models})
+    path = write_card(
+        tmp_path,
+        tiny.ref_of(tiny_llama),
+        PROOF,
+        dataset=data,
+        config=run / "config.py",
+        scorecard=tmp_path / "scorecard.json",
+    )
+    card = ModelCard.load(path)
+    assert card.data.license == "apache-2.0" and card.data.language == ["en"]
+    for text in (
+        "Luna \\| the cat",
+        "29 of 30",
+        "0 of 30",
+        "lora_r | 16",
+        "Verdict: ship",
+        fsio.sha256_file(data / "train.jsonl"),
+    ):
+        assert text in card.text
+    bare = write_card(tmp_path, tiny.ref_of(tiny_llama), PROOF)
+    assert "Not scored yet" in bare.read_text()
+
+
+def test_push_needs_a_whole_folder_a_name_and_a_login(
+    merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match="not complete"):
+        push_to_hub(tmp_path, "a/b")
+    with pytest.raises(UserError, match="not a hub id"):
+        push_to_hub(merged, "a/b/c")
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "none"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
+    with pytest.raises(UserError, match=r"logged in|did not take"):
+        push_to_hub(merged, "a/b")
+    json.dumps(manifest.read(merged))
