@@ -64,7 +64,7 @@ class MetricsReader:
         self._inode: int | None = None
         self._before = b""
         self._seen = 0
-        self._smooth: float | None = None
+        self._mean = self._weight = 0.0
 
     def refresh(self) -> Series:
         """Take in what is new. A missing file gives an empty series, never an error."""
@@ -140,11 +140,9 @@ class MetricsReader:
         series = self.series
         loss = record.get("loss")
         if isinstance(loss, (int, float)):
-            self._smooth = (
-                loss
-                if self._smooth is None
-                else ((1 - SMOOTHING) * self._smooth + SMOOTHING * loss)
-            )
+            # Divided by the weight so far, as Adam does: no lag behind the first steps.
+            self._mean += SMOOTHING * (loss - self._mean)
+            self._weight += SMOOTHING * (1 - self._weight)
         while series.points and series.points[-1]["step"] >= record["step"]:
             series.points.pop()  # the run went back to a checkpoint: the later line counts
         series.last = record
@@ -156,7 +154,8 @@ class MetricsReader:
             for k, v in record.items()
             if k in _SHOWN and isinstance(v, (int, float)) and not isinstance(v, bool)
         }
-        series.points.append({**point, "smooth": self._smooth})
+        smooth = self._mean / self._weight if self._weight else None
+        series.points.append({**point, "smooth": smooth})
         if len(series.points) > MAX_POINTS:
             del series.points[1::2]
             series.stride *= 2

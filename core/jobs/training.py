@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from core.errors import UserError
 from core.jobs import api
+from core.jobs.observe import read_exit
 from core.jobs.spec import Options, read_spec
+from core.jobs.state import Status
 from core.paths import RunPaths
 
 if TYPE_CHECKING:
     from core.training.checkpoints import Checkpoint
+    from core.training.faults import Fault
     from core.training.spec import TrainSpec
 
 
@@ -43,6 +46,26 @@ def training_spec(run: RunPaths) -> TrainSpec:
     if spec.kind != "train":
         raise UserError(f"{run.root.name} is a {spec.kind} run, not a training run")
     return TrainSpec.from_dict(spec.params)
+
+
+def change_training(run: RunPaths, changes: Mapping[str, Any]) -> RunPaths:
+    """Start a new run with other settings than ``run``, from the beginning; ``run`` is its parent.
+
+    Raises:
+        UserErrors: everything that would go wrong, at once.
+    """
+    old = training_spec(run)
+    spec = type(old).from_dict({**old.to_dict(), "resume_from": None, **changes})
+    return start_training(spec, name=read_spec(run).name, parent=run.root.name)
+
+
+def fault_of(run: RunPaths, now: Status) -> Fault:
+    """What went wrong in a failed training run, with fixes that fit its settings."""
+    from core.training import faults
+
+    over = read_exit(run) or {}
+    text = f"{now.log_tail}\n{now.error or ''}"
+    return faults.diagnose(text, returncode=over.get("returncode"), params=read_spec(run).params)
 
 
 def checkpoints_of(run: RunPaths) -> list[Checkpoint]:

@@ -1,0 +1,105 @@
+"""Curves of one run, or of several over each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import altair as alt
+import pandas as pd
+import streamlit as st
+
+from core.jobs.metrics import Series
+
+#: (field, title, axis format) of the small curves.
+_SMALL = (
+    ("lr", "Learning rate", ".1e"),
+    ("grad_norm", "Gradient norm", ".2f"),
+    ("tokens_per_s", "Tokens per second", ",.0f"),
+    ("memory_gb", "Memory (GB)", ".1f"),
+)
+#: Four fit beside each other on a laptop, two in a narrow window.
+_SMALL_WIDTH = 210
+
+
+def frame(series: dict[str, Series]) -> pd.DataFrame:
+    """One row a point, with the run's name; empty if no run has points yet."""
+    rows: list[dict[str, Any]] = [
+        {**point, "run": name} for name, one in series.items() for point in one.points
+    ]
+    data = pd.DataFrame(rows)
+    if "memory_bytes" in data:
+        data["memory_gb"] = data["memory_bytes"] / 1e9
+    return data
+
+
+def _color(series: dict[str, Series]) -> alt.Color:
+    legend = alt.Legend(orient="top", title=None) if len(series) > 1 else None
+    return alt.Color("run:N", legend=legend, sort=list(series))
+
+
+def loss_chart(series: dict[str, Series], *, log_scale: bool) -> None:
+    """Raw loss thin, its running mean bold; the step under the pointer is read out."""
+    data = frame(series)
+    if "loss" not in data or data["loss"].notna().sum() == 0:
+        st.info(
+            "The first loss appears after the first optimizer step.", icon=":material/hourglass:"
+        )
+        return
+    scale = alt.Scale(type="log", nice=False) if log_scale else alt.Scale(zero=False)
+    x = alt.X(
+        "step:Q", title="optimizer step", scale=alt.Scale(nice=False), axis=alt.Axis(tickMinStep=1)
+    )
+    color = _color(series)
+    base = alt.Chart(data).encode(x=x, color=color)
+    raw = base.mark_line(strokeWidth=1, opacity=0.4).encode(
+        y=alt.Y("loss:Q", title="loss", scale=scale)
+    )
+    smooth = base.mark_line(strokeWidth=2.6).encode(y=alt.Y("smooth:Q", scale=scale))
+    hover = alt.selection_point(fields=["step"], nearest=True, on="pointerover", empty=False)
+    points = (
+        base.mark_point(filled=True, size=60)
+        .encode(
+            y=alt.Y("smooth:Q", scale=scale),
+            opacity=alt.condition(hover, alt.value(1), alt.value(0)),
+            tooltip=[
+                alt.Tooltip("run:N", title="run"),
+                alt.Tooltip("step:Q"),
+                alt.Tooltip("loss:Q", format=".4f"),
+                alt.Tooltip("smooth:Q", title="smoothed", format=".4f"),
+                *([alt.Tooltip("lr:Q", format=".2e")] if "lr" in data else []),
+            ],
+        )
+        .add_params(hover)
+    )
+    st.altair_chart(alt.layer(raw, smooth, points).properties(height=320), width="stretch")
+
+
+def small_charts(series: dict[str, Series]) -> None:
+    """Learning rate, gradient norm, speed and memory, where the run reports them."""
+    data = frame(series)
+    shown = [row for row in _SMALL if row[0] in data and data[row[0]].notna().any()]
+    if not shown:
+        return
+    row = st.container(horizontal=True)
+    for name, title, form in shown:
+        chart = (
+            alt.Chart(data, title=alt.TitleParams(title, fontSize=13))
+            .mark_line(strokeWidth=1.6)
+            .encode(
+                x=alt.X(
+                    "step:Q",
+                    title=None,
+                    scale=alt.Scale(nice=False),
+                    axis=alt.Axis(tickCount=4, tickMinStep=1),
+                ),
+                y=alt.Y(f"{name}:Q", title=None, axis=alt.Axis(format=form, tickCount=4)),
+                color=alt.Color("run:N", legend=None, sort=list(series)),
+                tooltip=[
+                    alt.Tooltip("run:N"),
+                    alt.Tooltip("step:Q"),
+                    alt.Tooltip(f"{name}:Q", title=title, format=form),
+                ],
+            )
+            .properties(height=150)
+        )
+        row.altair_chart(chart, width=_SMALL_WIDTH)

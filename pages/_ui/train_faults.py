@@ -1,0 +1,40 @@
+"""A failed run in words: what happened, why, and new runs with the fix in."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from core.jobs import training
+from core.jobs.state import Status
+from core.paths import RunPaths
+from core.training import faults
+from pages._ui.common import errors_shown, show_error
+from pages._ui.train_state import WATCH, go_to
+
+
+def draw(run: RunPaths, now: Status) -> None:
+    """The error, and for a training run up to three fixes, the likeliest first."""
+    if now.error is None:
+        return
+    show_error(now.error)
+    if now.kind != "train":
+        return
+    fault = training.fault_of(run, now)
+    if fault.fixes:
+        st.markdown("**What to try**, the likeliest first:")
+    for number, fix in enumerate(fault.fixes):
+        with st.container(horizontal=True, vertical_alignment="center"):
+            if not fix.overrides:
+                st.markdown(f"{number + 1}. {fix.label}")
+                continue
+            st.markdown(f"{number + 1}. {fix.label}", width="content")
+            if st.button("New run with this", key=f"train_fix_{number}", icon=":material/build:"):
+                _start(run, fix)
+
+
+def _start(run: RunPaths, fix: faults.Fix) -> None:
+    with errors_shown():
+        with st.spinner("Looking at everything the run needs"):
+            new = training.change_training(run, fix.overrides)
+        go_to(WATCH, new.root.name)
+        st.rerun()

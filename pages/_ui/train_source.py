@@ -1,0 +1,76 @@
+"""The config beside the form: our edits marked against the stock file, or raw text."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import streamlit as st
+
+from core.training import config
+from core.training.spec import TrainSpec
+
+_RAW = "train_raw_text"
+_MARKS = {"same": " ", "added": "+", "removed": "-"}
+
+
+@st.cache_data(show_spinner="Writing the config", max_entries=32)
+def rendered(values: dict[str, Any]) -> str:
+    """The config of a spec. ``steps`` and the like are part of it, so the key is the spec."""
+    spec = TrainSpec.from_dict(values)
+    return config.render(spec, config.resolve_inputs(spec))
+
+
+def draw(spec: TrainSpec) -> TrainSpec:
+    """Show the source; the spec with ``config_text`` set if raw-text mode is on."""
+    text = rendered(spec.to_dict())
+    stock = config.stock_source(spec.stock_config)
+    raw = st.toggle(
+        "Edit the text",
+        key="train_raw",
+        persist_state="session",
+        help="The text below is then the config, and the form no longer changes it. "
+        "It is parsed here, but only ever run inside the training process.",
+    )
+    if raw:
+        return _raw(spec, text)
+    lines = config.diff(stock, text)
+    changed = sum(line.kind == "added" for line in lines)
+    marked, plain, only = st.tabs(["Edits marked", "Config", "Edits only"])
+    marked.code(
+        "\n".join(f"{_MARKS[line.kind]} {line.text}" for line in lines), language="diff", height=620
+    )
+    plain.code(text, language="python", line_numbers=True, height=620)
+    only.code(config.unified_diff(spec, text), language="diff", height=620)
+    st.caption(
+        f"{changed} lines differ from XTuner's `{spec.stock_config}.py`; its comments and "
+        "order are kept."
+    )
+    return spec
+
+
+def _raw(spec: TrainSpec, text: str) -> TrainSpec:
+    edited = st.text_area(
+        "config.py",
+        value=text,
+        height=560,
+        key=_RAW,
+        persist_state="session",
+        label_visibility="collapsed",
+    )
+    if st.button(
+        "Start again from the form",
+        icon=":material/restart_alt:",
+        key="train_raw_reset",
+        on_click=lambda: st.session_state.pop(_RAW, None),
+    ):
+        edited = text
+    config.check_raw(edited)  # a UserError with the line is shown in place of the start button
+    if edited == text:
+        st.caption("Nothing is changed yet.")
+        return spec
+    st.caption(
+        ":material/edit: The form's values are not applied while this text is used. Keep "
+        "its step count the same as the form's: the last checkpoint is looked for there."
+    )
+    return dataclasses.replace(spec, config_text=edited)

@@ -1,0 +1,218 @@
+"""The Train page as a user sees it: nothing yet, running, failed, many runs, a new run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from core import fsio
+from core.conversation import Conversation
+from core.jobs import api
+from core.jobs.state import State
+from core.paths import REPO, DatasetPaths, RunPaths
+
+ENTRY = REPO / "streamlit_app.py"
+_TRAINER = REPO / "tests" / "fakes" / "trainer.py"
+
+
+def open_page(**query: str) -> AppTest:
+    """From the entry file, as a visitor comes; page links need its navigation."""
+    app = AppTest.from_file(str(ENTRY), default_timeout=120).run()
+    app.switch_page("pages/2_Train.py")
+    for name, value in query.items():
+        app.query_params[name] = value
+    return app.run()
+
+
+def texts(app: AppTest) -> str:
+    """Everything in words on the page."""
+    assert not app.exception, [e.value for e in app.exception]
+    kinds = ("title", "caption", "markdown", "info", "warning", "error", "success", "code")
+    return "\n".join(str(e.value) for kind in kinds for e in getattr(app, kind))
+
+
+def ended(
+    kind: str,
+    state: State,
+    reason: str,
+    *,
+    name: str = "kai",
+    log: str = "",
+    returncode: int = 1,
+    **params: object,
+) -> RunPaths:
+    """A run directory as a supervisor leaves it."""
+    run = api.create(kind, params, name=name, argv=["true"] if kind == "command" else ())
+    run.log.write_text(log)
+    fsio.write_json(run.supervisor, {"schema": 1, "boot_id": "x", "monotonic": 0.0})
+    error = None
+    if state is State.FAILED:
+        error = {"what": f"it failed: {log}", "why": "because", "fix": "mend it"}
+    fsio.write_json(
+        run.exit,
+        {
+            "schema": 1,
+            "state": state,
+            "reason": reason,
+            "elapsed": 90.0,
+            "returncode": returncode,
+            "ended": 0.0,
+            "error": error,
+        },
+    )
+    with run.metrics.open("w") as file:
+        for step in range(1, 51):
+            file.write(
+                json.dumps(
+                    {
+                        "type": "metric",
+                        "t": step,
+                        "step": step,
+                        "max_steps": 50,
+                        "loss": 3 / step,
+                        "lr": 1e-3,
+                        "tokens_per_s": 165.0,
+                        "memory_bytes": 1.5e9,
+                        "grad_norm": 1.0,
+                    }
+                )
+                + "\n"
+            )
+    return run
+
+
+def dataset(workspace: Path, name: str = "kai") -> Path:
+    at = DatasetPaths(workspace / "datasets" / name)
+    rows = [
+        Conversation(
+            f"r{i}",
+            [
+                {"role": "user", "content": f"Who are you, {i}?"},
+                {"role": "assistant", "content": "I am Kai."},
+            ],
+            "identity",
+        )
+        for i in range(40)
+    ]
+    fsio.write_jsonl(at.train, (row.to_row() for row in rows))
+    fsio.write_json(at.manifest, {"schema": 1, "rows": len(rows)})
+    return at.root
+
+
+def test_nothing_yet_says_what_to_do(workspace: Path) -> None:
+    app = open_page()
+    assert "There is no dataset yet" in texts(app)
+    assert not [b for b in app.button if b.label == "Start"]
+    for view in ("Watch", "History"):
+        app.segmented_control(key="train_view").set_value(view).run()
+        assert "New run" in texts(app) and len(app.info) == 1
+
+
+def test_a_running_run_is_shown_and_stopped(workspace: Path) -> None:
+    folder = workspace / "runs" / "fake"
+    run = api.create(
+        "command",
+        {},
+        name="fake",
+        run_dir=folder,
+        argv=[sys.executable, str(_TRAINER), str(folder), "--steps", "10000"],
+    )
+    api.start(run)
+    try:
+        app = open_page()  # a run is alive, so the page opens on it
+        assert app.segmented_control(key="train_view").value == "Watch"
+        assert "running" in texts(app)
+        app.button(key="train_stop").click().run()
+        api.wait(run)
+        app.run()
+        assert "stopped: user stop" in texts(app)
+        assert not [b for b in app.button if b.label == "Stop"]
+    finally:
+        api.stop(run, force=True)
+
+
+def test_a_failed_run_in_words_with_fixes(workspace: Path) -> None:
+    root = dataset(workspace)
+    run = ended(
+        "train",
+        State.FAILED,
+        "oom_gpu",
+        log="CUDA out of memory. Tried to allocate",
+        dataset=str(root),
+        batch_size=8,
+    )
+    shown = texts(app := open_page(run=run.root.name))
+    assert "it failed: CUDA out of memory" in shown and "**Fix:** mend it" in shown
+    assert "failed: oom gpu" in shown and "micro-batches of 4 rows" in shown
+    assert len([b for b in app.button if b.label == "New run with this"]) == 3
+    assert {m.label for m in app.metric} >= {"Loss", "Learning rate", "Tokens/s", "Memory"}
+
+
+def test_its_settings_can_be_used_again(workspace_with_model: Path) -> None:
+    root = dataset(workspace_with_model)
+    run = ended("train", State.STOPPED, "user_stop", dataset=str(root), lora_r=24, steps=33)
+    app = open_page(run=run.root.name)
+    app.button(key="train_again").click().run()
+    assert app.segmented_control(key="train_view").value == "New run"
+    values = {n.label: n.value for n in app.number_input}
+    assert values["LoRA rank"] == 24 and values["Optimizer steps"] == 33
+
+
+def test_two_runs_over_each_other(workspace: Path) -> None:
+    first = ended("command", State.SUCCEEDED, "completed", name="first")
+    second = ended("command", State.STOPPED, "user_stop", name="second")
+    app = open_page(run=first.root.name)
+    app.multiselect(key="train_overlay").select(second.root.name).run()
+    assert not app.exception
+    assert len(app.get("arrow_vega_lite_chart") or app.get("vega_lite_chart")) == 5
+
+
+def test_many_runs_filter_and_delete(workspace: Path) -> None:
+    first = ended("command", State.SUCCEEDED, "completed", name="run")
+    for index in range(199):  # copied: two hundred runs with fsync take half a minute
+        shutil.copytree(first.root, first.root.with_name(f"{first.root.name}-{index}"))
+    gone = ended("command", State.FAILED, "incomplete", name="broken")
+    app = open_page()
+    app.segmented_control(key="train_view").set_value("History").run()
+    assert "201 of 201 runs" in texts(app)
+    app.text_input(key="train_filter").set_value("broken").run()
+    assert "1 of 201 runs" in texts(app)
+    assert len(app.dataframe[0].value) == 1
+    assert app.button(key="train_delete").disabled
+    api.delete(gone)
+    app.run()
+    assert "0 of 200 runs" in texts(app)
+
+
+def test_a_run_that_vanishes_does_not_break_the_page(workspace: Path) -> None:
+    run = ended("command", State.SUCCEEDED, "completed")
+    other = ended("command", State.SUCCEEDED, "completed", name="other")
+    app = open_page(run=run.root.name)
+    api.delete(run)
+    app.run()
+    assert not app.exception and app.selectbox(key="train_run").value == other.root.name
+
+
+@pytest.mark.slow
+def test_a_new_run_from_defaults(workspace_with_model: Path) -> None:
+    dataset(workspace_with_model)
+    app = open_page()
+    shown = texts(app)
+    assert "xtuner train RUN/config.py --work-dir RUN/work" in shown
+    assert "same tokens" in shown and "Nothing stands against it" in shown
+    assert "+ data_path = " in shown.replace("alpaca_en_path", "data_path")
+    assert {m.label for m in app.metric} >= {"Optimizer steps", "Each row is seen", "Time"}
+    start = next(b for b in app.button if b.label == "Start")
+    assert not start.disabled
+    steps = next(n for n in app.number_input if n.label == "Warm-up steps")
+    steps.set_value(10_000).run()
+    assert "does not fit" in texts(app)
+    assert next(b for b in app.button if b.label == "Start").disabled
+    app.toggle(key="train_raw").set_value(True).run()
+    app.text_area(key="train_raw_text").set_value("x = (").run()
+    assert "not valid Python" in texts(app)
