@@ -53,7 +53,7 @@ def train(spec: TrainSpec, config: Path, work: Path, *, resume: Path | None = No
     Returns:
         ``lr``: the rate each optimizer step of this call applied; ``tokens``: real tokens seen.
     """
-    _prepare_environment(spec, work)
+    prepare_environment(spec, work)
     from core.training import compat
 
     compat.apply()
@@ -84,12 +84,15 @@ def _sample_hook(spec: TrainSpec, work: Path, interval: int) -> Any:
                             spec.accumulation, work / "samples.jsonl")
 
 
-def _prepare_environment(spec: TrainSpec, work: Path) -> None:
-    """Set what libraries read when they are first imported."""
+def prepare_environment(spec: TrainSpec, work: Path) -> None:
+    """Set what libraries read when they are first imported; call it before torch is."""
     # XTuner's tutorial asks the user for these two; MKL beside OpenMP aborts without them.
     os.environ.setdefault("MKL_SERVICE_FORCE_INTEL", "1")
     os.environ.setdefault("MKL_THREADING_LAYER", "GNU")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # By default OpenMP threads spin for milliseconds at every barrier. Beside any other program
+    # that takes cores from the thread they wait for: a step then took 10 to 100 times longer.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if spec.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # Rows are tokenized in a second; a cache beyond this run could only be stale.

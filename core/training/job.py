@@ -29,6 +29,7 @@ def run(params: dict[str, Any], run: RunPaths, on_progress: OnProgress) -> dict[
     on_progress("prepare", 0, 1)
     spec = TrainSpec.from_dict(params).check()
     run.work.mkdir(parents=True, exist_ok=True)
+    entry.prepare_environment(spec, run.work)
     inputs = _inputs(spec, run)
     resume = _resume(spec, run)
     config.write_config(spec, run.config, inputs)

@@ -64,7 +64,7 @@ def test_every_kind_of_stock_config_takes_the_edits(name: str, dtype: Any) -> No
     editor = ConfigEditor(source)
     data = editor.value("train_dataloader.dataset")
     assert editor.value(f"{data}.dataset_map_fn") == "openai_map_fn"
-    assert editor.value(f"{data}.map_num_proc") == "1"
+    assert editor.value(f"{data}.map_num_proc") == "None"
     assert editor.value("model.lora.r") == "16"
     assert editor.value("model.llm.trust_remote_code") == "False"
     assert "EvaluateChatHook," not in (editor.value("custom_hooks") or "")
