@@ -105,8 +105,20 @@ def render(spec: TrainSpec, inputs: ConfigInputs) -> str:
 
 
 def _put(editor: ConfigEditor, name: str, code: str, *, comment: str = "") -> None:
-    """Assign a part-1 setting; one that this stock config lacks goes below the model's name."""
+    """Assign a part-1 setting; one that this stock config lacks goes below the model's name.
+
+    A line that says the same already is left as XTuner wrote it, so the diff shows only edits.
+    """
+    if _same_literal(editor.value(name), code):
+        return
     editor.assign(name, code, after="pretrained_model_name_or_path", comment=comment)
+
+
+def _same_literal(one: str | None, other: str) -> bool:
+    try:
+        return one is not None and bool(ast.literal_eval(one) == ast.literal_eval(other))
+    except (SyntaxError, ValueError):
+        return False
 
 
 def _edit_settings(editor: ConfigEditor, spec: TrainSpec, inputs: ConfigInputs) -> None:
@@ -128,6 +140,8 @@ def _edit_settings(editor: ConfigEditor, spec: TrainSpec, inputs: ConfigInputs) 
     if not editor.rename("warmup_ratio", "warmup_iters", warmup, comment="in micro-batches"):
         _put(editor, "warmup_iters", warmup, comment="in micro-batches")
     _put(editor, "lr", literal(spec.lr))
+    _put(editor, "weight_decay", literal(spec.weight_decay))
+    _put(editor, "max_norm", literal(spec.max_norm), comment="grad clip")
     _put(editor, "save_steps", literal(spec.checkpoint_every * spec.accumulation),
          comment="in micro-batches")
     _put(editor, "save_total_limit", "-1", comment="keep all: the sweep compares them")

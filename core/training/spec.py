@@ -101,6 +101,12 @@ class TrainSpec:
     group_by_length: bool = _about(
         3, "Group rows of like length", "Rows of one batch are then about as long: less padding "
         "to compute. Still shuffled, by the seed.", True)
+    weight_decay: float = _about(
+        4, "Weight decay", "AdamW's pull towards zero; LoRA's small matrices do without.", 0.0,
+        minimum=0.0)
+    max_norm: float = _about(
+        4, "Gradient clipping", "A step's gradient is scaled down to this norm if it is longer.",
+        1.0, minimum=0.0)
     seed: int = _about(5, "Seed", "Fixes data order, LoRA start values and dropout.", 0, minimum=0)
     deterministic: bool = _about(
         5, "Deterministic kernels", "Slower on a GPU, but two runs then agree to the last bit. A "

@@ -88,13 +88,20 @@ def test_the_rate_that_xtuner_applied_is_the_plan(finished: Any) -> None:
 
 @pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (3, 1), (4, 0)])
 def test_short_runs_keep_the_plan(
-    steps: int, warmup: int, dataset: Path, tiny_llama: Path, tmp_path: Path
+    steps: int, warmup: int, dataset: Path, tiny_llama: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     values = spec_for(dataset, tiny_llama, steps=steps, warmup_steps=warmup, accumulation=1,
                       evaluation_inputs=[])
     _, result = train(tmp_path / "short", values)
     plan = schedule.lr_plan(lr=1e-3, steps=steps, warmup_steps=warmup, accumulation=1)
     assert result["lr"] == pytest.approx(plan, rel=1e-9)
+    lines = [json.loads(line.removeprefix("@@persona "))
+             for line in capsys.readouterr().out.splitlines() if line.startswith("@@persona ")]
+    assert [line["step"] for line in lines] == list(range(1, steps + 1))
+    assert [line["lr"] for line in lines] == result["lr"]
+    for key in ("max_steps", "loss", "grad_norm", "s_per_step", "tokens_per_s", "memory_bytes"):
+        assert all(line[key] > 0 for line in lines), key
 
 
 def test_ids_trained_on_are_the_ids_chat_feeds(finished: Any, tiny_llama: Path) -> None:
