@@ -30,6 +30,7 @@ KINDS: dict[str, Kind] = {
         Kind("simulate", "core.data.simulate_job:run"),
         Kind("train", "core.training.job:run"),
         Kind("merge", "core.weights.job:run"),
+        Kind("export", "core.weights.job:run_export", needs_device=False),
         Kind("evaluate", "core.evaluation.job:run"),
         Kind("sweep", "core.evaluation.job:run_sweep"),
         # An argv of the user's own (from the command line only), watched like the others: it

@@ -204,7 +204,9 @@ def _group(
 ) -> tuple[dict[str, dict[str, TensorRef]], dict[str, TensorRef], dict[str, TensorRef], list[str]]:
     """Parts by module, fully trained parameters, stored base weights, and unknown keys."""
     modules: dict[str, dict[str, TensorRef]] = {}
-    replaced, frozen, odd = {}, {}, []
+    replaced: dict[str, TensorRef] = {}
+    frozen: dict[str, TensorRef] = {}
+    odd: list[str] = []
     for key, ref in refs.items():
         if match := _PART.fullmatch(key):
             modules.setdefault(match["module"], {})[match["part"]] = ref

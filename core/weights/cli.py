@@ -1,4 +1,4 @@
-"""``python -m core convert | merge | prove``; heavy imports wait until a command runs."""
+"""``python -m core convert | merge | prove | export``; heavy imports wait until a command runs."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ def register(commands: Any) -> None:
     _register_convert(commands)
     _register_merge(commands)
     _register_prove(commands)
+    _register_export(commands)
 
 
 def _register_convert(commands: Any) -> None:
@@ -52,6 +53,18 @@ def _register_prove(commands: Any) -> None:
     parser.add_argument("merged", type=Path)
     parser.add_argument("--no-nf4", action="store_true", help="skip the NF4 base")
     parser.set_defaults(run=_prove)
+
+
+def _register_export(commands: Any) -> None:
+    parser = commands.add_parser("export", help="a merged model to GGUF, Ollama or the hub")
+    parser.add_argument("merged", type=Path)
+    parser.add_argument("out", help="a new folder; for hub OWNER/NAME")
+    parser.add_argument("--format", choices=["gguf", "ollama", "hub"], default="gguf")
+    parser.add_argument(
+        "--kind", choices=["f32", "f16", "bf16", "q8_0"], help="default: f16; ollama: q8_0"
+    )
+    parser.add_argument("--public", action="store_true", help="hub: not private")
+    parser.set_defaults(run=_export)
 
 
 def _convert(args: argparse.Namespace) -> int:
@@ -117,6 +130,28 @@ def _prove(args: argparse.Namespace) -> int:
     )
     _print_proof(proof.to_dict())
     return 0 if proof.ok else 1
+
+
+def _export(args: argparse.Namespace) -> int:
+    from core.paths import RunPaths
+    from core.weights.job import run_export
+
+    params = {
+        "merged": str(args.merged),
+        "format": args.format,
+        "out": args.out,
+        "kind": args.kind,
+        "repo": args.out,
+        "private": not args.public,
+    }
+    result = run_export(params, RunPaths(args.merged.parent), _progress())
+    if args.format == "hub":
+        print(result["address"])
+        return 0
+    _print_tree(Path(result["out"]))
+    if args.format == "ollama":
+        print(f"now: cd {result['out']} && ollama create NAME -f Modelfile")
+    return 0
 
 
 def _progress() -> OnProgress:

@@ -75,7 +75,7 @@ def push_to_hub(folder: Path, repo: str, *, private: bool = True) -> str:
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils._validators import validate_repo_id
 
     manifest.verify(folder)
     try:

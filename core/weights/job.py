@@ -16,10 +16,10 @@ from core.conversation import Conversation, OnProgress
 from core.errors import UserError
 from core.models import catalog
 from core.paths import DatasetPaths, RunPaths
+from core.weights import convert as converting
 from core.weights import manifest
+from core.weights import merge as merging
 from core.weights.card import write_card
-from core.weights.convert import convert
-from core.weights.merge import merge
 from core.weights.prove import MergeProof, prove
 
 #: Training rows whose loss is reported for the written and for the NF4 base.
@@ -48,8 +48,8 @@ class MergeSpec:
     out: str | None = None
     adapter_out: str | None = None
     fp32: bool = False
-    engine: str = "stream"
-    convert_engine: str = "fast"
+    engine: merging.Engine = "stream"
+    convert_engine: converting.Engine = "fast"
     max_shard_size: str = "5GB"
     dtype: str | None = None
     faithful_nf4: bool = False
@@ -129,12 +129,12 @@ def run(params: dict[str, Any], run: RunPaths, on_progress: OnProgress) -> dict[
         )
 
     try:
-        merge(
+        merging.merge(
             base,
             adapter,
             out,
             engine=spec.engine,
-            max_shard_size=spec.max_shard_size,  # type: ignore[arg-type]
+            max_shard_size=spec.max_shard_size,
             dtype=spec.dtype,
             faithful_nf4=spec.faithful_nf4,
             finish=finish,
@@ -161,12 +161,12 @@ def _adapter(spec: MergeSpec, run: RunPaths) -> tuple[Path, bool]:
     out = Path(spec.adapter_out) if spec.adapter_out else run.adapter / checkpoint.stem
     if (out / manifest.NAME).is_file() and manifest.read(out).get("kind") == "adapter":
         shutil.rmtree(out)  # of an attempt that was interrupted; made again in a second
-    convert(
+    converting.convert(
         checkpoint,
         config,
         out,
         fp32=spec.fp32,
-        engine=spec.convert_engine,  # type: ignore[arg-type]
+        engine=spec.convert_engine,
         max_shard_size=spec.max_shard_size,
     )
     return out, True
@@ -179,3 +179,28 @@ def _loss_rows(spec: MergeSpec) -> list[Conversation]:
     train = DatasetPaths(Path(spec.dataset)).train
     rows = [Conversation.from_row(row) for row in fsio.read_jsonl(train)]
     return rows[:: max(1, len(rows) // _LOSS_ROWS)][:_LOSS_ROWS]
+
+
+def run_export(params: dict[str, Any], run: RunPaths, on_progress: OnProgress) -> dict[str, Any]:
+    """Write a GGUF file or an Ollama folder, or push to the hub.
+
+    Args:
+        params: ``merged``; ``format`` "gguf", "ollama" or "hub"; ``kind`` of the GGUF weights and
+            ``out`` for the first two; ``repo`` and ``private`` for the hub.
+
+    Returns:
+        ``out``, the new folder, or ``address`` of the repository.
+    """
+    from core.weights.export import export_gguf, export_ollama, push_to_hub
+
+    merged, target = Path(params["merged"]), params.get("format")
+    if target == "hub":
+        on_progress("upload", 0, 1)
+        address = push_to_hub(merged, str(params.get("repo")), private=params.get("private", True))
+        return {"address": address}
+    if target not in ("gguf", "ollama"):
+        raise UserError(f"unknown export format {target!r}", fix="gguf, ollama or hub")
+    write, default = (export_gguf, "f16") if target == "gguf" else (export_ollama, "q8_0")
+    out = Path(params["out"]) if params.get("out") else run.export / target
+    kind: Any = params.get("kind") or default
+    return {"out": str(write(merged, out, kind=kind, on_progress=on_progress))}

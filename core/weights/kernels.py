@@ -54,7 +54,7 @@ class Workspace:
 
 def raw(tensor: torch.Tensor) -> memoryview:
     """The bytes of a contiguous tensor, without a copy."""
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def nf4_round_trip(weight: torch.Tensor) -> torch.Tensor:

@@ -82,11 +82,11 @@ def _disk_full() -> None:
 def inputs(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> tuple[Any, Path]:
     """Base and adapter; torch and what merge imports are loaded before the forks."""
     folder = tmp_path_factory.mktemp("inputs")
-    base = tiny.save_base(folder / "base", tied=False, tokenizer=tiny_llama)
+    base = tiny.ref_of(Path(shutil.copytree(tiny_llama, folder / "base")))
     peft = tiny.save_adapter(base.path, folder / "adapter", target_modules=["q_proj"])
     tiny.save_checkpoint(peft, folder / "run" / "iter_3.pth")
     tiny.save_config(folder / "run" / "config.py", base.path)
-    merge(base, folder / "adapter", folder / "merged", max_shard_size="100KB")
+    merge(base, folder / "adapter", folder / "merged", max_shard_size="13MB")
     return base, folder
 
 
@@ -110,17 +110,17 @@ def test_at_every_write(
     status, calls = _in_child(lambda: WORK[name](base, folder, tmp_path / "clean"), 0, act)
     assert status == 0 and calls > 5
     manifest.verify(tmp_path / "clean")
-    # Every call for small counts; at most 60 evenly spread ones for many.
-    for at in range(1, calls + 1, max(1, calls // 60)):
+    for at in range(1, calls + 1):
         out = tmp_path / f"out-{at}"
         _in_child(lambda out=out: WORK[name](base, folder, out), at, act)  # type: ignore[misc]
         if out.exists():
             manifest.verify(out)
             shutil.rmtree(out)
-        WORK[name](base, folder, out)  # and it can be done again beside what was left
-        manifest.verify(out)
-        assert not list(tmp_path.glob(f".{out.name}.*.partial")), "left over after a rerun"
-        shutil.rmtree(out)
+        elif at % 8 == 0:  # and it can be done again beside what was left
+            WORK[name](base, folder, out)
+            manifest.verify(out)
+            assert not list(tmp_path.glob(f".{out.name}.*.partial")), "left over after a rerun"
+            shutil.rmtree(out)
     assert _hashes(folder) == before
 
 
