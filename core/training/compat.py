@@ -83,6 +83,28 @@ def row_lengths_as_list() -> None:
     huggingface.process = process
 
 
+def cut_replies_stay_open() -> None:
+    """XTuner ends every reply with the turn end; it has no word for a reply that goes on.
+
+    A rehearsal row with ``cut`` holds the first tokens of what the base says. With a turn end
+    behind them the model would learn to stop there, so the suffix is taken off again.
+    """
+    # The package has a function of the same name, which hides the module from `from ... import`.
+    module: Any = importlib.import_module("xtuner.dataset.map_fns.template_map_fn")
+    original = module.template_map_fn
+
+    @functools.wraps(original)
+    def template_map_fn(example: Any, template: Any) -> Any:
+        mapped = original(example, template)
+        if example.get("cut") and mapped["conversation"]:
+            last = mapped["conversation"][-1]
+            last["output"] = last["output"].removesuffix(template.get("SUFFIX", ""))
+            last["sep"] = ""
+        return mapped
+
+    module.template_map_fn = template_map_fn
+
+
 def quiet_data_restart() -> None:
     """mmengine's endless data iterator draws from the global random state and sleeps 2 s a pass.
 

@@ -87,11 +87,9 @@ def _activations(shape: Shape, spec: TrainSpec, tokens: int, recompute: bool) ->
 
 def _fixed(shape: Shape, spec: TrainSpec) -> float:
     """Bytes that do not depend on the batch: weights, LoRA with its Adam state, the runtime."""
-    width = 4 if spec.dtype == "float32" else 2
-    body = shape.body * (0.53 if spec.quantize == "nf4" else width)
-    # prepare_model_for_kbit_training casts what is not quantized to float32.
-    embeddings = shape.embedding * (1 if shape.tied else 2) * (4 if spec.quantize == "nf4"
-                                                                else width)
+    # XTuner calls prepare_model_for_kbit_training on every base: what is not NF4 becomes float32.
+    body = shape.body * (0.53 if spec.quantize == "nf4" else 4)
+    embeddings = shape.embedding * (1 if shape.tied else 2) * 4
     adapter = shape.lora(spec.lora_r) * 16  # weight, gradient, two Adam moments in float32
     return body + embeddings + adapter + 900e6  # Python, torch, transformers and their buffers
 

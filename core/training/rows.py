@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,9 @@ def measure(rows: list[Conversation], template: ChatTemplate, max_length: int) -
     tokens = kept = supervised = cut = unusable = 0
     lengths: list[int] = []
     for row in rows:
-        ids, labels = template.encode_supervised(template.with_system(row.messages), row.loss)
+        ids, labels = template.encode_supervised(
+            template.with_system(row.messages), row.loss, row.cut
+        )
         tokens += len(ids)
         cut += len(ids) > max_length
         labels = labels[:max_length]
@@ -91,8 +94,7 @@ def write_with_system(rows: list[Conversation], template: ChatTemplate, out: Pat
     """
     def dump(row: Conversation) -> dict[str, Any]:
         messages: list[Message] = template.with_system(row.messages)
-        return Conversation(row.id, messages, row.kind, row.intent, row.cluster, row.locale,
-                            row.loss).to_row()
+        return dataclasses.replace(row, messages=messages).to_row()
 
     fsio.write_jsonl(out, (dump(row) for row in rows))
     return out

@@ -76,8 +76,8 @@ class TrainSpec:
         1, "System prompt of the samples", "Rows carry their own; leave empty unless they have "
         "one.", "")
     quantize: Quantize = _about(
-        2, "Base weights", "nf4 is QLoRA: a quarter of the memory, same speed; none keeps the "
-        "base in the compute type.", "nf4")
+        2, "Base weights", "nf4 is QLoRA: an eighth of the memory at the same speed; none "
+        "keeps the base in float32, to which XTuner casts it.", "nf4")
     dtype: DType = _about(
         2, "Compute type", "bfloat16 on a GPU that has it; float32 on a CPU, where bfloat16 is "
         "40 times slower.", "float32")
