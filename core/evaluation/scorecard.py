@@ -20,7 +20,7 @@ from core.conversation import OnProgress, Probe
 from core.errors import UserError
 from core.evaluation import ability, likelihood, metrics, verdict
 from core.evaluation.answers import Answer, Clock, answer
-from core.evaluation.intervals import paired_change, quantile, rate
+from core.evaluation.intervals import Rate, paired_change, quantile, rate
 from core.evaluation.metrics import Measured, Row
 from core.evaluation.plan import Plan, Size, plan
 from core.evaluation.pool import Loadable, Pool, Subject
@@ -150,7 +150,7 @@ class Run:
         *,
         screen: bool = False,
     ) -> None:
-        """``screen``: ask a tuned side the first general prompts only if they leak hopelessly."""
+        """``screen``: a tuned side that fails for certain on a third is not asked the rest."""
         self.pool = pool
         self.asked = asked
         self.plan = chosen
@@ -182,7 +182,7 @@ class Run:
                 )
                 self._refer(subject)
             measured = self._measure(side, answered)
-            if not (self.screen and len(answered) < len(self.asked.suites) and side != BASE):
+            if side == BASE or len(answered) >= len(self.asked.suites):
                 measured.values.update(self._likelihood(subject))
         self._note_base(side, measured)
         self._compare_with_base(side, measured)
@@ -190,18 +190,17 @@ class Run:
         return measured
 
     def _replies(self, subject: Subject) -> list[_Asked]:
+        first = self._screen(subject) if self.screen and subject.side != BASE else {}
+        if any(verdict.is_lost(_SCREENED[name], self._hits(a)) for name, a in first.items()):
+            self._note_stop(subject.side, first)
+            return list(first.values())
         found: list[_Asked] = []
-        screened = self.screen and subject.side != BASE
         for name, probes in self.asked.suites.items():
             suite = self.plan.suites[name]
             if subject.side == BASE and not suite.base:
                 continue
-            if screened and name in _SCREENED:
-                asked = self._screen(subject, name, probes)
-                found.append(asked)
-                if len(asked.probes) < len(probes):
-                    # The gate fails whatever else is answered, so nothing else is asked.
-                    return found
+            if name in first:
+                found.append(self._rest(subject, first[name], probes))
                 continue
             for sample in range(suite.samples + 1 if subject.side != BASE else 1):
                 found.append(self._asked(subject, name, probes, sample))
@@ -222,24 +221,35 @@ class Run:
         )
         return _Asked(name, sample, list(probes), answers)
 
-    def _screen(self, subject: Subject, name: str, probes: Sequence[Probe]) -> _Asked:
-        """A third of the suite first; the rest only if the gate is still open after that."""
-        first = self._asked(subject, name, probes[::3])
-        rows = self._judged(subject.side, first)
-        hits = [r.scored.label == "HIT" if name == "held_out" else r.leak for r in rows]
-        if verdict.is_lost(_SCREENED[name], rate(hits)):
-            self.notes.append(
-                f"{subject.side}: stopped after {len(hits)} probes of {name}, {rate(hits)}: "
-                "this gate fails whatever the rest says"
-            )
-            return first
-        rest = self._asked(subject, name, [p for i, p in enumerate(probes) if i % 3])
+    def _screen(self, subject: Subject) -> dict[str, _Asked]:
+        """A third of each suite that can end the questioning."""
+        return {
+            name: self._asked(subject, name, self.asked.suites[name][::3])
+            for name in _SCREENED
+            if name in self.asked.suites
+        }
+
+    def _hits(self, asked: _Asked) -> Rate:
+        rows = self._judged("", asked)
+        return rate(
+            [r.scored.label == "HIT" if asked.suite == "held_out" else r.leak for r in rows]
+        )
+
+    def _note_stop(self, side: str, first: Mapping[str, _Asked]) -> None:
+        said = ", ".join(f"{_SCREENED[name]} {self._hits(a)}" for name, a in first.items())
+        self.notes.append(
+            f"{side}: stopped after a third of the probes ({said}): it fails whatever the rest says"
+        )
+
+    def _rest(self, subject: Subject, first: _Asked, probes: Sequence[Probe]) -> _Asked:
+        """The other two thirds, put back into order."""
+        rest = self._asked(subject, first.suite, [p for i, p in enumerate(probes) if i % 3])
         by_id = {
             p.id: a
             for part in (first, rest)
             for p, a in zip(part.probes, part.answers, strict=True)
         }
-        return _Asked(name, 0, list(probes), [by_id[p.id] for p in probes])
+        return _Asked(first.suite, 0, list(probes), [by_id[p.id] for p in probes])
 
     def _judged(self, side: str, asked: _Asked) -> list[Row]:
         return metrics.judge(

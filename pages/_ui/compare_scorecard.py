@@ -1,4 +1,4 @@
-"""Scorecard tab: the numbers of an evaluation that was run."""
+"""Scorecard tab: start an evaluation, look at the numbers of one, or at two side by side."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from core import paths
 
 
 def draw() -> None:
-    """Choose an evaluated run and show its scorecard."""
-    cards = _cards()
+    """Jobs first, then the chosen scorecard."""
+    from pages._ui import scorecard, scorecard_jobs  # charts are only needed from here on
+
+    scorecard_jobs.draw()
+    cards = scorecard_jobs.cards(paths.runs_dir())
     if not cards:
         st.info(
-            "No evaluation yet. Run one from the Train or Merge page, or with "
-            "`python -m core evaluate`; its scorecard then appears here.",
+            "No evaluation yet. Score a merged model above, or with `python -m core score`.",
             icon=":material/fact_check:",
         )
         return
-    chosen = st.selectbox(
-        "Evaluation", cards, format_func=lambda f: str(f.parent.name), key="compare_scorecard"
+    chosen = st.selectbox("Evaluation", cards, format_func=_name, key="compare_scorecard")
+    other = st.selectbox(
+        "Compare with", [None, *(c for c in cards if c != chosen)],
+        format_func=lambda f: "nothing" if f is None else _name(f), key="compare_scorecard_with",
     )
-    from pages._ui.scorecard import draw_scorecard  # charts are only needed from here on
+    if other is None:
+        scorecard.draw_scorecard(chosen)
+    else:
+        scorecard.draw_comparison(chosen, other)
 
-    draw_scorecard(chosen)
 
-
-def _cards() -> list[Path]:
-    """Scorecards of all runs, newest first."""
-    root = paths.runs_dir()
-    found = [
-        f for pattern in ("*/scorecard.json", "*/*/scorecard.json") for f in root.glob(pattern)
-    ]
-    return sorted(found, key=lambda f: f.stat().st_mtime, reverse=True)
+def _name(card: Path) -> str:
+    return str(card.relative_to(paths.runs_dir()).parent)

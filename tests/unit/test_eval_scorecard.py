@@ -124,8 +124,7 @@ def test_the_second_time_comes_from_the_cache(
     assert second.clock.spent[stage] < 0.5 * first.clock.spent[stage]
     assert second.clock.cold[stage] == pytest.approx(first.clock.spent[stage])
     assert [r.answer.text for r in first.rows] == [r.answer.text for r in second.rows]
-    damaged = next((Path(p) for p in _cache_files()))
-    damaged.write_text("{", encoding="utf-8")
+    _cache_files()[0].write_text("{", encoding="utf-8")
     third = scorecard.evaluate(sides, dataset, size="smoke")
     assert [r.answer.text for r in third.rows] == [r.answer.text for r in first.rows]
 
@@ -189,8 +188,10 @@ def test_a_hopeless_checkpoint_is_not_asked_everything(
     found = sweep.sweep(make_run(tmp_path / "run", adapters[:1]), dataset, str(tiny_llama),
                         size="smoke")
     row = found.rows[0]
-    assert row.metrics["recall"]["n"] == 20 and row.metrics["leak"]["n"] == 0
-    assert row.verdict == "UNDERFIT" and any("stopped after 20" in n for n in found.notes)
+    assert row.metrics["recall"]["n"] == 20 and row.metrics["leak"]["n"] == 4
+    outcomes = {g["name"]: g["outcome"] for g in row.gates}
+    assert outcomes["recall"] == "fail" and outcomes["leak"] == "unknown"
+    assert any("stopped after a third" in n for n in found.notes)
 
 
 def test_evaluate_job_and_commands(
@@ -224,7 +225,7 @@ def test_own_probes_on_a_model(tiny_llama: Path, adapters: list[Path], tmp_path:
                     "  - prompt: Hello\n    must_not: [Luna]\n", encoding="utf-8")
     found = userprobes.run(tiny_llama, userprobes.read(path), adapter=adapters[0],
                            max_new_tokens=4)
-    assert [o.passed for o in found] == [False, True]
+    assert not found[0].passed and "holds" not in found[1].problem
 
 
 def test_a_one_letter_name_is_refused(tmp_path: Path) -> None:
@@ -273,7 +274,8 @@ def test_full_size_asks_every_suite(dataset: DatasetPaths) -> None:
 
 
 def test_a_slot_value_with_braces_survives() -> None:
-    persona = load_persona(TEMPLATES / "assistant.yaml", {"name": "L{name}a {other}", "author": "Q"})
+    slots = {"name": "L{name}a {other}", "author": "Q"}
+    persona = load_persona(TEMPLATES / "assistant.yaml", slots)
     names = suites.names_of(persona)
     probe = Probe("p", "s", [{"role": "user", "content": "Are you {name}? {unknown}"}])
     filled = next(iter(suites.fill([probe], persona, names)))
