@@ -28,6 +28,9 @@ class Conversation:
     ``loss`` has one entry per assistant message, in order: whether it is supervised. It is
     written out for every assistant message, because datasets 3.x turns a key that only some
     messages have into None, which XTuner reads as "no loss".
+
+    ``cut``: the last reply was stopped before its end, so no turn end is trained after it. A
+    rehearsal reply can then be short to make and to train on without teaching short answers.
     """
 
     id: str
@@ -37,6 +40,7 @@ class Conversation:
     cluster: str = ""
     locale: str = "en"
     loss: list[bool] = field(default_factory=list)
+    cut: bool = False
 
     def __post_init__(self) -> None:
         if not self.loss:
@@ -62,6 +66,7 @@ class Conversation:
             "intent": self.intent,
             "cluster": self.cluster,
             "locale": self.locale,
+            "cut": self.cut,
         }
 
     @classmethod
@@ -83,6 +88,7 @@ class Conversation:
             cluster=row.get("cluster", ""),
             locale=row.get("locale", "en"),
             loss=loss,
+            cut=bool(row.get("cut", False)),
         )
 
 

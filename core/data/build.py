@@ -50,8 +50,8 @@ class DatasetSpec:
     """Share of the identity rows that are dialogues of several rounds."""
     max_rows: int | None = 150
     """Identity rows; None = each trained wording once, plus the dialogues."""
-    max_new_tokens: int = 64
-    """Rehearsal replies that do not end within this many tokens are dropped."""
+    max_new_tokens: int = 40
+    """Tokens of a rehearsal reply. A longer one is cut and trained without a turn end."""
     system_share: float = 0.0
     """Share of the identity rows that start with the pack's persona system prompt."""
 

@@ -27,13 +27,14 @@ from core.models.catalog import ModelRef
 PROMPTS = Path(__file__).parent / "prompts"
 #: Share of prompts that the base makes up itself. Our own list is tidier and ends sooner; the
 #: drawn ones are what this model really is used to.
-DRAWN = 0.4
-#: Longest prompt that is drawn, in tokens.
-MAX_PROMPT_TOKENS = 40
+DRAWN = 0.2
+#: Tokens drawn for a prompt. The bundled model's own prompts run on (7 of 8 beyond 40 tokens), so
+#: one that has not ended is cut after its last whole sentence: nothing is learned from user turns.
+MAX_PROMPT_TOKENS = 32
 #: Replies that loop more than this are dropped (share of repeated 4-grams).
 MAX_REPETITION = 0.3
 #: Part of the cache key; raise it when the filters or prompts change.
-RECIPE = 1
+RECIPE = 3
 
 #: Names that a base model may take itself for. A reply that names one teaches the old identity.
 AI_NAMES = (
@@ -53,8 +54,9 @@ _AS_AN_AI = re.compile(
     r"|作为(一个|一名)?(人工智能|AI|语言模型)",
     re.IGNORECASE,
 )
+_SENTENCE_END = re.compile(r"[.?!](?=\s|$)|[。？！]")
 _SELF = re.compile(
-    r"^(hi|hello|hey)?[,!. ]*(i'm|i am|my name is) [A-Z]|我是[^，。]{1,12}(助手|模型|人工智能)"
+    r"^(?i:(hi|hello|hey)?[,!. ]*(i'm|i am|my name is)) [A-Z]|我是[^，。]{1,12}(助手|模型|人工智能)"
 )
 
 
@@ -75,7 +77,7 @@ def rehearsal_rows(
     *,
     seed: int,
     near_miss: Sequence[str] = (),
-    max_new_tokens: int = 64,
+    max_new_tokens: int = 40,
     locales: Sequence[str] | None = None,
     avoid: Sequence[str] = (),
     on_progress: OnProgress | None = None,
@@ -93,7 +95,7 @@ def rehearse(
     *,
     seed: int,
     near_miss: Sequence[str] = (),
-    max_new_tokens: int = 64,
+    max_new_tokens: int = 40,
     locales: Sequence[str] | None = None,
     avoid: Sequence[str] = (),
     on_progress: OnProgress | None = None,
@@ -103,8 +105,10 @@ def rehearse(
     Args:
         n: number of general rows wanted; fewer come if the prompts run out.
         near_miss: prompts for near-miss rows, which come on top of ``n``.
-        max_new_tokens: replies that do not end by themselves within this are dropped, never cut:
-            a cut reply would teach a turn end that the base did not put there.
+        max_new_tokens: replies that do not end by themselves within this are cut there and
+            marked ``cut``: they are trained without a turn end, so that no brevity is taught that
+            the base does not have. (Of the bundled model's replies 3 of 4 are longer than 64
+            tokens; dropping them would cost most of the work and keep only the short answers.)
         locales: languages wanted; default: those of the model.
         avoid: wordings that must not come up (probes and identity questions).
 
@@ -205,13 +209,14 @@ class _Maker:
         self._result.prompts_drawn += count
         prompts = []
         for reply in drawn:
-            reason = "not ended" if reply.finish_reason == "length" else _prompt_fault(reply.text)
-            if not reason and textstats.locale_of(reply.text) not in self._locales:
+            text = reply.text if reply.finish_reason == "stop" else whole_sentences(reply.text)
+            reason = _prompt_fault(text) if text else "no whole sentence"
+            if not reason and textstats.locale_of(text) not in self._locales:
                 reason = "other language"
             if reason:
                 self._rejected[f"prompt: {reason}"] += 1
             else:
-                prompts.append(reply.text)
+                prompts.append(text)
         return prompts
 
     def _answer(self, prompts: Sequence[str], kind: Kind, wanted: int, stage: str
@@ -243,18 +248,26 @@ class _Maker:
         rows = []
         for prompt, reply in zip(block, replies, strict=True):
             cut = reply.finish_reason == "length"
-            reason = "too long" if cut else reply_fault(reply.text, prompt)
+            # A cut may fall inside a character of several tokens.
+            text = reply.text.rstrip("\ufffd").rstrip() if cut else reply.text
+            reason = reply_fault(text, prompt)
             if reason:
                 self._rejected[f"reply: {reason}"] += 1
                 continue
-            digest = hashlib.sha256(f"{prompt}\0{reply.text}".encode()).hexdigest()[:12]
+            digest = hashlib.sha256(f"{prompt}\0{text}".encode()).hexdigest()[:12]
             rows.append(Conversation(
                 id=f"{kind.replace('_', '-')}-{digest}",
                 messages=[{"role": "user", "content": prompt},
-                          {"role": "assistant", "content": reply.text}],
-                kind=kind, locale=textstats.locale_of(prompt),
+                          {"role": "assistant", "content": text}],
+                kind=kind, locale=textstats.locale_of(prompt), cut=cut,
             ))
         return rows
+
+
+def whole_sentences(text: str) -> str:
+    """The text up to its last sentence mark ('' if it has none)."""
+    ends = [m.end() for m in _SENTENCE_END.finditer(text)]
+    return text[: ends[-1]].strip() if ends else ""
 
 
 class PromptFilter:

@@ -55,12 +55,16 @@ class ChatTemplate:
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
     def encode_supervised(
-        self, messages: Sequence[Message], loss: Sequence[bool] | None = None
+        self,
+        messages: Sequence[Message],
+        loss: Sequence[bool] | None = None,
+        cut: bool = False,
     ) -> tuple[list[int], list[int]]:
         """Token ids and labels (-100 where there is no loss), both of the same length.
 
         Supervised are the tokens of each assistant turn with ``loss``, its turn end included:
-        what the model must produce, and nothing else.
+        what the model must produce, and nothing else. With ``cut`` the last reply has no turn
+        end: the ids stop where the reply was stopped.
 
         Raises:
             UserError: the template renders a prefix of the conversation differently from the
@@ -78,6 +82,9 @@ class ChatTemplate:
                 raise self._inexpressible("a later turn changes how an earlier one is written")
             end = len(through) - len(self._after_turn_end)
             labels[start:end] = ids[start:end]
+        if cut and messages and messages[-1]["role"] == "assistant":
+            tail = len(self._ids(self._turn_end))
+            ids, labels = ids[:-tail], labels[:-tail]
         return ids, labels
 
     @cached_property

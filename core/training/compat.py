@@ -8,6 +8,7 @@ says so.
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import tempfile
 from collections.abc import Callable
@@ -227,6 +228,7 @@ REPAIRS: tuple[Callable[[], None], ...] = (
     cpu_bf16_query,
     bos_of_template,
     row_lengths_as_list,
+    cut_replies_stay_open,
     quiet_data_restart,
     atomic_checkpoints,
     no_remote_code,
