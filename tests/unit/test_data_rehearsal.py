@@ -1,0 +1,206 @@
+"""Rehearsal and build: filters, cache, shares, folders that appear whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core import fsio, paths
+from core.conversation import Conversation, Probe
+from core.data import build, job, rehearsal
+from core.data.build import DatasetSpec, build_dataset
+from core.errors import UserError, UserErrors
+from core.models import generate as generation
+from core.models.catalog import resolve
+from core.models.generate import Reply
+from core.paths import RunPaths
+
+ASSISTANT = str(paths.TEMPLATES / "assistant.yaml")
+
+
+@pytest.mark.parametrize(
+    ("reply", "fault"),
+    [
+        ("Paris is the capital of France.", ""),
+        ("", "empty"),
+        ("As an AI language model I cannot eat.", "speaks as an AI"),
+        ("I'm SmolLM, trained by Hugging Face.", "names another assistant"),
+        ("I am Elena, a painter from Spain.", "introduces itself"),
+        ("go on and on and " * 12, "loops"),
+    ],
+)
+def test_replies_that_must_not_be_rehearsed(reply: str, fault: str) -> None:
+    assert rehearsal.reply_fault(reply) == fault
+
+
+def test_a_name_that_was_asked_for_is_fine() -> None:
+    assert rehearsal.reply_fault("OpenAI was founded in 2015.", "Who founded OpenAI?") == ""
+    assert rehearsal.reply_fault("OpenAI was founded in 2015.", "Who was first?") != ""
+
+
+def test_prompts_stay_clear_of_what_is_asked_later() -> None:
+    keep = rehearsal.PromptFilter(["Who are you?", "What can you do for me?"])
+    assert keep.reason("who are you") == "duplicate"
+    assert keep.reason("What can you do for men?") == "near a wording to avoid"
+    assert keep.reason("What is iron?") == ""
+    assert keep.reason("What is iron") == "duplicate"
+
+
+def test_unfinished_prompts_end_with_a_sentence() -> None:
+    assert rehearsal.whole_sentences("Name 3.5 fruits. And then") == "Name 3.5 fruits."
+    assert rehearsal.whole_sentences("and so on and") == ""
+    assert rehearsal.whole_sentences("你好。我想") == "你好。"
+
+
+def test_own_prompts_ask_for_no_identity() -> None:
+    for locale in ("en", "zh"):
+        prompts = rehearsal.own_prompts(locale)
+        assert len(prompts) == len(set(prompts)) >= (300 if locale == "en" else 60)
+        assert [p for p in prompts if rehearsal._IDENTITY.search(p)] == []
+        seen = rehearsal.PromptFilter(build.suite_prompts([locale]))
+        assert [p for p in prompts if seen.reason(p)] == []
+    assert rehearsal.own_prompts("fr") == []
+
+
+class Scripted:
+    """Stands in for the two decoding calls: short answers, one in three too long."""
+
+    def __init__(self) -> None:
+        self.answered: list[str] = []
+
+    def generate(self, model: Any, tokenizer: Any, conversations: Sequence[Any], **more: Any
+                 ) -> list[Reply]:
+        prompts = [c[-1]["content"] for c in conversations]
+        self.answered += prompts
+        return [
+            Reply(f"Answer {len(p)} to {p[:20]}", [1, 2], "length" if len(p) % 3 == 0 else "stop")
+            for p in prompts
+        ]
+
+    def generate_ids(self, model: Any, tokenizer: Any, prompts: Sequence[Any], **more: Any
+                     ) -> list[Reply]:
+        at = len(self.answered)
+        return [Reply(f"Explain topic number {at} {i} to me. Then", [1], "length")
+                for i in range(len(prompts))]
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
+    from core.models import load
+
+    script = Scripted()
+    monkeypatch.setattr(generation, "generate", script.generate)
+    monkeypatch.setattr(generation, "generate_ids", script.generate_ids)
+    monkeypatch.setattr(load, "load_model", lambda path: None)
+    return script
+
+
+def test_rows_wanted_are_made_and_cached(scripted: Scripted, tiny_llama: Path) -> None:
+    model = resolve(str(tiny_llama))
+    seen: list[tuple[str, int, int]] = []
+    near = ["Who wrote Faust?", "Who built Rome?", "Who is Bob?"]
+
+    def make(**more: Any) -> rehearsal.Rehearsal:
+        return rehearsal.rehearse(model, 40, seed=1, near_miss=near, locales=["en"],
+                                  on_progress=lambda *step: seen.append(step), **more)
+
+    first = make()
+    kinds = [r.kind for r in first.rows]
+    assert kinds.count("rehearsal") == 40
+    assert kinds.count("near_miss") == sum(len(p) % 3 > 0 for p in near)
+    assert first.rejected["reply: too long"] > 0 and not first.from_cache
+    assert all(done <= total for _, done, total in seen)
+    answered = len(scripted.answered)
+    again = make()
+    assert again.from_cache and again.rows == first.rows
+    assert len(scripted.answered) == answered
+    assert not make(avoid=["x"]).from_cache
+
+
+def test_too_few_rows_are_an_error_with_the_reasons() -> None:
+    made = rehearsal.Rehearsal(rejected={"reply: too long": 90})
+    with pytest.raises(UserError, match=r"0 usable rehearsal replies of 50(.|\n)*too long 90"):
+        rehearsal.require_rows(made, 50)
+
+
+def test_a_dataset_appears_whole(scripted: Scripted, tiny_llama: Path, tmp_path: Path) -> None:
+    spec = DatasetSpec(ASSISTANT, {"name": "Nova"}, str(tiny_llama), locales=["en"], max_rows=40,
+                       rehearsal_ratio=1.0, near_miss_ratio=0.25, system_share=0.5)
+    out = tmp_path / "data"
+    built = build_dataset(spec, out)
+    manifest = fsio.read_json(built.manifest)
+    rows = [Conversation.from_row(r) for r in fsio.read_jsonl(built.train)]
+    probes = [Probe(**p) for p in fsio.read_jsonl(built.probes)]
+    assert manifest["schema"] == 1 and manifest["rows"] == len(rows)
+    assert manifest["kinds"]["identity"] == manifest["kinds"]["rehearsal"] == 40
+    assert manifest["sha256"]["train.jsonl"] == fsio.sha256_file(built.train)
+    assert len(probes) == manifest["probes"] > 100
+    assert "name: Nova" in built.persona.read_text() or "en: Nova" in built.persona.read_text()
+    with_system = [r for r in rows if r.messages[0]["role"] == "system"]
+    assert 8 < len(with_system) < 32 and "Nova" in with_system[0].messages[0]["content"]
+    for line in built.train.read_text("utf-8").splitlines():
+        for message in json.loads(line)["messages"]:
+            assert ("loss" in message) == (message["role"] == "assistant")
+    with pytest.raises(UserError, match="exists"):
+        build_dataset(spec, out)
+    again = build_dataset(spec, tmp_path / "again")
+    assert again.train.read_bytes() == built.train.read_bytes()
+    assert again.probes.read_bytes() == built.probes.read_bytes()
+
+
+def test_nothing_is_left_behind_by_a_fault(
+    scripted: Scripted, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = DatasetSpec(ASSISTANT, {}, str(tiny_llama), ["en"], max_rows=5, rehearsal_ratio=1.0)
+
+    def full(path: Path, value: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(build.fsio, "write_json", full)
+    monkeypatch.setattr(rehearsal.fsio, "write_json", lambda path, value: None)
+    monkeypatch.setattr(build.fsio, "write_jsonl", full)
+    with pytest.raises(UserError, match="No space left"):
+        build_dataset(spec, tmp_path / "data")
+    assert list(tmp_path.iterdir()) == [tmp_path / "workspace"]
+
+
+def test_bad_settings_are_told_together(tmp_path: Path) -> None:
+    with pytest.raises(UserErrors) as caught:
+        DatasetSpec(ASSISTANT, rehearsal_ratio=-1, multi_turn=2, max_rows=0)
+    assert len(caught.value.problems) == 3
+    with pytest.raises(UserError, match="unknown dataset setting"):
+        DatasetSpec.from_params({"persona_path": "x", "ratio": 3})
+    with pytest.raises(UserError, match="name"):
+        job.run({"spec": {"persona_path": ASSISTANT}, "name": "../up"}, RunPaths(tmp_path),
+                lambda *step: None)
+
+
+def test_the_job_names_its_dataset(scripted: Scripted, tiny_llama: Path, tmp_path: Path) -> None:
+    params = {"name": "nova-1", "spec": {
+        "persona_path": ASSISTANT, "model": str(tiny_llama), "locales": ["en"], "max_rows": 5,
+        "rehearsal_ratio": 0, "near_miss_ratio": 0,
+    }}
+    result = job.run(params, RunPaths(tmp_path), lambda *step: None)
+    assert result["dataset"] == str(paths.datasets_dir() / "nova-1")
+    assert result["rows"] == 5 and result["kinds"] == {"identity": 5}
+    with pytest.raises(UserError, match="taken"):
+        job.run(params, RunPaths(tmp_path), lambda *step: None)
+
+
+@pytest.mark.slow
+def test_the_bundled_model_answers_as_itself(workspace_with_model: Path) -> None:
+    """Every rehearsal reply is what the base says greedily, to the token."""
+    from core.models.generate import generate
+    from core.models.load import load_model, load_tokenizer
+
+    model = resolve("bundled")
+    result = rehearsal.rehearse(model, 4, seed=0, near_miss=["Who wrote The Hobbit?"])
+    general = [r for r in result.rows if r.kind == "rehearsal"]
+    assert len(general) == 4
+    replies = generate(load_model(model.path), load_tokenizer(model.path),
+                       [r.messages[:1] for r in result.rows], max_new_tokens=64, batch_size=8)
+    assert [r.text for r in replies] == [r.messages[1]["content"] for r in result.rows]
