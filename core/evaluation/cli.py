@@ -27,7 +27,14 @@ def register(commands: Any) -> None:
     sweep.add_argument("--base", default="bundled", help="bundled, a folder or a hub id")
     sweep.add_argument("--dataset", required=True, help="dataset folder (persona and probes)")
     sweep.add_argument("--size", default="sweep", choices=("smoke", "sweep", "quick", "full"))
-    sweep.add_argument("--stop", action="store_true", help="stop at the first that passes")
+    sweep.add_argument(
+        "--stop",
+        action="store_true",
+        help="end at the first that passes; a run that still trains is stopped",
+    )
+    sweep.add_argument(
+        "--follow", action="store_true", help="wait for the checkpoints of a run that still trains"
+    )
     sweep.set_defaults(run=_sweep)
     probe = commands.add_parser("probe", help="check a model with your own questions (for CI)")
     probe.add_argument("probes", type=Path, help="YAML file of questions; see the README")
@@ -101,6 +108,7 @@ def _sweep(args: argparse.Namespace) -> int:
         args.base,
         size=args.size,
         stop_when_passed=args.stop,
+        follow=args.follow,
         on_progress=progress_line,
     )
     print(f"\n{'step':>6}  {'recall':26}{'leak':26}{'KL':>8}  verdict")

@@ -49,16 +49,17 @@ def run_sweep(params: dict[str, Any], run: RunPaths, on_progress: OnProgress) ->
 
     Args:
         params: ``run`` (folder of the training run), ``dataset``, ``base``, ``size`` ("sweep"),
-            ``stop_when_passed`` (bool).
+            ``stop_when_passed``, ``follow`` (bool).
     """
-    from core.evaluation import sweep
+    from core.evaluation.sweep import sweep
 
-    found = sweep.sweep(
+    found = sweep(
         RunPaths(Path(params["run"])),
         dataset_of(params),
         params["base"],
         size=params.get("size", "sweep"),
         stop_when_passed=bool(params.get("stop_when_passed", False)),
+        follow=bool(params.get("follow", False)),
         on_progress=on_progress,
     )
     return found.to_json()

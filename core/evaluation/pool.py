@@ -78,6 +78,11 @@ class Pool:
     def __exit__(self, *_: object) -> None:
         self._free()
 
+    def add(self, side: str, loadable: Loadable) -> None:
+        """One more side."""
+        self._fingerprints[side] = loadable.fingerprint()
+        self.sides[side] = loadable
+
     def fingerprint(self, side: str) -> str:
         """Names the weights of a side in caches."""
         return self._fingerprints[side]

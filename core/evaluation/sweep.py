@@ -8,8 +8,9 @@ probes, whatever the rest would say, is not asked the rest; a note says so.
 
 from __future__ import annotations
 
-import re
+import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from core import fsio
 from core.conversation import OnProgress
 from core.errors import UserError
 from core.evaluation import verdict
-from core.evaluation.answers import Clock
 from core.evaluation.plan import plan
 from core.evaluation.pool import Loadable, Pool
 from core.evaluation.questions import gather
@@ -28,6 +28,8 @@ from core.paths import DatasetPaths, RunPaths
 
 SCHEMA = 1
 FILE = "sweep.json"
+#: Seconds between looks for the next checkpoint of a run that is still training.
+_LOOK_EVERY = 2.0
 
 
 @dataclass(frozen=True)
@@ -119,27 +121,49 @@ def recommend(rows: list[Scored]) -> tuple[int | None, str]:
 
 
 def checkpoints(run: RunPaths) -> list[Checkpoint]:
-    """The checkpoints of a training run, by step.
+    """The whole checkpoints of a training run so far, by optimizer step."""
+    if run.result.is_file():
+        listed = fsio.read_json(run.result).get("checkpoints", [])
+        found = [Checkpoint(int(c["step"]), Path(c["path"])) for c in listed]
+    elif run.spec.is_file():
+        from core.jobs.training import checkpoints_of
+
+        found = [Checkpoint(c.step, c.path) for c in checkpoints_of(run) if c.whole]
+    else:
+        found = []
+    return sorted((c for c in found if c.path.exists()), key=lambda c: c.step)
+
+
+def _arriving(run: RunPaths, follow: bool) -> Iterator[Checkpoint]:
+    """Checkpoints by step; with ``follow`` also those still to come, until the run ends.
 
     Raises:
         UserError: the run has none.
     """
-    found: dict[int, Path] = {}
-    if run.result.is_file():
-        for entry in fsio.read_json(run.result).get("checkpoints", []):
-            found[int(entry["step"])] = Path(entry["path"])
-    if not found and run.work.is_dir():
-        for path in run.work.glob("*.pth"):
-            if match := re.fullmatch(r"(?:iter|epoch)_(\d+)", path.stem):
-                found[int(match[1])] = path
-    kept = [Checkpoint(step, path) for step, path in sorted(found.items()) if path.exists()]
-    if not kept:
+    seen: set[int] = set()
+    while True:
+        active = follow and _is_training(run)
+        fresh = [c for c in checkpoints(run) if c.step not in seen]
+        for checkpoint in fresh:
+            seen.add(checkpoint.step)
+            yield checkpoint
+        if not active:
+            break
+        if not fresh:
+            time.sleep(_LOOK_EVERY)
+    if not seen:
         raise UserError(
             f"{run.root} has no checkpoints",
             why="the run saved none, or their files were removed",
             fix="train with a checkpoint interval, then sweep",
         )
-    return kept
+
+
+def _is_training(run: RunPaths) -> bool:
+    from core.jobs import api
+    from core.jobs.state import ACTIVE
+
+    return run.spec.is_file() and api.status(run).state in ACTIVE
 
 
 def adapter_of(run: RunPaths, checkpoint: Checkpoint) -> Path:
@@ -150,6 +174,7 @@ def adapter_of(run: RunPaths, checkpoint: Checkpoint) -> Path:
         return checkpoint.path
     folder = run.adapter / checkpoint.path.stem
     if not (folder / "adapter_config.json").is_file():
+        shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was interrupted
         convert(checkpoint.path, run.config, folder, fp32=True)
     return folder
 
@@ -161,45 +186,53 @@ def sweep(
     *,
     size: str = "sweep",
     stop_when_passed: bool = False,
+    follow: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Sweep:
     """Score the checkpoints of a run and write ``sweep.json`` into its folder.
 
     Args:
-        stop_when_passed: go from the first step on and stop at the first that passes every gate;
-            the later ones are listed as skipped.
+        stop_when_passed: go from the first step on and end at the first that passes every gate;
+            the later ones are listed as skipped. A run that is still training is stopped.
+        follow: wait for the checkpoints of a run that is still training.
 
     Raises:
         UserError: no checkpoints, an unusable base or dataset.
     """
     started = time.monotonic()
-    found = checkpoints(run)
     model = catalog.resolve(base)
     asked = gather(dataset, plan(size), model.locales)
-    adapters = {}
-    for i, checkpoint in enumerate(found):
-        if on_progress:
-            on_progress("convert", i, len(found))
-        adapters[checkpoint.step] = adapter_of(run, checkpoint)
-    sides = {BASE: Loadable(model)}
-    sides |= {_side(step): Loadable(model, path) for step, path in adapters.items()}
     result = Sweep(size, {}, [], None, "")
-    with Pool(sides) as pool:
-        scorer = Run(pool, asked, plan(size), _numbered(on_progress, len(found)), screen=True)
+    if not follow and not checkpoints(run):
+        next(_arriving(run, follow=False), None)  # raises: do not ask the base for nothing
+    with Pool({BASE: Loadable(model)}) as pool:
+        count = None if follow else len(checkpoints(run))
+        scorer = Run(pool, asked, plan(size), _numbered(on_progress, count), screen=True)
         result.base = scorer.ask(BASE).to_json()
-        for i, checkpoint in enumerate(found):
-            result.rows.append(_score(scorer, checkpoint, adapters[checkpoint.step], size))
+        for checkpoint in _arriving(run, follow):
+            adapter = adapter_of(run, checkpoint)
+            pool.add(_side(checkpoint.step), Loadable(model, adapter))
+            result.rows.append(_score(scorer, checkpoint, adapter, size))
+            _save(run, result, started)
             if stop_when_passed and result.rows[-1].passes:
-                result.skipped = [c.step for c in found[i + 1 :]]
+                _stop_training(run)
+                result.skipped = [c.step for c in checkpoints(run) if c.step > checkpoint.step]
                 break
-            _save(run, result, scorer.clock, started)
         result.notes = [*asked.notes, *scorer.notes]
-        _save(run, result, scorer.clock, started)
+        _save(run, result, started)
         fsio.write_jsonl(
             run.root / "sweep_replies.jsonl",
             (row.to_json() for side in scorer.rows.values() for row in side),
         )
     return result
+
+
+def _stop_training(run: RunPaths) -> None:
+    """The gates hold: further steps can only cost general ability."""
+    if _is_training(run):
+        from core.jobs import api
+
+        api.stop(run)
 
 
 def _side(step: int) -> str:
@@ -222,14 +255,14 @@ def _score(scorer: Run, checkpoint: Checkpoint, adapter: Path, size: str) -> Sco
     )
 
 
-def _save(run: RunPaths, result: Sweep, clock: Clock, started: float) -> None:
+def _save(run: RunPaths, result: Sweep, started: float) -> None:
     """Written after every checkpoint: a reader sees the picture grow, a stop loses nothing."""
     result.recommended, result.reason = recommend(result.rows)
     result.seconds = time.monotonic() - started
     fsio.write_json(run.root / FILE, result.to_json())
 
 
-def _numbered(on_progress: OnProgress | None, count: int) -> OnProgress | None:
+def _numbered(on_progress: OnProgress | None, count: int | None) -> OnProgress | None:
     """Say "step 40 (2 of 10): general" with the sweep's own share done."""
     if on_progress is None:
         return None
@@ -239,7 +272,8 @@ def _numbered(on_progress: OnProgress | None, count: int) -> OnProgress | None:
         side = stage.partition(":")[0]
         if side not in seen:
             seen.append(side)
-        on_progress(f"{stage} ({len(seen) - 1} of {count} checkpoints)", done, total)
+        of = f"{len(seen) - 1} of {count}" if count is not None else f"{len(seen) - 1}"
+        on_progress(f"{stage} ({of} checkpoints)", done, total)
 
     return report
 

@@ -138,9 +138,13 @@ def _cache_files() -> list[Path]:
 def make_run(folder: Path, adapters: list[Path]) -> RunPaths:
     run = RunPaths(folder)
     folder.mkdir()
+    make_listing(run, adapters)
+    return run
+
+
+def make_listing(run: RunPaths, adapters: list[Path]) -> None:
     fsio.write_json(run.result, {"checkpoints": [
         {"step": 10 * (i + 1), "path": str(p)} for i, p in enumerate(adapters)]})
-    return run
 
 
 def test_sweep(
@@ -290,3 +294,28 @@ def test_adapter_of_another_model(tiny_llama: Path, tmp_path: Path) -> None:
     with pool.Pool(sides) as found, pytest.raises(UserError, match="does not fit"), \
             found.use("base"):
         pass
+
+
+def test_following_a_run_ends_it_when_the_gates_hold(
+    tiny_llama: Path, adapters: list[Path], dataset: DatasetPaths, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The second checkpoint arrives while the first is scored; the run is asked to stop."""
+    run = make_run(tmp_path / "run", adapters[:1])
+    alive, stopped = [True], []
+    monkeypatch.setattr(sweep, "_LOOK_EVERY", 0.01)
+    monkeypatch.setattr(sweep, "_is_training", lambda r: alive[0])
+    monkeypatch.setattr("core.jobs.api.stop", lambda r: stopped.append(r) or alive.clear()
+                        or alive.append(False))
+    monkeypatch.setattr(sweep.Scored, "passes", property(lambda self: self.step == 20))
+    real = sweep._score
+
+    def score(*args: object) -> sweep.Scored:
+        make_listing(run, adapters)
+        return real(*args)
+
+    monkeypatch.setattr(sweep, "_score", score)
+    found = sweep.sweep(run, dataset, str(tiny_llama), size="smoke", follow=True,
+                        stop_when_passed=True)
+    assert [r.step for r in found.rows] == [10, 20] and found.skipped == [30]
+    assert stopped == [run]
