@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import streamlit as st
 
 from core import paths
 
+#: A file of ours: for a Material icon here the browser would ask a font server on the internet.
+_ICON = Path(__file__).with_name("icon.svg")
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
@@ -17,7 +20,7 @@ def bootstrap() -> None:
     A page that is opened by its own address runs without streamlit_app.py having drawn, so this
     relies on nothing that another page did.
     """
-    st.set_page_config(page_title="Persona Workbench", page_icon=":material/badge:", layout="wide")
+    st.set_page_config(page_title="Persona Workbench", page_icon=str(_ICON), layout="wide")
     for folder in (paths.datasets_dir(), paths.runs_dir(), paths.chats_dir(), paths.cache_dir()):
         folder.mkdir(parents=True, exist_ok=True)
     address = st.get_option("server.address") or ""
