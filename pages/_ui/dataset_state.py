@@ -129,7 +129,7 @@ def _one(status: Status) -> None:
                         api.stop(api.open_run(status.id))
             else:
                 made = (status.result or {}).get("name", "")
-                if made and st.button("Open", key=f"open-{status.id}", type="primary"):
+                if made and st.button("Open dataset", key=f"open-{status.id}", type="primary"):
                     del st.query_params["run"]
                     go("rows", made)
                 if st.button("Close", key=f"close-{status.id}"):
