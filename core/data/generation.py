@@ -185,7 +185,8 @@ class _Maker:
         self._intents = _Deck(cards, rng)
         self._graph = Graph(persona, locale)
         self._styles = [s for s in persona.pack.user_styles if s != "plain"]
-        general = [c for c in general if c.locale == locale and c.rounds == 1]
+        # A cut reply has no turn end to train, so it cannot stand in the middle of a dialogue.
+        general = [c for c in general if c.locale == locale and c.rounds == 1 and not c.cut]
         self._general = [
             _Turn(c.messages[-2]["content"], c.messages[-1]["content"],
                   loss=c.kind in ("rehearsal", "near_miss"))

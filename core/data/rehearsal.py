@@ -33,7 +33,7 @@ DRAWN = 0.2
 MAX_PROMPT_TOKENS = 32
 #: Replies that loop more than this are dropped (share of repeated 4-grams).
 MAX_REPETITION = 0.3
-#: Part of the cache key; raise it when the filters or prompts change.
+#: Part of the cache key, with the prompts; raise it when the filters change.
 RECIPE = 3
 
 #: Names that a base model may take itself for. A reply that names one teaches the old identity.
@@ -62,7 +62,7 @@ _SELF = re.compile(
 
 @dataclass
 class Rehearsal:
-    """What was made and why other candidates were dropped (reason -> count)."""
+    """What was made (some replies ``cut``) and why others were dropped (reason -> count)."""
 
     rows: list[Conversation] = field(default_factory=list)
     rejected: dict[str, int] = field(default_factory=dict)
@@ -117,7 +117,8 @@ def rehearse(
         folder under a hash of all of them.
     """
     wanted = [x for x in (locales or model.locales) if x in model.locales] or list(model.locales)
-    key = _cache_key(model, n, seed, near_miss, max_new_tokens, wanted, avoid)
+    own = [prompt for locale in wanted for prompt in own_prompts(locale)]
+    key = _cache_key(model, n, seed, near_miss, max_new_tokens, wanted, avoid, own)
     cached = paths.cache_dir() / "rehearsal" / f"{key}.json"
     if cached.is_file():
         return _load(cached)

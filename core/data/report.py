@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -178,8 +178,9 @@ def _texts(rows: Iterable[Conversation], role: str) -> list[str]:
 
 @dataclass
 class _Tokens:
-    """Token counts. Row lengths are exact; the loss tokens of a reply are those of its text plus
-    the turn end, as in every template that writes control tokens around a turn."""
+    """Token counts. The loss tokens of a reply are those of its text plus the turn end (none if the
+    reply is cut), as in every template that writes control tokens around a turn; the length of a
+    cut row counts the turn end that training leaves out."""
 
     per_row: list[int]
     by_kind: dict[str, int]
@@ -193,12 +194,11 @@ class _Tokens:
         texts = [template.render(template.with_system(r.messages)) for r in rows]
         by_kind: Counter[str] = Counter()
         by_reply: Counter[str] = Counter()
-        supervised = [(r.kind, text) for r in rows for text, on in zip(
-            _texts([r], "assistant"), r.loss, strict=True) if on]
-        counts = _lengths_of([text for _, text in supervised], tokenizer)
-        for (kind, text), count in zip(supervised, counts, strict=True):
-            by_kind[kind] += count + 1
-            by_reply[text] += count + 1
+        supervised = [turn for r in rows for turn in _supervised(r)]
+        counts = _lengths_of([text for _, text, _ in supervised], tokenizer)
+        for (kind, text, ends), count in zip(supervised, counts, strict=True):
+            by_kind[kind] += count + ends
+            by_reply[text] += count + ends
         return cls(_lengths_of(texts, tokenizer), dict(by_kind), by_reply)
 
     def largest_share(self) -> float:
@@ -218,6 +218,14 @@ class _Tokens:
             tokens=sum(self.per_row),
             histogram=[(i * width, bins.get(i, 0)) for i in range(max(bins, default=0) + 1)],
         )
+
+
+def _supervised(row: Conversation) -> Iterator[tuple[str, str, int]]:
+    """(kind, reply, trained turn ends) of each reply with loss."""
+    replies = _texts([row], "assistant")
+    for i, (text, on) in enumerate(zip(replies, row.loss, strict=True)):
+        if on:
+            yield row.kind, text, 0 if row.cut and i == len(replies) - 1 else 1
 
 
 def _lengths_of(texts: Sequence[str], tokenizer: Any) -> list[int]:

@@ -94,6 +94,8 @@ def test_dialogues_follow_the_graph_and_never_repeat_an_intent(assistant: Person
                             {"role": "assistant", "content": "4."}], kind="rehearsal"),
         Conversation("g2", [{"role": "user", "content": "Hi"},
                             {"role": "assistant", "content": "Hello."}], kind="own"),
+        Conversation("g3", [{"role": "user", "content": "Cut"},
+                            {"role": "assistant", "content": "And"}], kind="rehearsal", cut=True),
     ]
     rows = make(assistant, locales=["en"], limit=300, multi_turn=1.0, general=general)
     inserted = 0
@@ -104,6 +106,7 @@ def test_dialogues_follow_the_graph_and_never_repeat_an_intent(assistant: Person
         for here, there in itertools.pairwise(path):
             ahead = {s.to for s in assistant.intents[here].next}
             assert there in ahead or path.index(there) == 1
+        assert not any(m["content"] == "Cut" for m in row.messages)
         for i, message in enumerate(row.messages[::2]):
             if message["content"] in ("2+2?", "Hi"):
                 inserted += 1
@@ -310,12 +313,13 @@ def test_report_is_whole_and_json(assistant: Persona, bundled_model: Path) -> No
 
     tokenizer = load_tokenizer(bundled_model)
     rows = [*make(assistant, locales=["en"], limit=60),
-            row("What is 2+2?", "4.", kind="rehearsal", id="g")]
+            row("What is 2+2?", "4.", kind="rehearsal", id="g"),
+            row("Tell me of tea.", "Tea is a", kind="rehearsal", id="c", cut=True)]
     report = report_rows(rows, tokenizer, persona=assistant,
                          probes=held_out(assistant, locales=["en"], seed=0), max_length=40)
     template = ChatTemplate(tokenizer)
-    exact = [template.encode_supervised(r.messages, r.loss) for r in rows]
-    assert report.lengths.tokens == sum(len(ids) for ids, _ in exact)
+    exact = [template.encode_supervised(r.messages, r.loss, r.cut) for r in rows]
+    assert report.lengths.tokens == sum(len(ids) for ids, _ in exact) + 2  # end of the cut row
     assert sum(report.loss_tokens.values()) == sum(
         sum(label != -100 for label in labels) for _, labels in exact
     )
