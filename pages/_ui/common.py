@@ -12,6 +12,22 @@ from core.errors import UserError, UserErrors
 from core.models.device import Device
 
 
+@st.cache_resource(show_spinner="Loading torch and transformers (once a server)")
+def model_libraries() -> bool:
+    """Import what opens models and tokenizers, one thread at a time.
+
+    A click while a page still computes starts a second thread beside the first. Two threads in
+    the middle of ``import transformers`` see half a module and fail with ImportError, so pages
+    call this before anything that imports it.
+    """
+    from transformers import AutoTokenizer  # noqa: F401  (the attribute does the lazy import)
+
+    import core.models.load
+    import core.training.preflight  # noqa: F401
+
+    return True
+
+
 @st.cache_resource(show_spinner="Looking at this machine")
 def device() -> Device:
     """The device, looked up once a server (it imports torch)."""

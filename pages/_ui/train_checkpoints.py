@@ -8,7 +8,7 @@ from core import fsio
 from core.jobs import training
 from core.jobs.state import ACTIVE, Status
 from core.paths import RunPaths
-from pages._ui.common import errors_shown
+from pages._ui.common import errors_shown, model_libraries
 from pages._ui.train_state import WATCH, go_to
 
 
@@ -53,6 +53,7 @@ def draw(run: RunPaths, now: Status) -> None:
             )
         if pressed:
             with st.spinner("Checking that it is the same run"):
+                model_libraries()
                 resumed = training.resume_training(run, step)
             go_to(WATCH, resumed.root.name)
             st.rerun()

@@ -8,7 +8,7 @@ from core.jobs import training
 from core.jobs.state import Status
 from core.paths import RunPaths
 from core.training import faults
-from pages._ui.common import errors_shown, show_error
+from pages._ui.common import errors_shown, model_libraries, show_error
 from pages._ui.train_state import WATCH, go_to
 
 
@@ -35,6 +35,7 @@ def draw(run: RunPaths, now: Status) -> None:
 def _start(run: RunPaths, fix: faults.Fix) -> None:
     with errors_shown():
         with st.spinner("Looking at everything the run needs"):
+            model_libraries()
             new = training.change_training(run, fix.overrides)
         go_to(WATCH, new.root.name)
         st.rerun()

@@ -10,7 +10,7 @@ from core.errors import UserError
 from core.jobs import api, locks, training
 from core.training.spec import TrainSpec
 from pages._ui import train_choose, train_form, train_preflight, train_source
-from pages._ui.common import errors_shown, show_error
+from pages._ui.common import errors_shown, model_libraries, show_error
 from pages._ui.train_state import WATCH, go_to
 
 #: Pixels of the form; the source takes the rest.
@@ -19,6 +19,7 @@ _FORM_WIDTH = 470
 
 def draw() -> None:
     """The view."""
+    model_libraries()
     chosen = None
     with errors_shown():
         chosen = train_choose.choose()
