@@ -240,7 +240,8 @@ def measure(model: Path, adapter: Path, tokens: int, repeats: int, threads: int)
         rows.setdefault(name, []).append(value)
 
     same = True
-    for _ in range(repeats):
+    for number in range(repeats):
+        print(f"repeat {number + 1} of {repeats}", file=sys.stderr, flush=True)
         slow = sequential(peft, ids, tokens, threads)
         fast = columns(engine, ["a", "b"], ids, tokens, threads)
         lone = columns(engine, ["b"], ids, tokens, threads)

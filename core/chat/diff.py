@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from typing import Literal
 
 #: A Latin word, a number, one Chinese/Japanese/Korean character, a run of blanks, or a sign.
 _WORD = re.compile(
     r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_]+(?:['’][^\W_]+)*|\s+|.", re.DOTALL
 )
-#: difflib is quadratic; beyond this many words the tails are compared as one piece.
+#: The comparison is quadratic; beyond this many words the tails are compared as one piece.
 _MAX_WORDS = 4_000
 
 
@@ -30,22 +29,34 @@ def words(text: str) -> list[str]:
 
 
 def compare(left: str, right: str) -> tuple[list[Piece], list[Piece]]:
-    """Both replies as pieces, each marking what the other does not have."""
+    """Both replies as pieces, each marking what the other does not have.
+
+    The words in common are a longest common subsequence; beyond _MAX_WORDS words the tails are
+    compared as a whole.
+    """
+    from rapidfuzz.distance import Indel
+
     a, b = words(left), words(right)
     tail_a, tail_b = "".join(a[_MAX_WORDS:]), "".join(b[_MAX_WORDS:])
     a, b = a[:_MAX_WORDS], b[:_MAX_WORDS]
     out_a: list[Piece] = []
     out_b: list[Piece] = []
-    for tag, a0, a1, b0, b1 in SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
-        kind: Literal["same", "only"] = "same" if tag == "equal" else "only"
-        if a1 > a0:
-            out_a.append(Piece("".join(a[a0:a1]), kind))
-        if b1 > b0:
-            out_b.append(Piece("".join(b[b0:b1]), kind))
+    for step in Indel.opcodes(a, b):
+        kind: Literal["same", "only"] = "same" if step.tag == "equal" else "only"
+        _append(out_a, "".join(a[step.src_start : step.src_end]), kind)
+        _append(out_b, "".join(b[step.dest_start : step.dest_end]), kind)
     kind = "same" if tail_a == tail_b else "only"
-    out_a += [Piece(tail_a, kind)] if tail_a else []
-    out_b += [Piece(tail_b, kind)] if tail_b else []
+    _append(out_a, tail_a, kind)
+    _append(out_b, tail_b, kind)
     return out_a, out_b
+
+
+def _append(pieces: list[Piece], text: str, kind: Literal["same", "only"]) -> None:
+    """Add a piece, joined with the one before if both are of a kind."""
+    if text and pieces and pieces[-1].kind == kind:
+        pieces[-1] = Piece(pieces[-1].text + text, kind)
+    elif text:
+        pieces.append(Piece(text, kind))
 
 
 def similarity(left: str, right: str) -> float:

@@ -7,6 +7,7 @@ own adapter, and the whole step is recorded once and replayed.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,10 @@ from core.chat.stream import Stream
 
 #: Attention reads this many cache entries at least; the graph is recorded anew at each doubling.
 _SMALLEST_WINDOW = 256
+#: Masks of other widths are copied into padded ones at every step.
+_ALIGNMENT = 64
+#: Two models in two threads must not record at the same time.
+_recording = threading.Lock()
 
 
 @dataclass
@@ -67,7 +72,8 @@ class GraphRunner:
 
     def _start(self, streams: list[Stream]) -> _Batch | None:
         model = self._model
-        capacity = max(len(s.prompt) for s in streams) + max(s.limit for s in streams) + 1
+        needed = max(len(s.prompt) for s in streams) + max(s.limit for s in streams) + 1
+        capacity = -(-needed // _ALIGNMENT) * _ALIGNMENT
         cache = KVCache(model, len(streams), capacity)
         model.tables(capacity)
         logits = prefill(model, streams, [(cache, row) for row in range(len(streams))])
@@ -121,7 +127,8 @@ class GraphRunner:
                 self._model.step(*arguments)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # thread_local: what another model's thread does meanwhile must not spoil the recording.
+        with _recording, torch.cuda.graph(graph, capture_error_mode="thread_local"):
             batch.logits = self._model.step(*arguments)
         return graph
 

@@ -32,6 +32,7 @@ _PIECE = re.compile(
 _BAD_SCHEME = re.compile(
     r"(?i)(javascript|vbscript|data|file)(\s*)(:|&colon;|&#0*58;?|&#x0*3a;?)(?=\S)"
 )
+_BAD_LINK = re.compile(r"(?i)\]\((?=\s*<?\s*(?:javascript|vbscript|data|file)\s*(?::|&))")
 #: Streamlit replaces these after parsing, so a backslash does not stop it; a word joiner does.
 _SHORTCODE = re.compile(r":(?=material/|[\w+-]*[A-Za-z][\w+-]*:)")
 _WORD_JOINER = "\u2060"
@@ -91,6 +92,7 @@ def _line(line: str) -> str:
 
 
 def _escape(text: str) -> str:
+    text = _BAD_LINK.sub(r"]\\(", text)
     text = _BAD_SCHEME.sub(rf"\1{_WORD_JOINER}\2\3", text)
     text = text.replace("![", "\\!\\[").replace("<", "&lt;")
     # LaTeX: one dollar sign is enough to open it, whatever precedes it.

@@ -37,6 +37,7 @@ class Worker:
         self._requests: queue.Queue[Request | None] = queue.Queue()
         self._engine: Any = None
         self._cancelled: set[int] = set()
+        self._current = 0  # number of the generate request that runs
         self._device = DeviceLock("chat")
         self._held = False
 
@@ -65,10 +66,12 @@ class Worker:
         self._requests.put(None)
 
     def _stop(self, request: Request) -> None:
-        # A request that has not begun is remembered, so that it ends as soon as it begins.
-        self._cancelled.add(int(request["target"]))
-        if self._engine is not None:
-            self._engine.cancel(request.get("side"))
+        target, side = int(request["target"]), request.get("side")
+        if target == self._current:
+            self._engine.cancel(side)
+        elif side is None:
+            # It has not begun: remembered, so that it ends as soon as it begins.
+            self._cancelled.add(target)
 
     def _answer(self, request: Request) -> None:
         operation: Callable[[Request], Mapping[str, Any]] = getattr(self, f"_do_{request['op']}")
@@ -125,16 +128,22 @@ class Worker:
 
     def _do_generate(self, request: Request) -> Mapping[str, Any]:
         number = int(request["id"])
+        engine = self._ready()
 
         def emit(event: dict[str, Any]) -> None:
+            if event["type"] == "start":
+                self._current = number  # from here on a stop reaches the engine
+                if number in self._cancelled:
+                    engine.cancel()
             self._send({"id": number, **event})
-            if event["type"] == "start" and number in self._cancelled:
-                self._engine.cancel()
 
-        self._ready().generate(
-            request["conversations"], ChatSettings.from_dict(request["settings"]), emit
-        )
-        return {"memory": self._engine.memory()}
+        try:
+            engine.generate(
+                request["conversations"], ChatSettings.from_dict(request["settings"]), emit
+            )
+        finally:
+            self._current = 0
+        return {"memory": engine.memory()}
 
     def _do_divergence(self, request: Request) -> Mapping[str, Any]:
         """Per pair of columns; a pair that cannot be compared is left out."""

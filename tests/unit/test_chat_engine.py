@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from core.chat import adapters
 from core.chat import runner as runners
 from core.chat.engine import Engine
-from core.chat.llama import KVCache, LeanLlama, unsupported
+from core.chat.llama import KVCache, LeanLlama, Segment, unsupported
 from core.chat.runner import LeanRunner, ThreadedRunner
 from core.chat.settings import ChatSettings
 from core.chat.sides import SideSpec
@@ -206,6 +207,41 @@ def test_a_wrong_detail_is_noticed(tiny_llama: Path) -> None:
     assert runners.agrees(lean, model)
     lean.eps = 0.5
     assert not runners.agrees(lean, model)
+
+
+def test_the_batched_step_equals_the_packed_forward(tiny_llama: Path, adapter: Path) -> None:
+    """What a GPU records as a graph, checked on the CPU: rows of other lengths and adapters."""
+    model = adapters.attach(load_model(tiny_llama), adapter, "x")
+    lean = LeanLlama(model)
+    prompts, names = [[5, 6, 7, 8], [9, 10]], [None, "x"]
+    together, apart = KVCache(lean, 2, 64), [KVCache(lean, 1, 64) for _ in prompts]
+    with torch.inference_mode():
+        for row, (ids, name) in enumerate(zip(prompts, names, strict=True)):
+            lean.forward([Segment(together, row, 0, ids, name)])
+            lean.forward([Segment(apart[row], 0, 0, ids, name)])
+        positions = torch.tensor([4, 2])
+        for step in range(3):
+            tokens = torch.tensor([20 + step, 30 + step])
+            rows = [(slice(1, 2), "x")]
+            batched = lean.step(tokens, positions + step, together, rows, length=64)
+            for row, name in enumerate(names):
+                place = Segment(apart[row], 0, int(positions[row]) + step, [int(tokens[row])], name)
+                torch.testing.assert_close(batched[row], lean.forward([place])[0])
+
+
+def test_divergence_from_the_base(tiny_llama: Path, adapter: Path) -> None:
+    engine = Engine(threads=1)
+    engine.load(sides_of(tiny_llama, adapter, tiny_llama)[:3])
+    ids, reply = [5, 6, 7], [8, 9, 10, 11]
+    logs = []
+    for model in (load_model(tiny_llama, adapter=adapter), load_model(tiny_llama)):
+        with torch.inference_mode():
+            logits = model(torch.tensor([[*ids, *reply]])).logits[0, 2:-1]
+        logs.append(logits.log_softmax(-1))
+    wanted = float((logs[0].exp() * (logs[0] - logs[1])).sum(-1).mean())
+    assert engine.divergence(("b", "a"), (ids, ids), reply) == pytest.approx(wanted, rel=1e-3)
+    assert engine.divergence(("c", "a"), (ids, ids), reply) == pytest.approx(0, abs=1e-6)
+    assert engine.divergence(("b", "a"), (ids, ids), []) == 0
 
 
 def test_dora_is_left_to_the_general_runner(tiny_llama: Path, tmp_path: Path) -> None:

@@ -1,0 +1,117 @@
+"""Model text on the page: what could act is shown as text."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+
+from core.chat.render import highlighted, plain, safe_markdown
+
+#: CommonMark with tables, links of bare addresses left out: what Streamlit's parser starts from.
+PARSER = MarkdownIt("commonmark", {"html": True}).enable("table")
+_RISKY = ["`", "``", "```", "~~~", "![", "](http://x/y.png)", "|", "\\", "\n", "\n\n", "- ", "> ",
+          "    ", "  ", "<img src=x>", "<script>", "$", ":red[", "]", "[a]: http://x", "1. ", "a",
+          "`![x](http://x)`", "---", "|-|-|", "\t", "#", "&#33;", "*"]  # fmt: skip
+
+
+def acting(markdown: str) -> list[str]:
+    """Kinds of everything in the parsed text that fetches or runs."""
+    found: list[str] = []
+    for token in PARSER.parse(markdown):
+        for inner in [token, *(token.children or [])]:
+            if inner.type in ("image", "html_inline", "html_block"):
+                found.append(inner.type)
+            href = str(inner.attrs.get("href", ""))
+            if href.lower().startswith(("javascript:", "data:", "vbscript:", "file:")):
+                found.append(href)
+    return found
+
+
+def outside_code(markdown: str) -> str:
+    """All text that is not code, unescaped as the parser sees it."""
+    text = ""
+    for token in PARSER.parse(markdown):
+        for inner in token.children or []:
+            text += inner.content if inner.type == "text" else "\n"
+    return text
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(st.sampled_from(_RISKY), max_size=14).map("".join))
+def test_nothing_acts_however_it_is_put_together(text: str) -> None:
+    assert acting(safe_markdown(text)) == []
+    assert acting(plain(text)) == []
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=300))
+def test_any_text_is_accepted(text: str) -> None:
+    assert acting(safe_markdown(text)) == []
+    assert acting(highlighted([(text, "green"), (text, "")])) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "![x](http://a/b)",
+        "` \n` ![x](http://a) `",
+        "a ` | ![x](http://a) | ` b\n-|-|-\n1|2|3",
+        "- a\n\n  ```\n  c\n![x](http://a)",
+        "\\` ![x](http://a) `",
+        "[![x](http://a)](http://b)",
+        "![x][r]\n\n[r]: http://a",
+        "<img src=http://a>",
+        "> ```\n![x](http://a)\n```",
+    ],
+)
+def test_no_image_is_fetched(text: str) -> None:
+    assert "image" not in acting(safe_markdown(text))
+    assert "html_inline" not in acting(safe_markdown(text))
+
+
+def test_dollar_signs_and_directives_are_escaped_outside_code() -> None:
+    safe = safe_markdown("It costs $5, `$HOME`, :red[x], :material/home: and 10:30 at http://x.y")
+    assert "\\$5" in safe
+    assert "`$HOME`" in safe
+    assert "\\:red" in safe
+    assert ":material/home:" not in safe
+    assert "10:30" in safe
+    assert "http://x.y" in safe
+
+
+def test_ordinary_formatting_stays() -> None:
+    text = "# Title\n\n1. **bold** and *it*\n    - nested `code`\n\n```python\nx = 1 < 2\n```\n"
+    assert safe_markdown(text) == text
+
+
+def test_an_unclosed_fence_is_closed() -> None:
+    assert safe_markdown("```js\nlet x").endswith("\nlet x\n```")
+
+
+def test_a_fence_keeps_only_the_name_of_its_language() -> None:
+    assert safe_markdown("~~~ js :red[x]\n1\n~~~").startswith("~~~js\n")
+
+
+def test_a_very_long_line_and_a_very_long_text_are_quick_and_bounded() -> None:
+    start = time.monotonic()
+    safe = safe_markdown("`*_[" * 50_000)
+    assert time.monotonic() - start < 2
+    assert len(safe) < 200_000
+    assert "are not shown here" in safe
+
+
+def test_plain_keeps_lines_and_indentation() -> None:
+    assert plain("a\n  b\n\nc") == "a  \n\u00a0\u00a0b  \n\u00a0  \nc"
+
+
+def test_highlight_marks_within_one_line_and_around_words_only() -> None:
+    marked = highlighted([("same ", ""), (" new\nline ", "green")])
+    assert ":green-background[new]" in marked
+    assert ":green-background[line]" in marked
+    assert not re.search(r"background\[\s|\s\]", marked)
+    assert "[x\\]" in highlighted([("x]", "green")])

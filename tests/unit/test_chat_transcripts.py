@@ -1,0 +1,102 @@
+"""Conversations on disk and their exports."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from core.chat import export, transcripts
+from core.chat.settings import ChatSettings
+from core.chat.sides import SideSpec
+from core.chat.transcripts import Reply, Turn
+from core.errors import UserError
+
+SIDES = [
+    SideSpec("a", "base", "Base"),
+    SideSpec("b", "prompted", "Prompted", system="You are Luna."),
+]
+
+
+def turn(prompt: str, a: str = "left", b: str = "right") -> Turn:
+    return Turn(prompt, ChatSettings(seed=3), {"a": Reply(a, "stop"), "b": Reply(b, "length")})
+
+
+def test_reading_gives_what_was_written() -> None:
+    chat = transcripts.create(SIDES, system="Be brief.")
+    for prompt in ("one", "two\nlines ✓", "three"):
+        transcripts.add_turn(chat, turn(prompt))
+    transcripts.truncate(chat, 2)
+    transcripts.add_turn(chat, turn("again"))
+    transcripts.set_vote(chat, 1, "b")
+    transcripts.set_sides(chat, SIDES[:1], "Other.")
+    assert transcripts.read(chat.id) == chat
+    assert [t.prompt for t in chat.turns] == ["one", "two\nlines ✓", "again"]
+    assert transcripts.list_chats()[0][:2] == (chat.id, "one")
+
+
+def test_each_column_remembers_only_itself() -> None:
+    chat = transcripts.create(SIDES, system="Common.")
+    transcripts.add_turn(chat, turn("one"))
+    failed = turn("two")
+    failed.replies["a"] = Reply(error={"what": "out of memory"}, finish_reason="error")
+    transcripts.add_turn(chat, failed)
+    assert [m["content"] for m in chat.messages(SIDES[0], "next")] == [
+        "Common.", "one", "left", "next",
+    ]  # fmt: skip
+    assert [m["content"] for m in chat.messages(SIDES[1], "next")] == [
+        "You are Luna.", "one", "right", "two", "right", "next",
+    ]  # fmt: skip
+
+
+def test_a_turn_that_was_streaming_when_the_server_died_is_kept() -> None:
+    chat = transcripts.create(SIDES)
+    transcripts.save_partial(chat, Turn("q", ChatSettings(), {"a": Reply("hal"), "b": Reply("")}))
+    transcripts.save_partial(chat, Turn("q", ChatSettings(), {"a": Reply("half"), "b": Reply()}))
+    again = transcripts.read(chat.id)
+    assert again.turns[0].replies["a"].text == "half"
+    assert again.turns[0].replies["a"].finish_reason == "interrupted"
+
+
+def test_a_partial_is_forgotten_once_the_turn_is_whole() -> None:
+    chat = transcripts.create(SIDES)
+    transcripts.save_partial(chat, turn("q", a="par"))
+    transcripts.add_turn(chat, turn("q"))
+    assert len(transcripts.read(chat.id).turns) == 1
+
+
+def test_torn_and_foreign_lines_are_left_out() -> None:
+    chat = transcripts.create(SIDES)
+    transcripts.add_turn(chat, turn("one"))
+    file = transcripts.path_of(chat.id)
+    with file.open("ab") as out:
+        out.write(b'\n\x00\xff garbage\n[1]\n{"type": "turn", "pro')
+    assert [t.prompt for t in transcripts.read(chat.id).turns] == ["one"]
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a b", "x\0", "con", "A" * 300])
+def test_ids_cannot_leave_the_folder(name: str) -> None:
+    with pytest.raises(UserError):
+        transcripts.read(name)
+
+
+def test_a_missing_conversation_is_said() -> None:
+    with pytest.raises(UserError, match="not there"):
+        transcripts.read("20261124-000000-dead")
+
+
+def test_exports(workspace: Path) -> None:
+    chat = transcripts.create(SIDES, system="Be <brief>.")
+    hostile = "<script>alert(1)</script>\n# not a heading\n![x](http://a)"
+    transcripts.add_turn(chat, turn("Who are you?", a=hostile))
+    page = export.to_html(chat)
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+    assert "default-src 'none'" in page
+    markdown = export.to_markdown(chat)
+    assert "\n> # not a heading" in markdown
+    assert "\n# not a heading" not in markdown
+    record = json.loads(export.to_json(chat))
+    assert record["turns"][0]["replies"]["a"]["text"] == hostile
+    assert record["turns"][0]["settings"]["seed"] == 3
