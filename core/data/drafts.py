@@ -19,6 +19,7 @@ from typing import Any
 from core import paths
 from core.conversation import Conversation
 from core.data import store
+from core.errors import UserError
 from core.fsio import dump_json, read_json, write_json
 from core.paths import DatasetPaths
 
@@ -203,14 +204,21 @@ def _read_log(path: Path) -> Iterable[dict[str, Any]]:
 
 
 def save_form(values: dict[str, Any]) -> None:
-    """Remember the persona form of the Dataset page."""
-    write_json(paths.drafts_dir() / "persona-form.json", {"schema": 1, "values": values})
+    """Remember the persona form of the Dataset page; nothing is written if nothing changed."""
+    if values != load_form():
+        write_json(_form_path(), {"schema": 1, "values": values})
 
 
 def load_form() -> dict[str, Any]:
     """The remembered form; empty if there is none or it cannot be read."""
-    path = paths.drafts_dir() / "persona-form.json"
-    if not path.is_file():
+    try:
+        record = read_json(_form_path())
+    except UserError:
         return {}
-    record = read_json(path)
-    return dict(record.get("values", {})) if record.get("schema") == 1 else {}
+    if not isinstance(record, dict) or record.get("schema") != 1:
+        return {}
+    return dict(record.get("values", {}))
+
+
+def _form_path() -> Path:
+    return paths.drafts_dir() / "persona-form.json"

@@ -29,6 +29,11 @@ MAX_ROW_BYTES = 10**6
 #: Our rows nest three deep; the rest is room for other tools' extra keys.
 MAX_DEPTH = 64
 _BLOCK = 1 << 16
+_READ_KEYS = frozenset(
+    {f.key for f in FORMATS.values()}
+    | {"id", "kind", "intent", "cluster", "locale", "loss", "system"}
+    | {"input", "output", "history"}
+)
 _STRUCTURE = re.compile(rb'["\\{}\[\],\n]')
 _MAGIC = {
     codecs.BOM_UTF16_LE: "UTF-16 text",
@@ -183,7 +188,7 @@ def _row(
     except RowError as error:
         return RowProblem(line, error.field, error.what, error.fix)
     report.formats[chosen.name] += 1
-    report.ignored_keys.update(set(row) - set(chosen.encode(conversation)) - {chosen.key})
+    report.ignored_keys.update(row.keys() - _READ_KEYS)
     return conversation
 
 

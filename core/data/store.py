@@ -278,3 +278,5 @@ def delete(name: str) -> None:
     doomed = root / f".{name}.{os.getpid()}.deleted"
     os.rename(folder, doomed)
     shutil.rmtree(doomed)
+    # Edits of it would otherwise reappear in the next dataset of that name.
+    (paths.drafts_dir() / f"{name}.jsonl").unlink(missing_ok=True)

@@ -59,6 +59,11 @@ def _form() -> tuple[SimulateSpec, str]:
     locale = st.selectbox(
         "Language", openings.locales(), help="The bundled model speaks English only."
     )
+    if locale != "en" and "bundled" in (user, assistant):
+        st.warning(
+            "The bundled model speaks English only; choose another model.",
+            icon=":material/translate:",
+        )
     with st.expander("More settings", icon=":material/tune:"):
         identity = st.slider("Share of later rounds that ask about the persona", 0.0, 1.0, 0.4)
         reply_tokens = st.number_input("Longest reply (tokens)", 16, 2048, 96)

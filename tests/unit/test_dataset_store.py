@@ -233,6 +233,20 @@ def test_the_form_is_remembered() -> None:
     assert drafts.load_form()["slots"]["assistant"]["name.en"] == "Mira {{x}}"
 
 
+def test_a_form_that_cannot_be_read_is_an_empty_form() -> None:
+    drafts.save_form({"pack": "x"})
+    (paths.drafts_dir() / "persona-form.json").write_text("{torn")
+    assert drafts.load_form() == {}
+
+
+def test_edits_go_with_their_dataset() -> None:
+    store.save("one", ROWS)
+    Draft("one").write([row("r0", "old edit")])
+    store.delete("one")
+    store.save("one", ROWS)
+    assert not Draft("one").changed
+
+
 # --- the editing table ---
 
 

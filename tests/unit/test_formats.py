@@ -96,6 +96,11 @@ def test_other_tools_spellings() -> None:
     assert len({r.id for r in report.rows}) == 3, "equal ids are made unique"
 
 
+def test_keys_that_are_not_read_are_reported() -> None:
+    report = read(messages(("user", "a"), ("assistant", "b"), source="web", tags=["x"]))
+    assert set(report.ignored_keys) == {"source", "tags"}
+
+
 def test_locale_is_told_from_the_script() -> None:
     row = read(messages(("user", "你是谁？"), ("assistant", "我是 Luna。"))).rows[0]
     assert row.locale == "zh"
