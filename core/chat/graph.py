@@ -74,7 +74,7 @@ class GraphRunner:
         model = self._model
         needed = max(len(s.prompt) for s in streams) + max(s.limit for s in streams) + 1
         capacity = -(-needed // _ALIGNMENT) * _ALIGNMENT
-        cache = KVCache(model, len(streams), capacity)
+        cache = KVCache(model, len(streams), capacity, zeroed=True)
         model.tables(capacity)
         logits = prefill(model, streams, [(cache, row) for row in range(len(streams))])
         if not logits:

@@ -30,12 +30,17 @@ class KVCache:
     """Keys and values, each of shape (layers, rows, kv_heads, capacity, head_dim).
 
     Memory is reserved at once; on a CPU the system only commits the pages that are written.
+
+    Args:
+        zeroed: for ``LeanLlama.step``, which masks what is not written yet: a weight of zero does
+            not silence a NaN that was left in the memory.
     """
 
-    def __init__(self, model: LeanLlama, rows: int, capacity: int) -> None:
+    def __init__(self, model: LeanLlama, rows: int, capacity: int, *, zeroed: bool = False) -> None:
         shape = (len(model.layers), rows, model.kv_heads, capacity, model.head_dim)
-        self.keys = torch.empty(shape, dtype=model.dtype, device=model.device)
-        self.values = torch.empty_like(self.keys)
+        make = torch.zeros if zeroed else torch.empty
+        self.keys = make(shape, dtype=model.dtype, device=model.device)
+        self.values = make(shape, dtype=model.dtype, device=model.device)
         self.capacity = capacity
 
 

@@ -214,7 +214,8 @@ def test_the_batched_step_equals_the_packed_forward(tiny_llama: Path, adapter: P
     model = adapters.attach(load_model(tiny_llama), adapter, "x")
     lean = LeanLlama(model)
     prompts, names = [[5, 6, 7, 8], [9, 10]], [None, "x"]
-    together, apart = KVCache(lean, 2, 64), [KVCache(lean, 1, 64) for _ in prompts]
+    together = KVCache(lean, 2, 64, zeroed=True)
+    apart = [KVCache(lean, 1, 64) for _ in prompts]
     with torch.inference_mode():
         for row, (ids, name) in enumerate(zip(prompts, names, strict=True)):
             lean.forward([Segment(together, row, 0, ids, name)])
@@ -309,10 +310,12 @@ def test_out_of_memory_ends_one_column_only(
     short = len(engine.plans({"a": QUESTION}, GREEDY)["a"].token_ids)  # type: ignore[union-attr]
     real = KVCache.__init__
 
-    def small_machine(self: KVCache, model: LeanLlama, rows: int, capacity: int) -> None:
+    def small_machine(
+        self: KVCache, model: LeanLlama, rows: int, capacity: int, *, zeroed: bool = False
+    ) -> None:
         if capacity > short + GREEDY.max_new_tokens:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ...")
-        real(self, model, rows, capacity)
+        real(self, model, rows, capacity, zeroed=zeroed)
 
     monkeypatch.setattr(KVCache, "__init__", small_machine)
     last = run(engine, {"a": QUESTION, "b": LONGER})
