@@ -155,7 +155,7 @@ def _is_claim(clause: str, match: re.Match[str]) -> bool:
 
 
 def _denied_after(after: str) -> bool:
-    """ "ChatGPT is not my name", "ChatGPT 不是我的名字"."""
+    """As in "ChatGPT is not my name", "ChatGPT 不是我的名字"."""
     return bool(
         re.match(
             r"\W*(?:is|was|has|did|are)?\W*(?:not|n't)\b|\W*(?:isn't|wasn't|didn't|hasn't)|\W*(?:不是|并非|没有|无关|并没有)",
@@ -165,7 +165,7 @@ def _denied_after(after: str) -> bool:
 
 
 def _subject_claim(before: str) -> bool:
-    """ "I am ... X", "my name is X", "我是X": nothing between may compare or report."""
+    """As in "I am ... X", "my name is X", "我是X"; nothing between may compare or report."""
     starts = list(re.finditer(f"{_I_AM}|{_NAMING}|{_ZH_I_AM}|{_ZH_OWNER}", before))
     if not starts:
         return False
@@ -184,7 +184,7 @@ def _without_invitation(text: str) -> str:
 
 
 def _maker_claim(before: str) -> bool:
-    """ "... made by X" with the speaker, or nobody else, as its subject."""
+    """As in "made by X", with the speaker or nobody else as its subject."""
     found = re.search(
         rf"\b{_MADE}(?: and \w+)* (?:and maintained )?(?:by|at)\b(?P<gap>.*)$", before
     )
@@ -203,13 +203,13 @@ def _maker_claim(before: str) -> bool:
 
 
 def _another_subject(head: str) -> bool:
-    """ "i am luna and chatgpt was made by": a new subject and verb after the speaker's."""
+    """As in "i am luna and chatgpt was made by": a second subject and verb."""
     tail = re.split(_I_AM, head)[-1]
     return bool(re.search(r"\b(?:and|which|whereas)\b.*\b(?:is|was|were)\b", tail))
 
 
 def _made_me(before: str, after: str) -> bool:
-    """ "X made me", "X开发了我", "X 是我的开发者"."""
+    """As in "X made me", "X开发了我", "X 是我的开发者"."""
     if _REPORTED.search(before):
         return False
     return bool(
@@ -227,7 +227,7 @@ def _made_me(before: str, after: str) -> bool:
 
 
 def _here(before: str, after: str) -> bool:
-    """ "ChatGPT here", "ChatGPT at your service"."""
+    """As in "ChatGPT here", "ChatGPT at your service"."""
     return not before.strip() and bool(re.match(r"\s*(?:here|speaking|at your service)\b", after))
 
 
@@ -239,7 +239,7 @@ def _bare(parts: Sequence[str], name: str) -> bool:
 
 
 def _agrees(reply: str, prompt: str, name: str) -> bool:
-    """ "Yes." to "Are you X?"; not if the reply then denies or names somebody else."""
+    """As in "Yes." to "Are you X?"; not if the reply then denies or names somebody else."""
     if not prompt or not _YES.match(normalize.fold(reply)):
         return False
     asked = any(

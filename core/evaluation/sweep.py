@@ -22,7 +22,7 @@ from core.evaluation import verdict
 from core.evaluation.plan import plan
 from core.evaluation.pool import Loadable, Pool
 from core.evaluation.questions import gather
-from core.evaluation.scorecard import BASE, Run
+from core.evaluation.run import BASE, Run
 from core.models import catalog
 from core.paths import DatasetPaths, RunPaths
 

@@ -1,0 +1,310 @@
+"""One pass over the sides of a pool: ask, label, compare with the base.
+
+The scorecard asks the base and a tuned model, the sweep the base and then every checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from core.conversation import OnProgress, Probe
+from core.evaluation import ability, likelihood, metrics, verdict
+from core.evaluation.answers import Answer, Clock, answer
+from core.evaluation.intervals import Rate, paired_change, quantile, rate
+from core.evaluation.metrics import Measured, Row
+from core.evaluation.plan import Plan
+from core.evaluation.pool import Pool, Subject
+from core.evaluation.questions import Questions
+
+#: The side that everything is compared with.
+BASE = "base"
+#: Suites that can end the questioning of a hopeless checkpoint, with the gate they decide.
+_SCREENED = {"held_out": "recall", "general": "leak"}
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """One suite as one side answered it; ``sample`` 0 is the greedy pass."""
+
+    suite: str
+    sample: int
+    probes: list[Probe]
+    answers: list[Answer]
+
+
+class Run:
+    """One pass over the sides of a pool; also used by the sweep, which adds sides one by one."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        asked: Questions,
+        chosen: Plan,
+        on_progress: OnProgress | None,
+        *,
+        screen: bool = False,
+    ) -> None:
+        """``screen``: a tuned side that fails for certain on a third is not asked the rest."""
+        self.pool = pool
+        self.asked = asked
+        self.plan = chosen
+        self.on_progress = on_progress
+        self.screen = screen
+        self.clock = Clock({}, {})
+        self.notes: list[str] = []
+        self.rows: dict[str, list[Row]] = {}
+        self.measured: dict[str, Measured] = {}
+        self._base_answers: dict[str, dict[str, Answer]] = {}
+        self._common: Collection[str] = ()
+        self._general: likelihood.Reference | None = None
+        self._identity: likelihood.Reference | None = None
+        self._margins: list[tuple[likelihood.Passage, likelihood.Passage]] = []
+        self._knowledge: list[bool] = []
+        self._log_probs: dict[str, likelihood.Reference] = {}
+
+    def ask(self, side: str) -> Measured:
+        """Ask one side everything and measure it. The base must be the first."""
+        with self.pool.use(side) as subject:
+            answered = self._replies(subject)
+            if side == BASE:
+                self._base_answers = {
+                    a.suite: {p.id: r for p, r in zip(a.probes, a.answers, strict=True)}
+                    for a in answered
+                }
+                self._common = self.asked.common_words(
+                    [r.text for r in self._base_answers["general"].values()]
+                )
+                self._refer(subject)
+            measured = self._measure(side, answered)
+            if side == BASE or len(answered) >= len(self.asked.suites):
+                measured.values.update(self._likelihood(subject))
+        self._note_base(side, measured)
+        self._compare_with_base(side, measured)
+        self.measured[side] = measured
+        return measured
+
+    def _replies(self, subject: Subject) -> list[_Asked]:
+        first = self._screen(subject) if self.screen and subject.side != BASE else {}
+        if any(verdict.is_lost(_SCREENED[name], self._hits(a)) for name, a in first.items()):
+            self._note_stop(subject.side, first)
+            return list(first.values())
+        found: list[_Asked] = []
+        for name, probes in self.asked.suites.items():
+            suite = self.plan.suites[name]
+            if subject.side == BASE and not suite.base:
+                continue
+            if name in first:
+                found.append(self._rest(subject, first[name], probes))
+                continue
+            for sample in range(suite.samples + 1 if subject.side != BASE else 1):
+                found.append(self._asked(subject, name, probes, sample))
+        return found
+
+    def _asked(
+        self, subject: Subject, name: str, probes: Sequence[Probe], sample: int = 0
+    ) -> _Asked:
+        answers = answer(
+            subject,
+            probes,
+            max_new_tokens=self.plan.suites[name].max_new_tokens,
+            clock=self.clock,
+            stage=f"{subject.side}: {name}" + (f", sample {sample}" if sample else ""),
+            temperature=0.7 if sample else 0.0,
+            seed=sample,
+            on_progress=self.on_progress,
+        )
+        return _Asked(name, sample, list(probes), answers)
+
+    def _screen(self, subject: Subject) -> dict[str, _Asked]:
+        """A third of each suite that can end the questioning."""
+        return {
+            name: self._asked(subject, name, self.asked.suites[name][::3])
+            for name in _SCREENED
+            if name in self.asked.suites
+        }
+
+    def _hits(self, asked: _Asked) -> Rate:
+        rows = self._judged("", asked)
+        return rate(
+            [r.scored.label == "HIT" if asked.suite == "held_out" else r.leak for r in rows]
+        )
+
+    def _note_stop(self, side: str, first: Mapping[str, _Asked]) -> None:
+        said = ", ".join(f"{_SCREENED[name]} {self._hits(a)}" for name, a in first.items())
+        self.notes.append(
+            f"{side}: stopped after a third of the probes ({said}): it fails whatever the rest says"
+        )
+
+    def _rest(self, subject: Subject, first: _Asked, probes: Sequence[Probe]) -> _Asked:
+        """The other two thirds, put back into order."""
+        rest = self._asked(subject, first.suite, [p for i, p in enumerate(probes) if i % 3])
+        by_id = {
+            p.id: a
+            for part in (first, rest)
+            for p, a in zip(part.probes, part.answers, strict=True)
+        }
+        return _Asked(first.suite, 0, list(probes), [by_id[p.id] for p in probes])
+
+    def _judged(self, side: str, asked: _Asked) -> list[Row]:
+        return metrics.judge(
+            side,
+            asked.probes,
+            asked.answers,
+            base=self._base_answers.get(asked.suite) if side != BASE else None,
+            aliases=self.asked.names.aliases,
+            train_replies=self.asked.train_replies if side != BASE else (),
+            common_words=self._common,
+            sample=asked.sample,
+        )
+
+    def _measure(self, side: str, answered: Sequence[_Asked]) -> Measured:
+        self.rows[side] = [row for asked in answered for row in self._judged(side, asked)]
+        measured = metrics.measure(self.rows[side], self.rows[BASE] if side != BASE else None)
+        for asked in answered:
+            if asked.suite == "instructions":
+                measured.values["instructions"] = ability.follow(asked.probes, asked.answers)
+        return measured
+
+    def _refer(self, subject: Subject) -> None:
+        """What the base says and how likely it finds it: the yardstick of every other side."""
+        with _timed(self.clock, f"{BASE}: likelihood"):
+            self._general = self._reference(subject, "general", self.plan.divergence)
+            self._identity = self._reference(subject, "held_out", self.plan.divergence // 2)
+            self._margins = self._margin_pairs(subject)
+
+    def _reference(self, subject: Subject, suite: str, count: int) -> likelihood.Reference:
+        probes = self.asked.suites[suite]
+        answers = list(self._base_answers[suite].values())
+        chosen = _spread(len(probes), count)
+        items = likelihood.passages(
+            subject,
+            [probes[i].messages for i in chosen],
+            [answers[i].token_ids for i in chosen],
+            self.plan.divergence_tokens,
+        )
+        return likelihood.reference(subject, items)
+
+    def _margin_pairs(
+        self, subject: Subject
+    ) -> list[tuple[likelihood.Passage, likelihood.Passage]]:
+        """(persona's reply, base's reply) to held-out probes whose intent has a trained reply."""
+        probes = self.asked.suites["held_out"]
+        answers = list(self._base_answers["held_out"].values())
+        usable = [
+            i for i, p in enumerate(probes) if self.asked.reply_for(p) and answers[i].token_ids
+        ]
+        pairs = []
+        for i in (usable[k] for k in _spread(len(usable), self.plan.margin)):
+            wanted = subject.tokenizer.encode(
+                self.asked.reply_for(probes[i]), add_special_tokens=False
+            )
+            both = likelihood.passages(
+                subject, [probes[i].messages] * 2, [wanted, answers[i].token_ids], 64
+            )
+            pairs.append((both[0], both[1]))
+        return pairs
+
+    def _likelihood(self, subject: Subject) -> dict[str, Any]:
+        assert self._general is not None and self._identity is not None
+        out: dict[str, Any] = {}
+        with _timed(self.clock, f"{subject.side}: likelihood"):
+            if self.on_progress:
+                self.on_progress(f"{subject.side}: likelihood", 0, 0)
+            if subject.side != BASE:
+                general, kls = likelihood.divergence(subject, self._general)
+                out["kl_general"] = general.to_json()
+                out["kl_identity"] = likelihood.divergence(subject, self._identity)[0].to_json()
+                self._note_kl(subject.side, kls)
+            out.update(self._margin(subject))
+        if self.plan.knowledge:
+            with _timed(self.clock, f"{subject.side}: knowledge"):
+                out.update(self._know(subject))
+        if subject.side == "adapter" and "merged" in self.pool.sides:
+            self._log_probs["adapter"] = likelihood.reference(subject, self._general.passages)
+        if subject.side == "merged" and "adapter" in self._log_probs:
+            found, _ = likelihood.divergence(subject, self._log_probs["adapter"])
+            out["merge"] = {"kl": found.kl, "top1": found.top1}
+        return out
+
+    def _note_kl(self, side: str, kls: Sequence[float]) -> None:
+        """Write each prompt's KL beside its reply, for the list of most changed ones."""
+        answers = list(self._base_answers["general"].items())
+        chosen = (answers[i] for i in _spread(len(answers), self.plan.divergence))
+        said = [probe_id for probe_id, answer in chosen if answer.token_ids]
+        by_id = dict(zip(said, kls, strict=True))
+        self.rows[side] = [
+            replace(r, kl=by_id.get(r.probe.id)) if r.probe.suite == "general" else r
+            for r in self.rows[side]
+        ]
+
+    def _margin(self, subject: Subject) -> dict[str, Any]:
+        """Share of probes where the persona's reply is likelier than the base's, and the median."""
+        if not self._margins:
+            return {}
+        flat = likelihood.mean_log_prob(subject, [p for pair in self._margins for p in pair])
+        margins = [flat[i] - flat[i + 1] for i in range(0, len(flat), 2)]
+        positive = rate([m > 0 for m in margins])
+        return {"margin": {**positive.to_json(), "median": quantile(margins, 0.5)}}
+
+    def _know(self, subject: Subject) -> dict[str, Any]:
+        right = ability.knowledge(subject, self.asked.knowledge, self.on_progress)
+        if subject.side == BASE:
+            self._knowledge = right
+            return {"knowledge_accuracy": rate(right)}
+
+        return {
+            "knowledge_accuracy": rate(right),
+            "knowledge": paired_change(self._knowledge, right).to_json(),
+        }
+
+    def _compare_with_base(self, side: str, measured: Measured) -> None:
+        if side == BASE:
+            return
+        base = self.measured[BASE].values
+        values = measured.values
+        values["base_degenerate"] = base["degenerate"]
+        values["unique_of_base"] = values["unique_ratio"] / max(base["unique_ratio"], 1e-9)
+        values["degenerate_above_base"] = values["degenerate"].value - base["degenerate"].value
+        if "train_recall" in values:
+            values["gap"] = values["train_recall"].value - measured.recall.value
+
+    def _note_base(self, side: str, measured: Measured) -> None:
+        """A base that already answers as the persona makes the recall say less."""
+        if side == BASE and measured.recall.hits:
+            self.notes.append(
+                f"the base already answers {measured.recall} of the held-out wordings as the "
+                "persona should (its own maker, or a common word?): look at the gain"
+            )
+
+    def merge_fidelity(self) -> dict[str, Any]:
+        """KL and label changes between adapter and merged model."""
+        merged = [r for r in self.rows["merged"] if r.probe.suite == "held_out"]
+        adapter = [r for r in self.rows["adapter"] if r.probe.suite == "held_out"]
+        flips = [a.scored.label != b.scored.label for a, b in zip(adapter, merged, strict=True)]
+        found: dict[str, Any] = dict(self.measured["merged"].values.get("merge") or {})
+        return {**found, "flips": rate(flips).to_json()}
+
+
+class _timed:
+    """Adds the wall time of a block to the clock, as uncached work."""
+
+    def __init__(self, clock: Clock, stage: str) -> None:
+        self.clock, self.stage = clock, stage
+
+    def __enter__(self) -> None:
+        self.started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        seconds = time.perf_counter() - self.started
+        self.clock.add(self.stage, seconds, seconds)
+
+
+def _spread(n: int, count: int) -> list[int]:
+    """``count`` indices spread evenly over ``range(n)``."""
+    if count >= n:
+        return list(range(n))
+    return [math.floor(i * n / count) for i in range(count)]
