@@ -119,8 +119,9 @@ def _compare(args: argparse.Namespace) -> int:
         for prompt in prompts:
             session.clear()
             live = session.send(prompt, settings)
+            seen = -1
             while session.live is live:
-                live.wait(-1, 0.2)
+                seen = live.wait(seen, 0.2)
             replies = {s.label: live.turn.replies[s.id] for s in sides}
             failed = failed or any(r.error for r in replies.values())
             rows.append({"prompt": prompt, "replies": replies})

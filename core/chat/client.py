@@ -20,11 +20,12 @@ from core.errors import UserError
 
 Event = dict[str, Any]
 OnEvent = Callable[[Event], None]
-#: What the worker may see of the environment; secrets of the server stay behind.
+#: What the worker may see of the environment; secrets of the server stay behind. A gated hub model
+#: is fetched with the login that ``hf auth login`` stored.
 _ENVIRONMENT = (
     "PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "PERSONA_HOME",
     "PERSONA_CHAT_IDLE_S", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES",
-    "CUDA_HOME", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_TOKEN",
+    "CUDA_HOME", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT",
 )  # fmt: skip
 
 

@@ -6,7 +6,6 @@ number of adapters are one resident copy. A merged model is a second one.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from core.chat.stream import Emit, Stream, error_record
 from core.conversation import Message
 from core.errors import UserError
 from core.models import catalog, load
+from core.models import device as devices
 from core.models.template import ChatTemplate
 
 #: Token ids fed to a column, and to the base.
@@ -68,7 +68,7 @@ class Engine:
 
     def __init__(self, *, device: str | None = None, threads: int | None = None) -> None:
         self._device = device
-        self._threads = threads or len(os.sched_getaffinity(0))
+        self._threads = threads or devices.describe().threads
         self._residents: dict[str, Resident] = {}
         self._slots: dict[str, Slot] = {}
         self._cancel: dict[str, threading.Event] = {}

@@ -103,14 +103,15 @@ class ChatSession:
     def _keep(self, live: LiveTurn) -> None:
         """Save while it streams, and once it is over make it part of the conversation."""
         seen, saved = -1, time.monotonic()
-        while not live.done:
-            seen = live.wait(seen, 0.5)
-            if time.monotonic() - saved > _SAVE_EVERY_S and not live.done:
-                self._save(transcripts.save_partial, live.turn)
-                saved = time.monotonic()
-        self._save(transcripts.add_turn, live.turn)
-        with self._lock:
-            if self.live is live:
+        try:
+            while not live.done:
+                seen = live.wait(seen, 0.5)
+                if time.monotonic() - saved > _SAVE_EVERY_S and not live.done:
+                    self._save(transcripts.save_partial, live.turn)
+                    saved = time.monotonic()
+            self._save(transcripts.add_turn, live.turn)
+        finally:  # whatever happens to the disk, the page must not wait for ever
+            with self._lock:
                 self.live = None
 
     def _save(self, write: Callable[[Transcript, Turn], None], turn: Turn) -> None:
