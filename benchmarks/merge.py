@@ -39,9 +39,7 @@ def make_base(folder: Path, layers: int) -> None:
     """Random bf16 weights, written as one file, with config and the bundled tokenizer."""
     import torch
 
-    from core.models import bundled
     from core.weights.kernels import raw
-    from core.weights.merge import companions
     from core.weights.writer import TensorWriter
 
     folder.mkdir()
@@ -73,8 +71,16 @@ def make_base(folder: Path, layers: int) -> None:
         "max_position_embeddings": 32768,
     }
     (folder / "config.json").write_text(json.dumps(config))
-    for file in companions(bundled.ensure()):
-        shutil.copy(file, folder)
+    _make_tokenizer(folder)
+
+
+def _make_tokenizer(folder: Path) -> None:
+    """Any tokenizer: XTuner's merge loads and saves one."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
 
 
 def make_adapter(folder: Path, layers: int) -> None:

@@ -152,6 +152,8 @@ class _Unpickler(pickle.Unpickler):
             return _rebuild_parameter
         if module == "torch" and name == "Size":
             return tuple
+        if (module, name) == ("deepspeed.runtime.zero.config", "ZeroStageEnum"):
+            return int  # the stage decides how the partitions are joined
         if module in {"torch", "torch.storage"} and name in STORAGE_DTYPES:
             return type(name, (Inert,), {"dtype_code": STORAGE_DTYPES[name]})
         if module in {"builtins", "__builtin__"} and name in PLAIN_TYPES:

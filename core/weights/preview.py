@@ -49,16 +49,12 @@ def outputs(
     files = companions(base.path)
     found.append(
         Output(
-            "merged/tokenizer, chat template, configs",
-            f"{len(files) + 1} files",
+            "merged/tokenizer*, *.json",
+            f"tokenizer, chat template, configs: {len(files) + 1} files",
             sum(f.stat().st_size for f in files),
         )
     )
-    found.append(
-        Output(
-            "merged/README.md, merge_proof.json, MANIFEST.json", "model card, proof, hashes", 8_000
-        )
-    )
+    found.append(Output("merged/README.md, MANIFEST.json", "model card, hashes, proof", 8_000))
     return found
 
 

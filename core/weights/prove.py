@@ -160,7 +160,9 @@ class _Trial:
         self.tokenizer = load_tokenizer(merged)
         template = ChatTemplate(self.tokenizer)
         self.heads = [template.encode(p) for p in prompts]
-        self.supervised = [template.encode_supervised(row.messages, row.loss, row.cut) for row in rows]
+        self.supervised = [
+            template.encode_supervised(row.messages, row.loss, row.cut) for row in rows
+        ]
 
     def run(
         self,

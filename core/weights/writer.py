@@ -12,26 +12,32 @@ from types import TracebackType
 from core.weights.tensors import TensorRef, header_bytes
 
 _CHUNK = 8 << 20
-#: Written back to the disk in steps of this size, so that the disk works while tensors are made.
-_SYNC_BYTES = 128 << 20
+#: After so many bytes the disk is told to start, so that it works while tensors are made.
+_SYNC_BYTES = 64 << 20
+#: So many unsynced bytes make the writing wait, or a large model would fill the page cache.
+_MAX_UNSYNCED = 512 << 20
 #: Tensors that may be waiting or being written; this bounds the memory.
 QUEUE = 2
 
 
 class TensorWriter:
-    """One output file. Tensors must come in the order of the header; a thread does the writing.
+    """One output file. Tensors must come in the order of the header.
 
-    Errors of that thread are raised by the next call or by ``close``.
+    One thread writes, one hashes beside it, one waits for the disk. Their errors are raised by
+    the next call or by ``close``.
     """
 
     def __init__(self, path: Path, tensors: list[tuple[str, str, tuple[int, ...]]]) -> None:
         self.path = path
         self._digest = hashlib.sha256()
         self._unsynced = 0
+        self._flush: Future[None] | None = None
         self._slots = BoundedSemaphore(QUEUE)
         self._jobs: list[Future[None]] = []
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="tensor-writer")
+        self._hasher = ThreadPoolExecutor(1, thread_name_prefix="tensor-hasher")
+        self._flusher = ThreadPoolExecutor(1, thread_name_prefix="tensor-flusher")
         self._submit(header_bytes(tensors))
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -64,27 +70,40 @@ class TensorWriter:
             self._slots.release()
 
     def _put(self, piece: memoryview) -> None:
-        self._digest.update(piece)
-        done = 0
-        while done < len(piece):
-            done += os.write(self._fd, piece[done:])
+        hashed = self._hasher.submit(self._digest.update, piece)
+        try:
+            done = 0
+            while done < len(piece):
+                done += os.write(self._fd, piece[done:])
+        finally:
+            hashed.result()
         self._unsynced += len(piece)
-        if self._unsynced >= _SYNC_BYTES:
-            os.fdatasync(self._fd)
+        self._start_flush()
+
+    def _start_flush(self) -> None:
+        """Keep the disk busy with what was written so far."""
+        if self._flush is not None and (self._flush.done() or self._unsynced >= _MAX_UNSYNCED):
+            self._flush.result()
+            self._flush = None
+        if self._flush is None and self._unsynced >= _SYNC_BYTES:
             self._unsynced = 0
+            self._flush = self._flusher.submit(os.fdatasync, self._fd)
 
     def close(self) -> str:
         """Wait for the disk; returns the file's sha256. Raises OSError of the writing thread."""
         try:
             for job in self._jobs:
                 job.result()
+            if self._flush is not None:
+                self._flush.result()
             os.fdatasync(self._fd)
         finally:
             self._abandon()
         return self._digest.hexdigest()
 
     def _abandon(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for pool in (self._pool, self._hasher, self._flusher):
+            pool.shutdown(wait=True, cancel_futures=True)
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

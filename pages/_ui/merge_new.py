@@ -128,7 +128,7 @@ def _preview(source: Source, options: dict[str, Any]) -> None:
     dtype = "float16" if options["engine"] == "xtuner" else options["dtype"]
     files = outputs(base, source.checkpoint.path, fp32=options["fp32"], dtype=dtype)
     st.dataframe(
-        [{"file": f.path, "what": f.what, "size": fsio.human_bytes(f.size)} for f in files],
+        [{"file": f.path, "size": fsio.human_bytes(f.size), "what": f.what} for f in files],
         hide_index=True,
     )
     total = sum(f.size for f in files)
