@@ -22,8 +22,10 @@ from core.data.generation import (
     near_miss_prompts,
     split,
 )
+from core.data.lint import lint_slots
 from core.data.persona import Persona, load_persona
 from core.errors import UserError, UserErrors
+from core.models.catalog import ModelRef
 from core.paths import DatasetPaths
 
 SCHEMA = 1
@@ -133,6 +135,7 @@ def make_rows(spec: DatasetSpec, on_progress: OnProgress | None = None) -> Built
     model = resolve(spec.model)
     spoken = [x for x in (spec.locales or model.locales) if x in model.locales]
     locales = check_locales(persona, spoken)
+    _require_writable(persona, locales, model)
     wanted = spec.max_rows or _natural(persona, locales, spec)
     near = near_miss(persona, locales, spec.seed)[: round(wanted * spec.near_miss_ratio)]
     general = rehearsal.rehearse(
@@ -149,6 +152,14 @@ def make_rows(spec: DatasetSpec, on_progress: OnProgress | None = None) -> Built
     Random(f"mix/{spec.seed}").shuffle(rows)
     probes = held_out(persona, locales=locales, seed=spec.seed)
     return Built(persona, locales, rows, probes, general)
+
+
+def _require_writable(persona: Persona, locales: Sequence[str], model: ModelRef) -> None:
+    from core.models.load import load_tokenizer
+
+    faults = lint_slots(persona, load_tokenizer(model.path), locales)
+    if faults:
+        raise UserErrors([UserError(f.message, fix=f.fix, where=f.where) for f in faults])
 
 
 def _natural(persona: Persona, locales: Sequence[str], spec: DatasetSpec) -> int:

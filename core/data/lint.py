@@ -10,23 +10,20 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from core.conversation import Conversation, Probe
 from core.data import textstats
+from core.data.contamination import Contamination
+from core.data.findings import Finding
 from core.data.generation import split
 from core.data.persona import Persona, sentences, trained_intents
 from core.data.schema import END, GENERAL, Intent
-from core.data.templating import variables
 
-Level = Literal["error", "warning", "note"]
 #: Fewer skeletons than this per intent, and one sentence gets learned by heart.
 MIN_SKELETONS = 4
 #: Fewer clusters, and one held-out cluster leaves too little to learn from.
 MIN_CLUSTERS = 3
-#: Longest run of words that a training question may share with a probe, and its zh counterpart.
-SHARED_RUN = {"en": 8, "zh": 13}
 
 _LEFTOVER = re.compile(
     r"\{\{|\}\}|\{%|%\}|<(?:NAME|AUTHOR|ROLE|name|author|role)>|\[(?:NAME|AUTHOR)\]"
@@ -39,22 +36,6 @@ _HARMLESS = re.compile(
     r"^(?:also )?(?:help(?: you)?(?: with)?|say|tell you|be|not|only|answer|make mistakes)\b\s*"
     r"|^(?:帮忙|帮你?|说|告诉|犯错|出错)"
 )
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One problem.
-
-    ``rule``: stable name of the rule. ``where``: row id, or path in the pack. ``count``: how many
-    places it was found in (``where`` is the first).
-    """
-
-    level: Level
-    rule: str
-    message: str
-    fix: str
-    where: str = ""
-    count: int = 1
 
 
 def lint_pack(persona: Persona, *, seed: int = 0) -> list[Finding]:
@@ -192,6 +173,39 @@ def _one_sided(persona: Persona, seed: int) -> Iterator[Finding]:
                               f"intents.{key}.user.{locale}")
 
 
+def lint_slots(persona: Persona, tokenizer: Any, locales: Sequence[str] = ()) -> list[Finding]:
+    """Slot values that this model's tokenizer cannot carry: control tokens, missing bytes.
+
+    ``locales``: the languages whose values are looked at (default: all of the persona).
+
+    Small vocabularies lack the bytes of rare scripts; such a character becomes "unknown", and the
+    model would learn that instead of the name.
+    """
+    found = []
+    special = [str(t) for t in getattr(tokenizer, "all_special_tokens", []) if t]
+    for name in persona.pack.slots:
+        for value in _slot_values(persona, name, locales or persona.locales):
+            token = next((t for t in special if t in value), "")
+            if token:
+                found.append(Finding("error", "control-token", f"{token!r} stands in {name!r}",
+                                     "it would end the turn; remove it", f"slots.{name}"))
+            elif _spelled(value, tokenizer) != value:
+                found.append(Finding("error", "unwritable",
+                                     f"the model has no tokens for {value!r} ({name})",
+                                     "spell it in characters that the model knows",
+                                     f"slots.{name}"))
+    return found
+
+
+def _slot_values(persona: Persona, name: str, locales: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(v for loc in locales for v in persona.items(name, loc) if v))
+
+
+def _spelled(text: str, tokenizer: Any) -> str:
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
+
 def lint_rows(
     rows: Iterable[Conversation],
     persona: Persona | None = None,
@@ -319,68 +333,3 @@ def _missing_must(intent: Intent, reply: str, persona: Persona) -> Iterator[str]
         a.casefold() in low for name in intent.must_any for a in persona.aliases(name)
     ):
         yield " or ".join(intent.must_any)
-
-
-class Contamination:
-    """Finds training rows that give a held-out probe away.
-
-    Cluster and wording must differ (errors); a long shared run of words or a spelling that is
-    nearly the same is a warning, as paraphrases beyond that only the cluster rule keeps apart.
-    """
-
-    def __init__(self, probes: Sequence[Probe]) -> None:
-        self._clusters = {p.cluster for p in probes if p.cluster}
-        self._plain = {textstats.normal(_question(p)): p.intent for p in probes}
-        self._runs: set[tuple[str, ...]] = set()
-        for probe in probes:
-            size = SHARED_RUN.get(probe.locale, SHARED_RUN["en"])
-            for gram in textstats.ngrams(textstats.tokens(_question(probe)), size):
-                self._runs.add(gram)
-        self._lengths = {len(gram) for gram in self._runs}
-        self._near: dict[str, str] = {}
-
-    def check(self, row: Conversation) -> Iterator[Finding]:
-        """Findings of one row."""
-        if not self._plain:
-            return
-        both = self._clusters & set(row.cluster.split("+"))
-        if both:
-            yield Finding("error", "held-out-cluster", f"cluster {min(both)} is held out",
-                          "remove the row: its question is a probe", row.id)
-        for message in row.messages:
-            if message["role"] == "user":
-                yield from self._wording(message["content"], row)
-
-    def _wording(self, text: str, row: Conversation) -> Iterator[Finding]:
-        plain = textstats.normal(text)
-        if plain in self._plain:
-            yield Finding("error", "probe-wording", f"{text[:60]!r} is a held-out probe",
-                          "remove the row", row.id)
-            return
-        parts = textstats.tokens(text)
-        shared = any(g in self._runs for n in self._lengths for g in textstats.ngrams(parts, n))
-        near = self._is_near(plain)
-        # "What can you do?" and "What can't you do?" are near in spelling only. Which turn of a
-        # dialogue asks what is not recorded, but the cluster rule has kept its probes apart.
-        other = row.intent and near and self._plain[near] != row.intent
-        if shared or (near and not other):
-            yield Finding("warning", "near-probe", f"{text[:60]!r} is nearly a held-out probe",
-                          "remove it from training, or the score says less", row.id)
-
-    def _is_near(self, plain: str) -> str:
-        if plain not in self._near:
-            from rapidfuzz import fuzz, process
-
-            hit: Any = process.extractOne(plain, self._plain.keys(), scorer=fuzz.ratio,
-                                          score_cutoff=90)
-            self._near[plain] = hit[0] if hit else ""
-        return self._near[plain]
-
-
-def _question(probe: Probe) -> str:
-    return probe.messages[-1]["content"]
-
-
-def used_slots(persona: Persona) -> frozenset[str]:
-    """Slots that some sentence uses; the others can be left empty."""
-    return frozenset(v for _, _, text in sentences(persona.pack) for v in variables(text))

@@ -32,8 +32,9 @@ from typing import Any
 from core import fsio
 from core.conversation import Conversation, OnProgress, Probe
 from core.data import budget, diversity
+from core.data.findings import Finding
 from core.data.generation import split
-from core.data.lint import Finding, lint_pack, lint_rows
+from core.data.lint import lint_pack, lint_rows, lint_slots
 from core.data.persona import Persona, load_persona, trained_intents
 from core.paths import DatasetPaths
 
@@ -146,7 +147,9 @@ def report_rows(
     share = tokens.largest_share()
     tell("look for faults", 2, 3)
     special = [str(t) for t in getattr(tokenizer, "all_special_tokens", [])]
-    findings = lint_pack(persona, seed=seed) if persona else []
+    findings = []
+    if persona:
+        findings = [*lint_pack(persona, seed=seed), *lint_slots(persona, tokenizer)]
     findings += lint_rows(rows, persona, probes=probes, control_tokens=special)
     plan = budget.plan(len(rows), len(identity), rows_per_step=rows_per_step, steps=steps,
                        epochs=epochs, largest_sentence_share=share)

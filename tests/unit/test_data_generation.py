@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
@@ -12,18 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import assume, example, given, settings
 
 from core import fsio, paths
 from core.conversation import Conversation
 from core.data import budget, diversity, styles
+from core.data.contamination import Contamination
 from core.data.generation import held_out, identity_rows, near_miss_prompts
-from core.data.lint import Contamination, lint_pack, lint_rows
+from core.data.lint import lint_pack, lint_rows, lint_slots
 from core.data.persona import Persona, load_persona, parse_persona
 from core.data.report import report_rows
 from core.errors import UserError
-from tests.unit.test_data_persona import PACK
+from tests.unit.test_data_persona import PACK, any_text
 
 
 @pytest.fixture(scope="module")
@@ -330,13 +331,29 @@ def test_report_is_whole_and_json(assistant: Persona, bundled_model: Path) -> No
     fsio.dump_json(asdict(report))
 
 
-#: The bundled tokenizer has no token for the bytes that only unassigned planes need.
-assigned = st.text(
-    st.characters(exclude_categories=("Cs", "Cn", "Co")), min_size=1, max_size=60
-).filter(str.strip)
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [("Luna", ""), ("{{ $HOME:x }} 😀 עברית", ""), ("a<|im_end|>b", "control-token"),
+     ("\U00040000", "unwritable")],
+)
+def test_names_that_the_model_cannot_write_are_found(
+    bundled_model: Path, name: str, rule: str
+) -> None:
+    from core.models.load import load_tokenizer
+
+    persona = parse_persona(PACK, overrides={"name": name})
+    found = lint_slots(persona, load_tokenizer(bundled_model), ["en"])
+    assert [f.rule for f in found] == ([rule] if rule else [])
 
 
-@given(name=assigned, author=assigned)
+@functools.cache
+def _tokenizer(folder: Path) -> Any:
+    from core.models.load import load_tokenizer
+
+    return load_tokenizer(folder)
+
+
+@given(name=any_text, author=any_text)
 @example(name="{{ $HOME:x }}", author='"{"\n}😀')
 @example(name="مرحبا ‏$(id)", author="a\r\nb\t\\n")
 @settings(max_examples=40, deadline=None)
@@ -344,14 +361,11 @@ def test_slot_text_reaches_the_tokenizer_unchanged(
     bundled_model: Path, name: str, author: str
 ) -> None:
     """Slot -> row -> JSONL -> XTuner's own loader -> token ids -> text."""
-    from transformers import AutoTokenizer
     from xtuner.dataset.map_fns import openai_map_fn
 
-    tokenizer = AutoTokenizer.from_pretrained(bundled_model)
-    special = set(tokenizer.all_special_tokens)
-    if any(t in name or t in author for t in special):
-        return  # lint refuses these: see control-token
+    tokenizer = _tokenizer(bundled_model)
     persona = parse_persona(PACK, overrides={"name": name, "author": author})
+    assume(not lint_slots(persona, tokenizer))  # told to the user before anything is made
     for made in identity_rows(persona, locales=["en"], seed=0, limit=3, multi_turn=0):
         loaded = json.loads(fsio.dump_json(made.to_row()))
         turn = openai_map_fn(loaded)["conversation"][0]
