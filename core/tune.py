@@ -19,6 +19,7 @@ from core.errors import UserError
 
 STAGES = ("dataset", "train", "merge", "evaluate")
 _SPEC = "tune.json"
+_SIZE = "quick"
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def _train_params(spec: TuneSpec, out: TunePaths) -> Callable[[], dict[str, Any]
         train, _ = TrainSpec.auto(
             str(out.dataset), spec.model, describe(), seed=spec.seed, **spec.training
         )
-        return train.to_params()
+        return asdict(train)
 
     return params
 

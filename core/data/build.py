@@ -46,7 +46,7 @@ class DatasetSpec:
     seed: int = 0
     rehearsal_ratio: float = 3.0
     """Rows with the base's own replies to everyday prompts. Below 1 unrelated answers suffer."""
-    near_miss_ratio: float = 0.5
+    near_miss_ratio: float = 0.75
     """Rows with identity words about somebody else; at most what the pack has."""
     multi_turn: float = 0.3
     """Share of the identity rows that are dialogues of several rounds."""
