@@ -109,6 +109,12 @@ def gather(dataset: DatasetPaths, plan: Plan, model_locales: Sequence[str]) -> Q
             found = [found[i * len(found) // suite.limit] for i in range(suite.limit)]
         if found:
             asked.suites[name] = found
+        elif name in ("held_out", "general"):
+            raise UserError(
+                f"nothing is left to ask of the suite {name!r}",
+                why="every one of its prompts occurs in training",
+                fix="build the dataset again; it keeps clear of the suites by itself",
+            )
     if plan.knowledge:
         asked.knowledge = [i for loc in locales for i in ability.load_items(loc)][: plan.knowledge]
     return asked

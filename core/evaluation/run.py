@@ -46,14 +46,23 @@ class Run:
         chosen: Plan,
         on_progress: OnProgress | None,
         *,
+        tuned: int | None = 1,
         screen: bool = False,
     ) -> None:
-        """``screen``: a tuned side that fails for certain on a third is not asked the rest."""
+        """Nothing is asked yet.
+
+        Args:
+            tuned: how many sides will follow the base, for the progress; None if unknown.
+            screen: a tuned side that fails for certain on a third is not asked the rest.
+        """
         self.pool = pool
         self.asked = asked
         self.plan = chosen
         self.on_progress = on_progress
         self.screen = screen
+        self._expected = 0 if tuned is None else self._load(BASE) + tuned * self._load("")
+        self._finished = 0
+        self._stopped: set[str] = set()
         self.clock = Clock({}, {})
         self.notes: list[str] = []
         self.rows: dict[str, list[Row]] = {}
@@ -68,6 +77,7 @@ class Run:
 
     def ask(self, side: str) -> Measured:
         """Ask one side everything and measure it. The base must be the first."""
+        before = self._finished
         with self.pool.use(side) as subject:
             answered = self._replies(subject)
             if side == BASE:
@@ -80,12 +90,26 @@ class Run:
                 )
                 self._refer(subject)
             measured = self._measure(side, answered)
-            if side == BASE or len(answered) >= len(self.asked.suites):
+            if side not in self._stopped:
                 measured.values.update(self._likelihood(subject))
         self._note_base(side, measured)
         self._compare_with_base(side, measured)
         self.measured[side] = measured
+        self._finished = before + self._load(side)
         return measured
+
+    def _load(self, side: str) -> int:
+        """Replies that a side gives in all, the unit of the progress."""
+        return sum(
+            len(probes)
+            * (self.plan.suites[name].base if side == BASE else 1 + self.plan.suites[name].samples)
+            for name, probes in self.asked.suites.items()
+        )
+
+    def _advance(self, stage: str, done: int, _: int) -> None:
+        """Progress over all sides and suites, so that the time left is that of the whole."""
+        if self.on_progress:
+            self.on_progress(stage, self._finished + done, self._expected)
 
     def _replies(self, subject: Subject) -> list[_Asked]:
         first = self._screen(subject) if self.screen and subject.side != BASE else {}
@@ -115,8 +139,9 @@ class Run:
             stage=f"{subject.side}: {name}" + (f", sample {sample}" if sample else ""),
             temperature=0.7 if sample else 0.0,
             seed=sample,
-            on_progress=self.on_progress,
+            on_progress=self._advance,
         )
+        self._finished += len(probes)
         return _Asked(name, sample, list(probes), answers)
 
     def _screen(self, subject: Subject) -> dict[str, _Asked]:
@@ -134,6 +159,7 @@ class Run:
         )
 
     def _note_stop(self, side: str, first: Mapping[str, _Asked]) -> None:
+        self._stopped.add(side)
         said = ", ".join(f"{_SCREENED[name]} {self._hits(a)}" for name, a in first.items())
         self.notes.append(
             f"{side}: stopped after a third of the probes ({said}): it fails whatever the rest says"
@@ -212,8 +238,7 @@ class Run:
         assert self._general is not None and self._identity is not None
         out: dict[str, Any] = {}
         with _timed(self.clock, f"{subject.side}: likelihood"):
-            if self.on_progress:
-                self.on_progress(f"{subject.side}: likelihood", 0, 0)
+            self._advance(f"{subject.side}: likelihood", 0, 0)
             if subject.side != BASE:
                 general, kls = likelihood.divergence(subject, self._general)
                 out["kl_general"] = general.to_json()
@@ -251,7 +276,9 @@ class Run:
         return {"margin": {**positive.to_json(), "median": quantile(margins, 0.5)}}
 
     def _know(self, subject: Subject) -> dict[str, Any]:
-        right = ability.knowledge(subject, self.asked.knowledge, self.on_progress)
+        right = ability.knowledge(
+            subject, self.asked.knowledge, lambda stage, *_: self._advance(stage, 0, 0)
+        )
         if subject.side == BASE:
             self._knowledge = right
             return {"knowledge_accuracy": rate(right)}

@@ -100,7 +100,7 @@ def evaluate(
     chosen = plan(size)
     asked = gather(dataset, chosen, models[BASE].model.locales)
     with Pool(models) as pool:
-        run = Run(pool, asked, chosen, on_progress)
+        run = Run(pool, asked, chosen, on_progress, tuned=len(tuned))
         # The base comes first: everything else is compared with it.
         for side in [BASE, *tuned]:
             run.ask(side)

@@ -207,7 +207,8 @@ def sweep(
         next(_arriving(run, follow=False), None)  # raises: do not ask the base for nothing
     with Pool({BASE: Loadable(model)}) as pool:
         count = None if follow else len(checkpoints(run))
-        scorer = Run(pool, asked, plan(size), _numbered(on_progress, count), screen=True)
+        report = _numbered(on_progress, count)
+        scorer = Run(pool, asked, plan(size), report, tuned=count, screen=True)
         result.base = scorer.ask(BASE).to_json()
         for checkpoint in _arriving(run, follow):
             adapter = adapter_of(run, checkpoint)

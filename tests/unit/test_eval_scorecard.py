@@ -28,10 +28,11 @@ def make_dataset(folder: Path, overrides: dict[str, str] | None = None) -> Datas
     folder.mkdir(parents=True)
     persona = load_persona(TEMPLATES / "assistant.yaml", {**NAMES, **(overrides or {})})
     dataset.persona.write_text(persona.dump(), encoding="utf-8")
-    fsio.write_jsonl(dataset.probes,
-                     map(asdict, held_out(persona, locales=["en"], seed=0)))
-    fsio.write_jsonl(dataset.train, (r.to_row() for r in identity_rows(
-        persona, locales=["en"], seed=0, limit=60)))
+    fsio.write_jsonl(dataset.probes, map(asdict, held_out(persona, locales=["en"], seed=0)))
+    fsio.write_jsonl(
+        dataset.train,
+        (r.to_row() for r in identity_rows(persona, locales=["en"], seed=0, limit=60)),
+    )
     fsio.write_json(dataset.manifest, {"schema": 1, "seed": 0})
     return dataset
 
@@ -52,8 +53,10 @@ def adapters(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> list
     made = []
     for i, strength in enumerate((0.0, 0.05, 0.5)):
         torch.manual_seed(i)
-        model = get_peft_model(load_model(tiny_llama, device="cpu"), LoraConfig(
-            r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+        model = get_peft_model(
+            load_model(tiny_llama, device="cpu"),
+            LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"),
+        )
         for name, weight in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(weight, std=strength)
@@ -69,7 +72,9 @@ def test_smoke_scorecard_of_an_adapter(
     base = catalog.resolve(str(tiny_llama))
     stages = set()
     card = scorecard.evaluate(
-        {"base": Loadable(base), "adapter": Loadable(base, adapters[2])}, dataset, size="smoke",
+        {"base": Loadable(base), "adapter": Loadable(base, adapters[2])},
+        dataset,
+        size="smoke",
         on_progress=lambda stage, done, total: stages.add(stage),
     )
     saved = fsio.read_json(card.save(tmp_path / "out"))
@@ -89,7 +94,8 @@ def test_an_idle_adapter_is_the_base(
 ) -> None:
     base = catalog.resolve(str(tiny_llama))
     card = scorecard.evaluate(
-        {"base": Loadable(base), "adapter": Loadable(base, adapters[0])}, dataset, size="smoke")
+        {"base": Loadable(base), "adapter": Loadable(base, adapters[0])}, dataset, size="smoke"
+    )
     found = card.sides["adapter"].values
     assert found["kl_general"]["kl"] < 1e-3 and found["kl_general"]["top1"] > 0.99
     assert found["kl_general"]["ppl_ratio"] == pytest.approx(1, abs=0.02)
@@ -102,12 +108,19 @@ def test_merged_equals_adapter(
     from core.models.load import load_model, load_tokenizer
 
     load_model(tiny_llama, device="cpu", adapter=adapters[1]).merge_and_unload().save_pretrained(
-        tmp_path / "merged")
+        tmp_path / "merged"
+    )
     load_tokenizer(tiny_llama).save_pretrained(tmp_path / "merged")
     base = catalog.resolve(str(tiny_llama))
     card = scorecard.evaluate(
-        {"base": Loadable(base), "adapter": Loadable(base, adapters[1]),
-         "merged": Loadable(catalog.resolve(str(tmp_path / "merged")))}, dataset, size="smoke")
+        {
+            "base": Loadable(base),
+            "adapter": Loadable(base, adapters[1]),
+            "merged": Loadable(catalog.resolve(str(tmp_path / "merged"))),
+        },
+        dataset,
+        size="smoke",
+    )
     assert card.subject == "merged"
     found = card.sides["merged"].values["merge"]
     assert found["kl"] < 1e-3 and found["flips"]["hits"] == 0
@@ -143,8 +156,10 @@ def make_run(folder: Path, adapters: list[Path]) -> RunPaths:
 
 
 def make_listing(run: RunPaths, adapters: list[Path]) -> None:
-    fsio.write_json(run.result, {"checkpoints": [
-        {"step": 10 * (i + 1), "path": str(p)} for i, p in enumerate(adapters)]})
+    fsio.write_json(
+        run.result,
+        {"checkpoints": [{"step": 10 * (i + 1), "path": str(p)} for i, p in enumerate(adapters)]},
+    )
 
 
 def test_sweep(
@@ -152,8 +167,13 @@ def test_sweep(
 ) -> None:
     run = make_run(tmp_path / "run", adapters)
     stages: list[str] = []
-    found = sweep.sweep(run, dataset, str(tiny_llama), size="smoke",
-                        on_progress=lambda stage, done, total: stages.append(stage))
+    found = sweep.sweep(
+        run,
+        dataset,
+        str(tiny_llama),
+        size="smoke",
+        on_progress=lambda stage, done, total: stages.append(stage),
+    )
     assert [r.step for r in found.rows] == [10, 20, 30]
     saved = sweep.read(run)
     assert saved is not None and saved["recommended"]["step"] == found.recommended
@@ -172,25 +192,42 @@ def test_sweep_of_nothing(tmp_path: Path, dataset: DatasetPaths, tiny_llama: Pat
 
 
 def test_a_sweep_stops_early_when_asked(
-    tiny_llama: Path, adapters: list[Path], dataset: DatasetPaths, tmp_path: Path,
+    tiny_llama: Path,
+    adapters: list[Path],
+    dataset: DatasetPaths,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sweep.Scored, "passes", property(lambda self: self.step == 20))
-    found = sweep.sweep(make_run(tmp_path / "run", adapters), dataset, str(tiny_llama),
-                        size="smoke", stop_when_passed=True)
+    found = sweep.sweep(
+        make_run(tmp_path / "run", adapters),
+        dataset,
+        str(tiny_llama),
+        size="smoke",
+        stop_when_passed=True,
+    )
     assert [r.step for r in found.rows] == [10, 20] and found.skipped == [30]
     assert found.recommended == 20
 
 
 def test_a_hopeless_checkpoint_is_not_asked_everything(
-    tiny_llama: Path, adapters: list[Path], dataset: DatasetPaths, tmp_path: Path,
+    tiny_llama: Path,
+    adapters: list[Path],
+    dataset: DatasetPaths,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The tiny model knows nothing, so its recall is lost after a third of 60 probes."""
-    monkeypatch.setitem(plan.PLANS, "smoke", plan.Plan(
-        {"held_out": plan.SuitePlan(60, 4), "general": plan.SuitePlan(12, 4)}, 2, 4, 2, 0))
-    found = sweep.sweep(make_run(tmp_path / "run", adapters[:1]), dataset, str(tiny_llama),
-                        size="smoke")
+    monkeypatch.setitem(
+        plan.PLANS,
+        "smoke",
+        plan.Plan(
+            {"held_out": plan.SuitePlan(60, 4), "general": plan.SuitePlan(12, 4)}, 2, 4, 2, 0
+        ),
+    )
+    found = sweep.sweep(
+        make_run(tmp_path / "run", adapters[:1]), dataset, str(tiny_llama), size="smoke"
+    )
     row = found.rows[0]
     assert row.metrics["recall"]["n"] == 20 and row.metrics["leak"]["n"] == 4
     outcomes = {g["name"]: g["outcome"] for g in row.gates}
@@ -202,14 +239,25 @@ def test_evaluate_job_and_commands(
     tiny_llama: Path, adapters: list[Path], dataset: DatasetPaths, tmp_path: Path
 ) -> None:
     run = RunPaths(tmp_path / "run")
-    params = {"base": str(tiny_llama), "adapter": str(adapters[1]), "dataset": str(dataset.root),
-              "size": "smoke"}
+    params = {
+        "base": str(tiny_llama),
+        "adapter": str(adapters[1]),
+        "dataset": str(dataset.root),
+        "size": "smoke",
+    }
     result = job.run(params, run, lambda *_: None)
     json.dumps(result)
     assert Path(result["scorecard"]).is_file() and Path(result["report"]).is_file()
     swept = job.run_sweep(
-        {"run": str(make_run(tmp_path / "train", adapters[:2]).root), "base": str(tiny_llama),
-         "dataset": str(dataset.root), "size": "smoke"}, run, lambda *_: None)
+        {
+            "run": str(make_run(tmp_path / "train", adapters[:2]).root),
+            "base": str(tiny_llama),
+            "dataset": str(dataset.root),
+            "size": "smoke",
+        },
+        run,
+        lambda *_: None,
+    )
     json.dumps(swept)
     assert swept["recommended"]["step"] in (10, 20)
     cli.print_card(fsio.read_json(Path(result["scorecard"])))
@@ -225,10 +273,12 @@ def test_evaluate_job_and_commands(
 
 def test_own_probes_on_a_model(tiny_llama: Path, adapters: list[Path], tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text("schema: probes/1\nprobes:\n  - prompt: Who are you?\n    must: [Luna]\n"
-                    "  - prompt: Hello\n    must_not: [Luna]\n", encoding="utf-8")
-    found = userprobes.run(tiny_llama, userprobes.read(path), adapter=adapters[0],
-                           max_new_tokens=4)
+    path.write_text(
+        "schema: probes/1\nprobes:\n  - prompt: Who are you?\n    must: [Luna]\n"
+        "  - prompt: Hello\n    must_not: [Luna]\n",
+        encoding="utf-8",
+    )
+    found = userprobes.run(tiny_llama, userprobes.read(path), adapter=adapters[0], max_new_tokens=4)
     assert not found[0].passed and "holds" not in found[1].problem
 
 
@@ -241,17 +291,20 @@ def test_a_one_letter_name_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_name_that_is_a_common_word(tmp_path: Path) -> None:
-    asked = questions.gather(make_dataset(tmp_path / "d", {"name": "Will"}), plan.plan("smoke"),
-                             ["en"])
+    asked = questions.gather(
+        make_dataset(tmp_path / "d", {"name": "Will"}), plan.plan("smoke"), ["en"]
+    )
     assert asked.common_words(["You will need a pan."]) == {"will"}
     assert any("everyday word" in n for n in asked.notes)
-    assert not questions.gather(make_dataset(tmp_path / "e"), plan.plan("smoke"),
-                                ["en"]).common_words(["You will need a pan."])
+    assert not questions.gather(
+        make_dataset(tmp_path / "e"), plan.plan("smoke"), ["en"]
+    ).common_words(["You will need a pan."])
 
 
 def test_a_maker_that_is_the_bases_own_is_no_old_identity(tmp_path: Path) -> None:
-    asked = questions.gather(make_dataset(tmp_path / "d", {"author": "Hugging Face"}),
-                             plan.plan("smoke"), ["en"])
+    asked = questions.gather(
+        make_dataset(tmp_path / "d", {"author": "Hugging Face"}), plan.plan("smoke"), ["en"]
+    )
     assert "Hugging Face" not in asked.names.forbidden
     assert all("Hugging Face" not in p.must_not for ps in asked.suites.values() for p in ps)
 
@@ -269,11 +322,14 @@ def test_full_size_asks_every_suite(dataset: DatasetPaths) -> None:
     assert len(asked.knowledge) >= 200 and len(asked.suites["held_out"]) >= 100
     texts = [m["content"] for ps in asked.suites.values() for p in ps for m in p.messages]
     assert not [t for t in texts if "{other}" in t or "{name}" in t]
-    turns = {p.cluster: sum(m["role"] == "user" for m in p.messages)
-             for p in asked.suites["multi_turn"]}
+    turns = {
+        p.cluster: sum(m["role"] == "user" for m in p.messages) for p in asked.suites["multi_turn"]
+    }
     assert (turns["turn_1"], turns["turn_4"], turns["turn_8"]) == (1, 4, 8)
-    first, last = ([p.messages[-1] for p in asked.suites["multi_turn"] if p.cluster == c]
-                   for c in ("turn_1", "turn_8"))
+    first, last = (
+        [p.messages[-1] for p in asked.suites["multi_turn"] if p.cluster == c]
+        for c in ("turn_1", "turn_8")
+    )
     assert first == last
 
 
@@ -287,17 +343,25 @@ def test_a_slot_value_with_braces_survives() -> None:
 
 
 def test_adapter_of_another_model(tiny_llama: Path, tmp_path: Path) -> None:
-    fsio.write_json(tmp_path / "a" / "adapter_config.json", {
-        "peft_type": "LORA", "r": 4, "target_modules": ["nothing"], "task_type": "CAUSAL_LM"})
+    fsio.write_json(
+        tmp_path / "a" / "adapter_config.json",
+        {"peft_type": "LORA", "r": 4, "target_modules": ["nothing"], "task_type": "CAUSAL_LM"},
+    )
     (tmp_path / "a" / "adapter_model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
     sides = {"base": Loadable(catalog.resolve(str(tiny_llama)), tmp_path / "a")}
-    with pool.Pool(sides) as found, pytest.raises(UserError, match="does not fit"), \
-            found.use("base"):
+    with (
+        pool.Pool(sides) as found,
+        pytest.raises(UserError, match="does not fit"),
+        found.use("base"),
+    ):
         pass
 
 
 def test_following_a_run_ends_it_when_the_gates_hold(
-    tiny_llama: Path, adapters: list[Path], dataset: DatasetPaths, tmp_path: Path,
+    tiny_llama: Path,
+    adapters: list[Path],
+    dataset: DatasetPaths,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The second checkpoint arrives while the first is scored; the run is asked to stop."""
@@ -305,8 +369,9 @@ def test_following_a_run_ends_it_when_the_gates_hold(
     alive, stopped = [True], []
     monkeypatch.setattr(sweep, "_LOOK_EVERY", 0.01)
     monkeypatch.setattr(sweep, "_is_training", lambda r: alive[0])
-    monkeypatch.setattr("core.jobs.api.stop", lambda r: stopped.append(r) or alive.clear()
-                        or alive.append(False))
+    monkeypatch.setattr(
+        "core.jobs.api.stop", lambda r: stopped.append(r) or alive.clear() or alive.append(False)
+    )
     monkeypatch.setattr(sweep.Scored, "passes", property(lambda self: self.step == 20))
     real = sweep._score
 
@@ -315,7 +380,62 @@ def test_following_a_run_ends_it_when_the_gates_hold(
         return real(*args)
 
     monkeypatch.setattr(sweep, "_score", score)
-    found = sweep.sweep(run, dataset, str(tiny_llama), size="smoke", follow=True,
-                        stop_when_passed=True)
+    found = sweep.sweep(
+        run, dataset, str(tiny_llama), size="smoke", follow=True, stop_when_passed=True
+    )
     assert [r.step for r in found.rows] == [10, 20] and found.skipped == [30]
     assert stopped == [run]
+
+
+def test_models_that_answer_nothing(
+    tiny_llama: Path, adapters: list[Path], dataset: DatasetPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from core.models import generate
+
+    monkeypatch.setattr(
+        generate,
+        "generate",
+        lambda model, tok, asked, **_: [generate.Reply("", [], "stop")] * len(asked),
+    )
+    base = catalog.resolve(str(tiny_llama))
+    card = scorecard.evaluate(
+        {"base": Loadable(base), "adapter": Loadable(base, adapters[1])}, dataset, size="smoke"
+    )
+    assert (
+        card.verdict.name == "NOT ENOUGH EVIDENCE"
+        and "answers (almost) nothing" in card.verdict.why
+    )
+    assert card.sides["adapter"].values["degenerate"].hits == 16
+
+
+def test_progress_counts_all_sides(
+    tiny_llama: Path, adapters: list[Path], dataset: DatasetPaths
+) -> None:
+    base = catalog.resolve(str(tiny_llama))
+    seen: list[tuple[int, int]] = []
+    scorecard.evaluate(
+        {"base": Loadable(base), "adapter": Loadable(base, adapters[1])},
+        dataset,
+        size="smoke",
+        on_progress=lambda _, done, total: seen.append((done, total)),
+    )
+    assert {total for _, total in seen} == {2 * (12 + 16)}
+    assert [d for d, _ in seen] == sorted(d for d, _ in seen) and seen[-1][0] == 56
+
+
+def test_a_suite_that_was_trained_on_whole_is_refused(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "d")
+    rows = [
+        {
+            "id": p.id,
+            "kind": "own",
+            "messages": [
+                {"role": "user", "content": p.messages[-1]["content"]},
+                {"role": "assistant", "content": "Yes.", "loss": "True"},
+            ],
+        }
+        for p in suites.load_suite("general", "en")
+    ]
+    fsio.write_jsonl(dataset.train, rows)
+    with pytest.raises(UserError, match="nothing is left to ask"):
+        questions.gather(dataset, plan.plan("smoke"), ["en"])
