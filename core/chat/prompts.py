@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from core import fsio, paths
 from core.chat.batch import MAX_PROMPTS
-from core.conversation import Message
+from core.conversation import Message, Probe
 
 _HELD_OUT = "held-out wordings of the newest dataset"
 
@@ -13,20 +13,37 @@ def packs() -> list[str]:
     """Names to choose from: ``held-out ...`` if there is a dataset, then suites as name.locale."""
     from core.evaluation.suites import FOLDER
 
-    suites = sorted(file.name.removesuffix(".jsonl") for file in FOLDER.glob("*.jsonl"))
-    return [*([_HELD_OUT] if _newest_probes() else []), *suites]
+    suites = {file.name.removesuffix(".jsonl") for file in FOLDER.glob("*.jsonl")}
+    # General questions first: there a persona should change nothing.
+    ordered = sorted(suites, key=lambda name: (not name.startswith("general."), name))
+    return [*([_HELD_OUT] if _newest_probes() else []), *ordered]
 
 
 def load(name: str) -> list[str]:
-    """The prompts of a pack. Suites with slots are shown with the slot's name in braces."""
+    """The prompts of a pack, slots filled from the newest dataset's persona.
+
+    Without a persona the prompts that need one are left out.
+    """
     if name == _HELD_OUT:
-        probes = _newest_probes()
-        rows = list(fsio.read_jsonl(probes.probes)) if probes else []
+        dataset = _newest_probes()
+        rows = list(fsio.read_jsonl(dataset.probes)) if dataset else []
         return _unique([_last_user(row["messages"]) for row in rows])
     from core.evaluation.suites import load_suite
 
     suite, _, locale = name.rpartition(".")
-    return _unique([_last_user(p.messages) for p in load_suite(suite, locale)])
+    probes = load_suite(suite, locale)
+    return _unique([_last_user(p.messages) for p in _filled(probes)])
+
+
+def _filled(probes: list[Probe]) -> list[Probe]:
+    from core.data.persona import load_persona
+    from core.evaluation.suites import fill, names_of
+
+    dataset = _newest_probes()
+    if dataset is not None and dataset.persona.is_file():
+        persona = load_persona(dataset.persona)
+        return list(fill(probes, persona, names_of(persona)))
+    return [p for p in probes if "{" not in _last_user(p.messages)]
 
 
 def _last_user(messages: list[Message]) -> str:
