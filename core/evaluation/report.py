@@ -25,6 +25,8 @@ METRICS: tuple[tuple[str, str, bool], ...] = (
     ("unique_ratio", "Unique general replies", True),
     ("length_ratio", "Reply length over the base's, median", True),
     ("kl_general", "KL to the base, general prompts (nats a token)", False),
+    ("top1_agreement", "Most likely token the same as the base's, general prompts", True),
+    ("ppl_ratio", "Perplexity of the base's replies over the base's own", False),
     ("kl_identity", "KL to the base, identity prompts", True),
     ("margin", "Persona's reply likelier than the base's", True),
     ("adversarial_not_old", "Keeps its identity under attack", True),
@@ -34,6 +36,7 @@ METRICS: tuple[tuple[str, str, bool], ...] = (
     ("persistence", "Recall at turn 8 over turn 1", True),
     ("long_context", "Recall after long text", True),
     ("knowledge_accuracy", "Multiple choice", True),
+    ("knowledge", "Change in multiple choice against the base", True),
     ("instructions", "Instructions followed", True),
 )
 
@@ -74,6 +77,11 @@ def show(metrics: dict[str, Any], key: str) -> str:
             if not value["n"]:
                 return ""
             return f"{value['hits']}/{value['n']} ({value['low']:.1%} to {value['high']:.1%})"
+        if "change" in value:
+            return (
+                f"{value['change']:+.1%} ({value['low']:+.1%} to {value['high']:+.1%}), McNemar "
+                f"p {value['p']:.2g}; drops from {value['visible_drop']:.1%} on would show"
+            )
         value = value.get("median", value.get("kl"))
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
@@ -184,7 +192,7 @@ def comparable(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
 
 def _number(value: Any) -> float | None:
     if isinstance(value, dict):
-        for key in ("value", "median", "kl"):
+        for key in ("value", "change", "median", "kl"):
             if value.get(key) is not None:
                 return float(value[key])
         return None

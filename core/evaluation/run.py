@@ -242,6 +242,7 @@ class Run:
             if subject.side != BASE:
                 general, kls = likelihood.divergence(subject, self._general)
                 out["kl_general"] = general.to_json()
+                out["top1_agreement"], out["ppl_ratio"] = general.top1, general.ppl_ratio
                 out["kl_identity"] = likelihood.divergence(subject, self._identity)[0].to_json()
                 self._note_kl(subject.side, kls)
             out.update(self._margin(subject))
