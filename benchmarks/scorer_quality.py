@@ -1,9 +1,11 @@
 """How often is the scorer right? Precision and recall by label, and the confusion table.
 
     python benchmarks/scorer_quality.py [FILE.jsonl ...]
+    python benchmarks/scorer_quality.py --draw 100 RUN/replies.jsonl ... > to_label.jsonl
 
 Each line: {"label", "prompt", "reply", "must": [[spelling, ...], ...], "locale", "must_not"}.
-``tests/data/labelled_replies.jsonl`` holds replies of real runs that were labelled by hand before
+``--draw`` takes replies from real runs, identity suites only, without the scorer's label: write the
+right one into each "label" by hand. ``tests/data/labelled_replies.jsonl`` holds replies of real runs that were labelled by hand before
 the scorer saw them; ``tests/data/scorer_cases.jsonl`` the hard cases it was written against.
 """
 
@@ -14,6 +16,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -64,11 +67,38 @@ def report(table: Counter[tuple[str, str]]) -> str:
     return "\n".join(lines)
 
 
+def draw(files: Sequence[Path], count: int) -> list[dict[str, Any]]:
+    """Unlabelled replies, spread over models and suites, each reply once."""
+    keep = ("prompt", "reply", "must", "must_any", "must_not", "locale", "model", "suite")
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    seen: set[tuple[str, str]] = set()
+    for path in files:
+        for row in fsio.read_jsonl(path):
+            if row["suite"] in ("general", "near_miss", "instructions"):
+                continue
+            key = (row["prompt"], row["reply"])
+            if key not in seen:
+                seen.add(key)
+                groups.setdefault((row["model"], row["suite"]), []).append(
+                    {"label": "", **{k: row[k] for k in keep}})
+    for group in groups.values():
+        Random(0).shuffle(group)
+    longest = max(map(len, groups.values()), default=0)
+    mixed = [group[k] for k in range(longest) for group in groups.values() if k < len(group)]
+    return mixed[:count]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the tables; exit status 1 if no file has rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="*", type=Path)
-    files = parser.parse_args(argv).files or [
+    parser.add_argument("--draw", type=int, metavar="N", help="print N replies to be labelled")
+    args = parser.parse_args(argv)
+    if args.draw:
+        for row in draw(args.files, args.draw):
+            print(fsio.dump_json(row))
+        return 0
+    files = args.files or [
         DATA / "labelled_replies.jsonl", DATA / "scorer_cases.jsonl"
     ]
     done = 0

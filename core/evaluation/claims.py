@@ -59,7 +59,8 @@ _COMPARED = re.compile(
 _YES = re.compile(
     r"^\W*(?:yes|yeah|yep|yup|correct|right|exactly|indeed|of course|sure|absolutely|"
     r"that's (?:right|correct|true)|that is (?:right|correct|true)|you're right|you are right|"
-    r"i am(?=\s*(?:$|[,.!]))|i'm(?= $)|guilty|对|是的|没错|是呀|是啊|嗯|当然|正是|您说得对|你说得对)(?=\W|$|我)",
+    r"i am(?=\s*(?:$|[,.!]))|guilty|"
+    r"对|是的|没错|是呀|是啊|嗯|当然|正是|您说得对|你说得对)(?=\W|$|我)",
 )
 _QUOTED = re.compile(r"[\"“”„«「『]([^\"“”„«»「」『』]{0,400})[\"“”»」』]")
 #: The words of "As X, I ..." must follow at once.
