@@ -110,7 +110,7 @@ def numbers(recall: tuple[int, int] = (126, 126), leak: tuple[int, int] = (0, 32
         "train_recall": intervals.Rate(40, 40).to_json(),
         "near_miss_leak": intervals.Rate(0, 70).to_json(), "unique_of_base": 1.0,
         "degenerate_above_base": 0.0, "length_ratio": {"median": 1.0},
-        "kl_general": {"kl": 0.03}, "base_degenerate": intervals.Rate(1, 323).to_json(),
+        "kl_general": {"ppl_ratio": 0.9, "top1": 0.9}, "base_degenerate": intervals.Rate(1, 323).to_json(),
     }
     return {**good, **changes}
 
@@ -121,7 +121,7 @@ def numbers(recall: tuple[int, int] = (126, 126), leak: tuple[int, int] = (0, 32
         (numbers(), "LEARNED"),
         (numbers(recall=(5, 126), train_recall=intervals.Rate(3, 40).to_json()), "UNDERFIT"),
         (numbers(leak=(300, 323)), "OVERFIT"),
-        (numbers(kl_general={"kl": 0.9}), "OVERFIT"),
+        (numbers(kl_general={"ppl_ratio": 3.0, "top1": 0.4}), "OVERFIT"),
         (numbers(recall=(5, 126), degenerate_above_base=0.9), "OVERFIT"),
         (numbers(recall=(60, 126), gap=0.5), "MEMORISED"),
         (numbers(recall=(18, 18)), "NOT ENOUGH EVIDENCE"),
@@ -132,7 +132,7 @@ def numbers(recall: tuple[int, int] = (126, 126), leak: tuple[int, int] = (0, 32
         (numbers(system={"none": intervals.Rate(12, 12).to_json(),
                          "default": intervals.Rate(1, 12).to_json()}), "PROMPT-BOUND"),
         (numbers(recall=(0, 126), gap=0.0, train_recall=intervals.Rate(0, 40).to_json(),
-                 kl_general={"kl": 0.001}), "UNDERFIT"),
+                 kl_general={"ppl_ratio": 1.0, "top1": 1.0}), "UNDERFIT"),
     ],
 )
 def test_verdict(found: dict[str, Any], expected: str) -> None:
@@ -142,8 +142,8 @@ def test_verdict(found: dict[str, Any], expected: str) -> None:
 
 
 def test_near_the_limit_is_said() -> None:
-    decided = verdict.decide(numbers(kl_general={"kl": 0.1}), "quick")
-    assert decided.name == "LEARNED" and not decided.passed and "KL" in decided.why
+    decided = verdict.decide(numbers(kl_general={"ppl_ratio": 1.2, "top1": 0.9}), "quick")
+    assert decided.name == "LEARNED" and not decided.passed and "Perplexity" in decided.why
 
 
 def test_every_gate_names_a_known_verdict_and_metric() -> None:
