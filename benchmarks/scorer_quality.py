@@ -5,8 +5,9 @@
 
 Each line: {"label", "prompt", "reply", "must": [[spelling, ...], ...], "locale", "must_not"}.
 ``--draw`` takes replies from real runs, identity suites only, without the scorer's label: write the
-right one into each "label" by hand. ``tests/data/labelled_replies.jsonl`` holds replies of real runs that were labelled by hand before
-the scorer saw them; ``tests/data/scorer_cases.jsonl`` the hard cases it was written against.
+right one into each "label" by hand. ``tests/data/labelled_replies.jsonl`` holds such replies,
+labelled before the scorer saw them; ``tests/data/scorer_cases.jsonl`` the hard cases that the
+scorer was written against.
 """
 
 from __future__ import annotations
