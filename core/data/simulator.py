@@ -109,9 +109,7 @@ class Estimate:
 
 def estimate(spec: SimulateSpec) -> Estimate:
     """The cost before anything runs; prompts' tokens are not counted."""
-    rounds = [
-        openings.draw(spec.seed, i, spec.locale, spec.kinds).rounds for i in range(spec.dialogues)
-    ]
+    rounds = [o.rounds for o in openings.take(spec.dialogues, spec.seed, spec.locale, spec.kinds)]
     replies, lines = sum(rounds), sum(r - 1 for r in rounds)
     tries = RETRIES + 1
     return Estimate(
@@ -239,6 +237,8 @@ class _Stage:
         self.cache = paths.cache_dir() / "ultrachat" / f"{self.key[:16]}.jsonl"
         self.records = {r["index"]: r for r in _read(self.cache)}
         self._open: set[int] = set()
+        begun = MAX_BEGUN * spec.dialogues
+        self.openings = openings.take(begun, spec.seed, spec.locale, spec.kinds)
 
     def _key(self, persona: Persona | None) -> str:
         shape = {k: v for k, v in asdict(self.spec).items() if k not in ("dialogues", "max_calls")}
@@ -299,7 +299,7 @@ class _Stage:
 
     def _dialogue(self, index: int) -> Dialogue:
         spec = self.spec
-        opening = openings.draw(spec.seed, index, spec.locale, spec.kinds)
+        opening = self.openings[index]
         plan = self._plan(index, opening.rounds)
         style = style_of(spec.seed, index, spec.locale)
         return Dialogue(index, opening, style, plan, self.settings)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import streamlit as st
 
 from core.data import store
@@ -47,6 +49,7 @@ def draw() -> None:
         _findings(report)
         _pictures(report)
         _diversity(report)
+        _simulation(store.manifest(name).get("simulation"))
 
 
 def _settings() -> tuple[str, int, int, int]:
@@ -184,3 +187,34 @@ def _measures(found: Diversity) -> dict[str, str]:
         "near_duplicates": f"{found.near_duplicates:.0%}".replace("%", " %"),
         "most_copies": f"{found.most_copies:,}",
     }
+
+
+def _simulation(record: dict[str, Any] | None) -> None:
+    """What the turn checks of the UltraChat loop rejected, if dialogues were simulated."""
+    if not record:
+        return
+    st.subheader("Simulated dialogues")
+    tries = record["attempts"]
+    st.caption(
+        f"{record['dialogues']:,} dialogues kept, {record['dropped']:,} dropped at the first reply; "
+        f"{tries.get('user', 0):,} tries of a user turn and {tries.get('assistant', 0):,} of a "
+        f"reply, by {record['models'].get('user')} and {record['models'].get('assistant')}."
+    )
+    rows = [
+        (*check.split("."), record["rejected"][check], share)
+        for check, share in record["rejected_share"].items()
+    ]
+    st.dataframe(
+        [
+            {
+                "Side": side,
+                "Check": name.replace("_", " "),
+                "Rejected": count,
+                "Share of tries": share,
+            }
+            for side, name, count, share in rows
+        ],
+        hide_index=True,
+        width="stretch",
+        column_config={"Share of tries": st.column_config.NumberColumn(format="percent")},
+    )

@@ -136,27 +136,3 @@ def _outcome(spec: SimulateSpec, base: str, calls: int, max_calls: int, max_toke
         )
         st.query_params["run"] = run.root.name
         st.rerun()
-    _report(parent)
-
-
-def _report(name: str) -> None:
-    """What the checks rejected in the chosen dataset's own simulation."""
-    report = store.manifest(name).get("simulation") if name else None
-    if not report:
-        return
-    st.subheader(f"Checks of `{name}`")
-    shares = report.get("rejected_share", {})
-    st.dataframe(
-        [
-            {
-                "Side": c.split(".")[0],
-                "Check": c.split(".")[1].replace("_", " "),
-                "Rejected": report["rejected"][c],
-                "Share of tries": shares[c],
-            }
-            for c in shares
-        ],
-        hide_index=True,
-        width="stretch",
-        column_config={"Share of tries": st.column_config.NumberColumn(format="percent")},
-    )

@@ -81,17 +81,17 @@ def play(spec: SimulateSpec, user: Any = None, assistant: Any = None, **more: An
 
 @pytest.mark.parametrize("locale", ["en", "zh"])
 def test_openings_are_fixed_by_seed_and_varied(locale: str) -> None:
-    drawn = [openings.draw(3, i, locale) for i in range(300)]
-    assert drawn == [openings.draw(3, i, locale) for i in range(300)]
+    drawn = openings.take(300, 3, locale)
+    assert drawn[:100] == openings.take(100, 3, locale)
     assert [o.kind for o in drawn[:4]] == ["question", "creation", "material", "question"]
-    assert len({o.text for o in drawn}) > 200
+    assert len({o.text for o in drawn}) > (299 if locale == "en" else 240)
     assert not any("{" in o.text + o.topic for o in drawn)
     assert all(guess_locale(o.text) == locale for o in drawn)
     assert all(check_user(line, [], locale) == "" for o in drawn for line in o.follow_ups)
 
 
 def test_swapped_view_turns_the_roles_and_transcript_is_one_turn() -> None:
-    opening = openings.draw(0, 0, "en")
+    opening = openings.take(1, 0, "en")[0]
     view = swapped_view(HISTORY, opening, "curious", "en")
     assert [m["role"] for m in view] == ["system", "user", "assistant", "user"]
     assert view[2]["content"] == "What causes fog?"

@@ -24,6 +24,8 @@ ROUNDS: dict[Kind, tuple[int, int]] = {"question": (2, 4), "creation": (2, 3), "
 #: Share of openings that ask for a short answer. Small models run on otherwise: of 16 openings
 #: the bundled model ended 3 replies within 80 tokens, 12 when asked for one sentence.
 BRIEF = 0.8
+#: Draws before a repeated text is accepted.
+_TRIES = 20
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,29 @@ def _phrases() -> dict[str, Any]:
     return dict(yaml.safe_load(text))
 
 
-def draw(seed: int, index: int, locale: str, kinds: tuple[Kind, ...] = KINDS) -> Opening:
-    """The ``index``-th opening of a seed: kinds in turn, the rest random but fixed by both."""
-    rng = random.Random(f"opening/{seed}/{locale}/{index}")
-    kind = kinds[index % len(kinds)]
+def take(count: int, seed: int, locale: str, kinds: tuple[Kind, ...] = KINDS) -> list[Opening]:
+    """The first ``count`` openings of a seed: kinds in turn, the rest random but fixed.
+
+    No text comes twice until the phrases are used up (944 to 4,000 texts of a kind in English, 240 to 800 in Chinese), since
+    a greedy model answers equal lines alike. A longer list begins with a shorter one.
+    """
+    seen: set[str] = set()
+    taken: list[Opening] = []
+    for index in range(count):
+        for attempt in range(_TRIES):
+            opening = _draw(
+                random.Random(f"opening/{seed}/{locale}/{index}/{attempt}"),
+                kinds[index % len(kinds)],
+                locale,
+            )
+            if opening.text not in seen:
+                break
+        seen.add(opening.text)
+        taken.append(opening)
+    return taken
+
+
+def _draw(rng: random.Random, kind: Kind, locale: str) -> Opening:
     topic, text = _DRAW[kind](rng, locale)
     if rng.random() < BRIEF:
         # Within the text, so that the reply is what the model says to exactly this text.
