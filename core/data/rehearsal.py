@@ -231,7 +231,7 @@ class _Maker:
             base = len(rows)
 
             def report(_: str, done: int, total: int, base: int = base) -> None:
-                self._report(stage, min(wanted, base + done * (wanted - base) // total), wanted)
+                self._report(stage, min(wanted, base + done), wanted)
 
             rows += self._answer_block(block, kind, report)[: wanted - len(rows)]
             self._report(stage, len(rows) if at < len(prompts) else wanted, wanted)
