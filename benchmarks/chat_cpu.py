@@ -119,13 +119,8 @@ def columns(engine: Any, sides: list[str], ids: list[int], tokens: int, threads:
     from core.chat.settings import ChatSettings
     from core.chat.stream import Stream
 
-    first: dict[str, float] = {}
     start = time.perf_counter()
-
-    def emit(event: dict[str, Any]) -> None:
-        first.setdefault(event["side"], time.perf_counter())
-
-    resident = next(iter(engine._residents.values()))
+    resident = engine.source("a")[0]
     streams = [
         Stream(
             side=side,
@@ -133,18 +128,23 @@ def columns(engine: Any, sides: list[str], ids: list[int], tokens: int, threads:
             settings=ChatSettings(max_new_tokens=tokens),
             stop_ids=frozenset(),
             tokenizer=resident.tokenizer,
-            emit=emit,
-            adapter=engine._slots[side].adapter,
+            emit=_raise_errors,
+            adapter=engine.source(side)[1],
         )
         for side in sides
     ]
     resident.runner.run(streams, threads)
     end = time.perf_counter()
     return Timing(
-        max(s._first - s.started for s in streams),
+        max(s.ttft_s or 0.0 for s in streams),
         end - start,
         {s.side: s.token_ids for s in streams},
     )
+
+
+def _raise_errors(event: dict[str, Any]) -> None:
+    if event["type"] == "error":
+        raise SystemExit(f"a column failed: {event['error']}")
 
 
 def load_engine(model: Path, adapter: Path) -> Any:
@@ -231,7 +231,7 @@ def measure(model: Path, adapter: Path, tokens: int, repeats: int, threads: int)
     ids = ChatTemplate(load_tokenizer(model)).encode([{"role": "user", "content": PROMPT}])
     peft = PeftModel.from_pretrained(load_model(model), str(adapter)).eval()
     engine = load_engine(model, adapter)
-    runner = next(iter(engine._residents.values())).runner.name
+    runner = engine.source("a")[0].runner.name
     sequential(peft, ids, 4, threads)
     columns(engine, ["a", "b"], ids, 4, threads)
     rows: dict[str, list[float]] = {}

@@ -76,8 +76,7 @@ def with_adapter(model: Any) -> Any:
     for name, parameter in peft.named_parameters():
         if "lora_B" in name:
             parameter.data.normal_(0, 0.01)
-    for layer in adapters.lora_layers(peft):
-        layer.forward = adapters._thread_local_forward(layer)
+    adapters.switch_by_thread(peft)
     return peft
 
 
@@ -144,7 +143,7 @@ def columns(
     runner.run(streams, 2)
     torch.cuda.synchronize()
     end = time.perf_counter()
-    first = max(s._first - s.started for s in streams)
+    first = max(s.ttft_s or 0.0 for s in streams)
     return first, end - start, [s.token_ids for s in streams]
 
 

@@ -88,9 +88,14 @@ def attach(model: Any, adapter: Path, name: str) -> Any:
             fix="choose the base that the adapter was trained on",
         ) from error
     model.eval()
+    switch_by_thread(model)
+    return model
+
+
+def switch_by_thread(model: Any) -> None:
+    """Make every LoRA layer of a PEFT model ask the thread (``using``) which adapter to add."""
     for layer in lora_layers(model):
         layer.forward = _thread_local_forward(layer)
-    return model
 
 
 def lora_layers(model: Any) -> list[Any]:

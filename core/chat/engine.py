@@ -244,6 +244,14 @@ class Engine:
             sizes["gpu"] = torch.cuda.memory_allocated()
         return sizes
 
+    def source(self, side: str) -> tuple[Resident, str | None]:
+        """The weights of a loaded column, and the name of its adapter on them.
+
+        Raises:
+            UserError: the column is not loaded.
+        """
+        return self._resident(side), self._slots[side].adapter
+
     def _resident(self, side: str) -> Resident:
         if side not in self._slots:
             raise UserError(

@@ -50,6 +50,7 @@ class Stream:
 
     @property
     def cache_tokens(self) -> int:
+        """Entries of the key-value cache that it may need."""
         return len(self.prompt) + self.limit
 
     def push(self, token: int) -> bool:
@@ -106,11 +107,16 @@ class Stream:
             )
             self._unsent, self._sent_at = "", now
 
+    @property
+    def ttft_s(self) -> float | None:
+        """Seconds from the request to the first token."""
+        return self._first - self.started if self._first else None
+
     def _pace(self) -> dict[str, Any]:
         count, spent = len(self.token_ids), self._last - self._first
         return {
             "tokens": count,
-            "ttft_s": self._first - self.started if self._first else None,
+            "ttft_s": self.ttft_s,
             # The first token belongs to the prefill, so it is not counted here.
             "tokens_per_s": (count - 1) / spent if count > 1 and spent > 0 else None,
         }

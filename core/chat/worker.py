@@ -13,17 +13,22 @@ import os
 import queue
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
+from core import paths
 from core.chat.settings import ChatSettings
 from core.chat.sides import SideSpec
 from core.chat.stream import error_record
 from core.errors import UserError
-from core.jobs.locks import DeviceLock, device_holder
+from core.jobs.locks import DeviceLock, device_holder, is_held
 
-#: Weights are let go after this long without a request.
+#: Weights are let go after this long without a request ...
 IDLE_S = float(os.environ.get("PERSONA_CHAT_IDLE_S", "900"))
+#: ... or after this long, if a job waits for the device.
+IDLE_WANTED_S = min(30.0, IDLE_S)
+_LOOK_EVERY_S = 1.0
 
 Request = dict[str, Any]
 
@@ -45,14 +50,22 @@ class Worker:
         """Read requests until the other side closes the pipe or nothing comes for IDLE_S."""
         threading.Thread(target=self._read, args=(lines,), daemon=True).start()
         while True:
-            try:
-                request = self._requests.get(timeout=IDLE_S)
-            except queue.Empty:
-                self._send({"id": 0, "type": "idle"})
-                return
+            request = self._next()
             if request is None:
                 return
             self._answer(request)
+
+    def _next(self) -> Request | None:
+        """The next request; None when the other side has gone or nothing came for too long."""
+        idle_since = time.monotonic()
+        while True:
+            try:
+                return self._requests.get(timeout=_LOOK_EVERY_S)
+            except queue.Empty:
+                idle = time.monotonic() - idle_since
+                if idle > IDLE_S or (idle > IDLE_WANTED_S and self._held and _a_job_waits()):
+                    self._send({"id": 0, "type": "idle"})
+                    return None
 
     def _read(self, lines: TextIO) -> None:
         for line in lines:
@@ -156,6 +169,12 @@ class Worker:
             except UserError:
                 continue
         return {"kl": found}
+
+
+def _a_job_waits() -> bool:
+    """Whether a run stands in the queue for the device."""
+    tickets = paths.runs_dir() / ".queue"
+    return tickets.is_dir() and any(is_held(ticket) for ticket in tickets.iterdir())
 
 
 def _plan_record(plan: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ import psutil
 import pytest
 
 from core.chat import cli, endpoint, transcripts
+from core.chat import worker as worker_module
 from core.chat.batch_run import BatchRun
 from core.chat.client import WorkerClient
 from core.chat.endpoint import Endpoints
@@ -94,6 +96,34 @@ def test_a_conversation_through_the_worker(worker: WorkerClient, tiny_llama: Pat
     assert transcripts.read(session.transcript.id) == session.transcript
 
 
+def test_a_worker_makes_way_for_a_job_that_waits(
+    workspace: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "IDLE_WANTED_S", 0.0)
+    monkeypatch.setattr(worker_module, "_LOOK_EVERY_S", 0.05)
+    out = io.StringIO()
+    served = worker_module.Worker(out)
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as requests, os.fdopen(reader) as lines:
+        load = {"id": 1, "op": "load", "sides": [s.to_dict() for s in local(tiny_llama, "a")]}
+        requests.write(json.dumps(load) + "\n")
+        requests.flush()
+        serving = threading.Thread(target=served.serve, args=(lines,))
+        serving.start()
+        until(lambda: "finished" in out.getvalue())
+        assert serving.is_alive(), "nobody waits yet"
+        job = DeviceLock("train")
+        got: list[bool] = []
+        waiting = threading.Thread(
+            target=lambda: got.append(job.acquire_in_turn(1, lambda: not serving.is_alive()))
+        )
+        waiting.start()
+        until(lambda: not serving.is_alive())
+        waiting.join()
+        job.release()
+    assert '"idle"' in out.getvalue()
+
+
 def test_stop_one_column(worker: WorkerClient, tiny_llama: Path) -> None:
     sides = local(tiny_llama)
     worker.load(sides)
@@ -165,6 +195,20 @@ def test_close_frees_the_device(worker: WorkerClient, tiny_llama: Path) -> None:
     worker.close()
     assert not psutil.pid_exists(pid)
     assert device_holder() is None
+
+
+def test_an_idle_worker_ends_and_comes_back(
+    tiny_llama: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PERSONA_CHAT_IDLE_S", "1")
+    client = WorkerClient()
+    try:
+        client.load(local(tiny_llama, "a"))
+        until(lambda: not client.alive, 60)
+        assert device_holder() is None
+        assert client.load(local(tiny_llama, "a")) == {}, "the next use starts it again"
+    finally:
+        client.close()
 
 
 def test_a_busy_device_is_named(worker: WorkerClient, tiny_llama: Path) -> None:
