@@ -42,6 +42,9 @@ def _register_merge(commands: Any) -> None:
     parser.add_argument(
         "--faithful-nf4", action="store_true", help="start from the base as QLoRA saw it"
     )
+    parser.add_argument(
+        "--remote-code", action="store_true", help="copy the base's *.py files (trusted bases only)"
+    )
     parser.add_argument("--no-proof", action="store_true", help="write without comparing replies")
     parser.set_defaults(run=_merge)
 
@@ -105,6 +108,7 @@ def _merge(args: argparse.Namespace) -> int:
         max_shard_size=args.max_shard_size,
         dtype=args.dtype,
         faithful_nf4=args.faithful_nf4,
+        remote_code=args.remote_code,
         finish=None if args.no_proof else finish,
         on_progress=line,
     )

@@ -53,6 +53,7 @@ class MergeSpec:
     max_shard_size: str = "5GB"
     dtype: str | None = None
     faithful_nf4: bool = False
+    remote_code: bool = False
     nf4_report: bool = True
     dataset: str | None = None
     scorecard: str | None = None
@@ -137,6 +138,7 @@ def run(params: dict[str, Any], run: RunPaths, on_progress: OnProgress) -> dict[
             max_shard_size=spec.max_shard_size,
             dtype=spec.dtype,
             faithful_nf4=spec.faithful_nf4,
+            remote_code=spec.remote_code,
             finish=finish,
             on_progress=on_progress,
         )

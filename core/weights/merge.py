@@ -75,12 +75,13 @@ def _write_weights(
     return hashes
 
 
-def _write_companions(plan: MergePlan, folder: Path) -> None:
+def _write_companions(plan: MergePlan, folder: Path, remote_code: bool) -> None:
     config: dict[str, Any] = fsio.read_json(plan.base / "config.json")
     key = "dtype" if "dtype" in config else "torch_dtype"
     config |= {key: plan.dtype, **plan.config_changes}
     fsio.write_json(folder / "config.json", config)
-    for path in companions(plan.base):
+    code = sorted(plan.base.glob("*.py")) if remote_code else []
+    for path in [*companions(plan.base), *code]:
         shutil.copyfile(path, folder / path.name)
 
 
@@ -101,11 +102,15 @@ def _nf4_weights(plan: MergePlan) -> frozenset[str]:
 
 
 def _merge_stream(
-    plan: MergePlan, folder: Path, faithful_nf4: bool, on_progress: OnProgress | None
+    plan: MergePlan,
+    folder: Path,
+    faithful_nf4: bool,
+    remote_code: bool,
+    on_progress: OnProgress | None,
 ) -> dict[str, str]:
     nf4 = _nf4_weights(plan) if faithful_nf4 else frozenset()
     hashes = _write_weights(plan, folder, nf4, on_progress)
-    _write_companions(plan, folder)
+    _write_companions(plan, folder, remote_code)
     return hashes
 
 
@@ -118,6 +123,7 @@ def merge(
     max_shard_size: str | int = DEFAULT_SHARD_BYTES,
     dtype: str | None = None,
     faithful_nf4: bool = False,
+    remote_code: bool = False,
     finish: Callable[[Path], None] | None = None,
     on_progress: OnProgress | None = None,
 ) -> Path:
@@ -130,12 +136,14 @@ def merge(
         dtype: ``float32``, ``float16`` or ``bfloat16``; None keeps each tensor's own.
         faithful_nf4: start from the base as QLoRA saw it (rounded to NF4 and back) instead of the
             original. Nearer to what was trained, further from the base model.
+        remote_code: copy the base's ``*.py`` too. They run on the machine of whoever loads the
+            folder with trust_remote_code, so only for a base that is trusted.
         finish: called with the folder before it gets its manifest and its name: to check it or
             to add files. If it raises, nothing remains.
 
     Raises:
-        UserError: base and adapter do not fit (every problem named, nothing written), ``out``
-            exists or lies in an input, the disk is full.
+        UserError: base and adapter do not fit (every problem named, nothing written), one of them
+            is not as its manifest says, ``out`` exists or lies in an input, the disk is full.
     """
     if engine not in ("stream", "xtuner"):
         raise UserError(f"unknown merge engine {engine!r}", fix="'stream' or 'xtuner'")
@@ -145,12 +153,15 @@ def merge(
         )
     inputs = [base.path, adapter]
     staging.check_output(out, inputs)
+    for folder in inputs:  # safetensors loads a flipped bit without a word
+        if (folder / manifest.NAME).is_file():
+            manifest.verify(folder)
     plan = plan_merge(base.path, adapter, max_shard_size=max_shard_size, dtype=dtype)
     fsio.require_space(out, plan.nbytes + _EXTRA_BYTES, "the merged model")
     with staging.staged(out, inputs) as folder:
         hashes: dict[str, str] = {}
         if engine == "stream":
-            hashes = _merge_stream(plan, folder, faithful_nf4, on_progress)
+            hashes = _merge_stream(plan, folder, faithful_nf4, remote_code, on_progress)
         else:
             from core.weights import xtuner_tools
 

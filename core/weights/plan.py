@@ -283,6 +283,10 @@ def _notes(base: _Base, adapter: Adapter, config: Mapping[str, Any]) -> list[str
         notes.append(
             f"the adapter names {trained_on} as its base; every shape fits {base.folder.name}"
         )
+    if base.config.get("auto_map"):
+        notes.append(
+            "the base brings code of its own (auto_map); its *.py files are copied only if asked"
+        )
     if config.get("tie_word_embeddings") is False:
         notes.append("input and output embedding differ after the merge, so both are written")
     return notes

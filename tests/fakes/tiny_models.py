@@ -12,8 +12,9 @@ from torch import nn
 from core.models.catalog import ModelRef
 
 CONFIG_TEXT = """\
+import torch
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from xtuner.model import SupervisedFinetune
 
 pretrained_model_name_or_path = {base!r}
@@ -22,7 +23,7 @@ model = dict(
     type=SupervisedFinetune,
     llm=dict(
         type=AutoModelForCausalLM.from_pretrained,
-        pretrained_model_name_or_path=pretrained_model_name_or_path,
+        pretrained_model_name_or_path=pretrained_model_name_or_path,{quantization}
     ),
     lora=dict(type=LoraConfig, r=rank, lora_alpha={alpha}, {extra}
               lora_dropout=0.0, bias="none", task_type="CAUSAL_LM"),
@@ -146,10 +147,23 @@ def save_checkpoint(peft: Any, path: Path) -> None:
     )
 
 
-def save_config(path: Path, base: Path, *, r: int = 8, alpha: int = 24, extra: str = "") -> None:
+def save_config(
+    path: Path, base: Path, *, r: int = 8, alpha: int = 24, extra: str = "", nf4: bool = False
+) -> None:
     """An XTuner config for the adapter."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(CONFIG_TEXT.format(base=str(base), r=r, alpha=alpha, extra=extra))
+    quantization = QUANTIZATION if nf4 else ""
+    path.write_text(
+        CONFIG_TEXT.format(base=str(base), r=r, alpha=alpha, extra=extra, quantization=quantization)
+    )
+
+
+#: The stock QLoRA configs load the base in NF4; float32 so that a CPU can.
+QUANTIZATION = """
+        torch_dtype=torch.float32,
+        quantization_config=dict(
+            type=BitsAndBytesConfig, load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32,
+            bnb_4bit_use_double_quant=True, bnb_4bit_quant_type="nf4"),"""
 
 
 class FusedBlock(nn.Module):

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
+import json
 import os
 import resource
-import shutil
-import signal
-from collections.abc import Callable
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from core.errors import UserError
-from core.weights import manifest
-from core.weights.convert import convert
-from core.weights.export import export_gguf, export_ollama
+from core.paths import REPO
 from core.weights.merge import merge
 from tests.fakes import tiny_models as tiny
-
-#: Every way in which merge, convert and export touch the disk.
-_CALLS = ("write", "fsync", "fdatasync", "rename", "replace", "mkdir", "open")
 
 
 def _hashes(folder: Path) -> dict[str, str]:
@@ -33,98 +27,36 @@ def _hashes(folder: Path) -> dict[str, str]:
     }
 
 
-def _in_child(work: Callable[[], Any], at: int, act: Callable[[], None]) -> tuple[int, int]:
-    """Run ``work`` in a fork; at the ``at``-th call that touches the disk, call ``act``.
-
-    Returns (wait status, number of calls seen if it came to the end).
-    """
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid:
-        os.close(writer)
-        with os.fdopen(reader) as pipe:
-            text = pipe.read()
-        return os.waitpid(pid, 0)[1], int(text or 0)
-    count = 0
-    real = {name: getattr(os, name) for name in _CALLS}
-    copy = shutil.copyfile
-
-    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            nonlocal count
-            count += 1
-            if count == at:
-                act()
-            return function(*args, **kwargs)
-
-        return call
-
-    try:
-        for name, function in real.items():
-            setattr(os, name, counted(function))
-        shutil.copyfile = counted(copy)  # type: ignore[assignment]
-        work()
-        real["write"](writer, str(count).encode())
-    except BaseException:
-        os._exit(3)
-    os._exit(0)
-
-
-def _kill() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _disk_full() -> None:
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> tuple[Any, Path]:
-    """Base and adapter; torch and what merge imports are loaded before the forks."""
+    """Base, adapter, checkpoint and a merged model whose tokenizer fits (for the exports)."""
     folder = tmp_path_factory.mktemp("inputs")
     base = tiny.save_base(folder / "base", tied=False)
     peft = tiny.save_adapter(base.path, folder / "adapter", target_modules=["q_proj"])
     tiny.save_checkpoint(peft, folder / "run" / "iter_3.pth")
     tiny.save_config(folder / "run" / "config.py", base.path)
-    merge(base, folder / "adapter", folder / "warm-up")
-    # Exports need a tokenizer that fits the vocabulary.
     whole = tiny.ref_of(tiny_llama)
     tiny.save_adapter(whole.path, folder / "second", target_modules=["q_proj"])
     merge(whole, folder / "second", folder / "merged")
     return base, folder
 
 
-WORK: dict[str, Callable[[Any, Path, Path], Any]] = {
-    "merge": lambda base, folder, out: merge(base, folder / "adapter", out, max_shard_size="200KB"),
-    "convert": lambda base, folder, out: convert(
-        folder / "run" / "iter_3.pth", folder / "run" / "config.py", out
-    ),
-    "ollama": lambda base, folder, out: export_ollama(folder / "merged", out),
-    "gguf": lambda base, folder, out: export_gguf(folder / "merged", out),
-}
-
-
-@pytest.mark.parametrize("act", [_kill, _disk_full], ids=["killed", "disk-full"])
-@pytest.mark.parametrize("name", WORK)
-def test_at_every_write(
-    inputs: tuple[Any, Path], tmp_path: Path, name: str, act: Callable[[], None]
-) -> None:
-    base, folder = inputs
+def test_at_every_write(inputs: tuple[Any, Path], tmp_path: Path) -> None:
+    _, folder = inputs
     before = _hashes(folder)
-    status, calls = _in_child(lambda: WORK[name](base, folder, tmp_path / "clean"), 0, act)
-    assert status == 0 and calls >= 4
-    manifest.verify(tmp_path / "clean")
-    for at in range(1, calls + 1):
-        out = tmp_path / f"out-{at}"
-        _in_child(lambda out=out: WORK[name](base, folder, out), at, act)  # type: ignore[misc]
-        if out.exists():
-            manifest.verify(out)
-            shutil.rmtree(out)
-        elif at % 8 == 0:  # and it can be done again beside what was left
-            WORK[name](base, folder, out)
-            manifest.verify(out)
-            assert not list(tmp_path.glob(f".{out.name}.*.partial")), "left over after a rerun"
-            shutil.rmtree(out)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.fakes.write_faults", str(folder), str(tmp_path / "out")],
+        cwd=REPO,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    line = next((x for x in done.stdout.splitlines() if x.startswith("RESULT ")), None)
+    assert line, done.stderr[-3000:]
+    found = json.loads(line.removeprefix("RESULT "))
+    assert {name: result["bad"] for name, result in found.items()} == {name: [] for name in found}
+    assert len(found) == 8 and all(result["calls"] >= 4 for result in found.values())
     assert _hashes(folder) == before
 
 

@@ -323,6 +323,31 @@ def test_truncated_base_shard_is_refused_before_writing(
         merge(base, adapter, tmp_path / "out")
 
 
+def test_flipped_bit_in_an_input_with_a_manifest_is_refused(
+    pair: tuple[Any, Path], tmp_path: Path
+) -> None:
+    base, adapter = pair
+    manifest.write(adapter, {"kind": "adapter"})
+    weights = adapter / "adapter_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-3] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(UserErrors, match="was changed after it was written"):
+        merge(base, adapter, tmp_path / "out")
+
+
+def test_code_of_the_base_is_copied_only_if_asked(pair: tuple[Any, Path], tmp_path: Path) -> None:
+    base, adapter = pair
+    (base.path / "modeling_x.py").write_text("raise SystemExit\n")
+    config = json.loads((base.path / "config.json").read_text())
+    (base.path / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "m.X"}}))
+    plain = merge(base, adapter, tmp_path / "plain")
+    assert not list(plain.glob("*.py"))
+    assert "code of its own" in manifest.read(plain)["notes"][0]
+    trusted = merge(base, adapter, tmp_path / "trusted", remote_code=True)
+    assert (trusted / "modeling_x.py").is_file()
+
+
 def test_bit_flip_lost_and_added_files_are_noticed(pair: tuple[Any, Path], tmp_path: Path) -> None:
     base, adapter = pair
     out = merge(base, adapter, tmp_path / "out")

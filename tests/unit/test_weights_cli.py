@@ -1,0 +1,56 @@
+"""The commands of the package, and what a merge will write."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from core import cli
+from core.paths import REPO
+from core.weights.preview import outputs
+from tests.fakes import tiny_models as tiny
+
+
+def test_convert_merge_prove_export(
+    tmp_path: Path, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    peft = tiny.attach(tiny.load(tiny_llama), target_modules=["q_proj"], std=0.2)
+    tiny.save_checkpoint(peft, tmp_path / "run" / "iter_3.pth")
+    tiny.save_config(tmp_path / "run" / "config.py", tiny_llama)
+    run, adapter, merged = tmp_path / "run", str(tmp_path / "adapter"), str(tmp_path / "merged")
+    checkpoint, base = str(run / "iter_3.pth"), str(tiny_llama)
+    assert cli.main(["convert", str(run / "config.py"), checkpoint, adapter]) == 0
+    assert cli.main(["merge", base, adapter, merged, "--no-proof"]) == 0
+    assert cli.main(["prove", base, adapter, merged, "--no-nf4"]) == 0
+    assert "proved: 24 prompts" in capsys.readouterr().out
+    out = str(tmp_path / "ollama")
+    assert cli.main(["export", merged, out, "--format", "ollama"]) == 0
+    assert "ollama create" in capsys.readouterr().out
+    # The same again: the folder exists, exit code 2, one clear message.
+    assert cli.main(["merge", base, adapter, merged]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert cli.main(["convert", str(run / "config.py"), str(run / "gone.pth"), "x"]) == 2
+
+
+def test_preview_is_what_is_written(tmp_path: Path, tiny_llama: Path) -> None:
+    peft = tiny.attach(tiny.load(tiny_llama), target_modules=["q_proj"])
+    tiny.save_checkpoint(peft, tmp_path / "iter_3.pth")
+    numbers = sum(p.numel() for n, p in peft.named_parameters() if "lora_" in n)
+    base = tiny.ref_of(tiny_llama)
+    files = {o.path: o.size for o in outputs(base, tmp_path / "iter_3.pth", fp32=True)}
+    assert files["adapter/adapter_model.safetensors"] == numbers * 4
+    stored = (tiny_llama / "model.safetensors").stat().st_size
+    assert abs(files["merged/model.safetensors"] - stored) < 10_000
+    halved = outputs(base, tmp_path / "iter_3.pth", dtype="float16")
+    assert halved[1].size * 2 == files["merged/model.safetensors"]
+
+
+def test_planning_and_converting_import_no_torch() -> None:
+    code = (
+        "import sys, core.weights.convert, core.weights.plan, core.weights.preview, "
+        "core.weights.manifest, core.weights.cli; sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPO).returncode == 0
