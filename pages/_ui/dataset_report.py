@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import streamlit as st
 
 from core.data import store
 from core.data.budget import Budget
-from core.data.diversity import Diversity
 from core.data.drafts import Draft
 from core.data.report import DatasetReport
-from pages._ui import dataset_charts
+from pages._ui import dataset_charts, dataset_tables
 from pages._ui.common import errors_shown
 from pages._ui.dataset_state import choose_dataset
 
@@ -20,14 +17,6 @@ _ICONS = {
     "warning": ":material/warning:",
     "error": ":material/error:",
     "note": ":material/info:",
-}
-#: What a hand-written identity set of 91 rows measures (see core.data.diversity).
-_USUAL = {
-    "distinct_1": "0.11",
-    "distinct_2": "0.31",
-    "self_bleu": "77",
-    "gzip_ratio": "4",
-    "near_duplicates": "12 %",
 }
 
 
@@ -48,8 +37,8 @@ def draw() -> None:
         _head(report)
         _findings(report)
         _pictures(report)
-        _diversity(report)
-        _simulation(store.manifest(name).get("simulation"))
+        dataset_tables.diversity(report)
+        dataset_tables.simulation(store.manifest(name).get("simulation"))
 
 
 def _settings() -> tuple[str, int, int, int]:
@@ -148,73 +137,3 @@ def _pictures(report: DatasetReport) -> None:
         if report.slot_coverage:
             st.subheader("Slots in the replies")
             dataset_charts.slots(report)
-
-
-def _diversity(report: DatasetReport) -> None:
-    st.subheader("Variety")
-    st.caption(
-        "Copies of one sentence teach one sentence. High distinct-n and low self-BLEU, "
-        "gzip ratio and near-duplicate share mean variety; the last column is what a "
-        "hand-written public identity set measures."
-    )
-    columns = {
-        "Identity questions": report.questions,
-        "Identity replies": report.replies,
-        "All replies": report.all_replies,
-    }
-    values = {name: _measures(d) for name, d in columns.items()}
-    st.dataframe(
-        [
-            {
-                "Measure": m.replace("_", " "),
-                **{c: v[m] for c, v in values.items()},
-                "Usual": _USUAL.get(m, ""),
-            }
-            for m in next(iter(values.values()))
-        ],
-        hide_index=True,
-        width="stretch",
-    )
-
-
-def _measures(found: Diversity) -> dict[str, str]:
-    return {
-        "texts": f"{found.texts:,}",
-        "unique": f"{found.unique:,}",
-        **{f"distinct_{n}": f"{v:.2f}" for n, v in enumerate(found.distinct, 1)},
-        "self_bleu": f"{found.self_bleu:.0f}",
-        "gzip_ratio": f"{found.gzip_ratio:.1f}",
-        "near_duplicates": f"{found.near_duplicates:.0%}".replace("%", " %"),
-        "most_copies": f"{found.most_copies:,}",
-    }
-
-
-def _simulation(record: dict[str, Any] | None) -> None:
-    """What the turn checks of the UltraChat loop rejected, if dialogues were simulated."""
-    if not record:
-        return
-    st.subheader("Simulated dialogues")
-    tries = record["attempts"]
-    st.caption(
-        f"{record['dialogues']:,} dialogues kept, {record['dropped']:,} dropped at the first reply; "
-        f"{tries.get('user', 0):,} tries of a user turn and {tries.get('assistant', 0):,} of a "
-        f"reply, by {record['models'].get('user')} and {record['models'].get('assistant')}."
-    )
-    rows = [
-        (*check.split("."), record["rejected"][check], share)
-        for check, share in record["rejected_share"].items()
-    ]
-    st.dataframe(
-        [
-            {
-                "Side": side,
-                "Check": name.replace("_", " "),
-                "Rejected": count,
-                "Share of tries": share,
-            }
-            for side, name, count, share in rows
-        ],
-        hide_index=True,
-        width="stretch",
-        column_config={"Share of tries": st.column_config.NumberColumn(format="percent")},
-    )

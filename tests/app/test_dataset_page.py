@@ -207,6 +207,25 @@ def test_report_draws_findings_and_budget(workspace_with_model: Path) -> None:
     assert len(app.get("vega_lite_chart")) + len(app.get("arrow_vega_lite_chart")) >= 3
 
 
+@pytest.mark.slow
+def test_report_tells_what_the_checks_of_a_simulation_rejected(workspace_with_model: Path) -> None:
+    row = Conversation(
+        "a", [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    )
+    record = {
+        "dialogues": 1,
+        "dropped": 2,
+        "attempts": {"user": 4, "assistant": 9},
+        "rejected": {"user.too_long": 1},
+        "rejected_share": {"user.too_long": 0.25},
+        "models": {"user": "tiny", "assistant": "big"},
+    }
+    store.save("talks", [row], extra={"simulation": record})
+    app = page("report")
+    assert "1 dialogues kept, 2 dropped at the first reply; 4 tries" in words(app)
+    assert app.dataframe[-1].value["Share of tries"].tolist() == [0.25]
+
+
 def test_import_lists_bad_rows_and_takes_the_good_ones() -> None:
     good = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
     bad = {"messages": [{"role": "tool", "content": "a"}]}

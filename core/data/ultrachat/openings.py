@@ -48,8 +48,9 @@ def _phrases() -> dict[str, Any]:
 def take(count: int, seed: int, locale: str, kinds: tuple[Kind, ...] = KINDS) -> list[Opening]:
     """The first ``count`` openings of a seed: kinds in turn, the rest random but fixed.
 
-    No text comes twice until the phrases are used up (944 to 4,000 texts of a kind in English, 240 to 800 in Chinese), since
-    a greedy model answers equal lines alike. A longer list begins with a shorter one.
+    No text comes twice until the phrases are used up (944 to 4,000 texts of a kind in English,
+    240 to 800 in Chinese), since a greedy model answers equal lines alike. A longer list begins
+    with a shorter one.
     """
     seen: set[str] = set()
     taken: list[Opening] = []
