@@ -64,11 +64,11 @@ def simulation(record: dict[str, Any] | None) -> None:
     if not record:
         return
     st.subheader("Simulated dialogues")
-    tries = record["attempts"]
+    tries, models = record["attempts"], record["models"]
     st.caption(
         f"{record['dialogues']:,} dialogues kept, {record['dropped']:,} dropped at the first "
-        f"reply; {tries.get('user', 0):,} tries of a user turn and {tries.get('assistant', 0):,} of "
-        f"a reply, by {record['models'].get('user')} and {record['models'].get('assistant')}."
+        f"reply; {tries.get('user', 0):,} tries of a user turn (by {models.get('user')}) and "
+        f"{tries.get('assistant', 0):,} of a reply (by {models.get('assistant')})."
     )
     rows = [
         (*check.split("."), record["rejected"][check], share)
