@@ -271,12 +271,20 @@ class _Stage:
         if have >= wanted:
             return
         budget = Budget(self.spec.max_calls or max(64, estimate(self.spec).max_calls))
-        for dialogue in play(self._fresh, self.user, self.assistant, self.spec.seed, budget):
+        played = play(
+            self._fresh,
+            self.user,
+            self.assistant,
+            self.spec.seed,
+            budget,
+            beat=lambda: report("simulate", min(have, wanted), wanted),
+        )
+        for dialogue in played:
             record = self._record(dialogue)
             self.records[dialogue.index] = record
             yield record
             have += record["row"] is not None
-            report("simulate", min(have, wanted), wanted)
+        report("simulate", min(have, wanted), wanted)
         if have < wanted:
             raise UserError(
                 f"only {have} of {wanted} dialogues came out",

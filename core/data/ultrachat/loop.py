@@ -180,10 +180,12 @@ def play(
     assistant: Backend,
     seed: int,
     budget: Budget,
+    beat: Callable[[], None],
 ) -> Iterator[Dialogue]:
     """Play the dialogues that ``fresh`` gives and yield each when it ends.
 
     ``fresh`` is asked again after every round, so that a dropped dialogue can be replaced.
+    ``beat`` is called after every round: the first dialogues may take minutes to end.
 
     Raises:
         UserError: a model failed, or the budget is used up. All dialogues that had ended by then
@@ -199,6 +201,7 @@ def play(
             return
         errors = _tick(active, user, assistant, seed * 100_003 + tick, budget)
         tick += 1
+        beat()
         yield from (d for d in active if d.ended)
         active = [d for d in active if not d.ended]
         if errors:
