@@ -132,6 +132,7 @@ def main() -> None:
     for _ in range(args.rounds):
         for name, setting in VARIANTS.items():
             seen[name].append(bench.step(**setting))
+            print(f"  {name}: {seen[name][-1]:.1f}", file=sys.stderr, flush=True)
     ours = statistics.median(seen["ours"])
     print(f"{bench.threads} threads, {args.rounds} rounds, real tokens/s")
     for name, rates in seen.items():
