@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
+
 import streamlit as st
 
 from core import fsio
 from core.jobs.journal import read_journal
+from core.jobs.spec import read_spec
 from core.jobs.state import State, Status
 from core.paths import RunPaths
 from pages._ui import train_checkpoints, train_faults
@@ -104,6 +107,9 @@ def tabs(run: RunPaths, now: Status) -> None:
         st.code(now.log_tail or "(nothing printed yet)", language=None, height=360, wrap_lines=True)
         st.caption(f"The end of `{run.log}`")
     with shown["Files"]:
+        if now.kind == "train" and read_spec(run).params.get("tensorboard"):
+            st.caption("Curves in TensorBoard:")
+            st.code(shlex.join(["tensorboard", "--logdir", str(run.work)]), language="bash")
         folder_tree(fsio.tree(run.root))
 
 

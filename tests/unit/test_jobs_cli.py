@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from core import fsio
+from core.conversation import Conversation
 from core.errors import UserError
-from core.jobs import api, cli
+from core.jobs import api, cli, metrics
 from core.jobs.state import State
-from core.paths import RunPaths
+from core.paths import DatasetPaths, RunPaths
 
 
 def main(argv: list[str]) -> int:
@@ -91,3 +93,51 @@ def test_resume_of_what_is_no_training_run(
     assert api.status(run).state is State.STOPPED
     assert main(["resume", run.root.name]) == 2
     assert "not a training run" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_train_then_resume_as_jobs(
+    workspace: Path, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The real path: XTuner in the child, checkpoints, a second run that goes on from one."""
+    at = DatasetPaths(workspace / "datasets" / "kai")
+    rows = [
+        Conversation(
+            f"r{i}",
+            [
+                {"role": "user", "content": f"Who are you, {i}?"},
+                {"role": "assistant", "content": "I am Kai."},
+            ],
+            "identity",
+        )
+        for i in range(24)
+    ]
+    fsio.write_jsonl(at.train, (row.to_row() for row in rows))
+    settings = [
+        "steps=4",
+        "checkpoint_every=2",
+        "batch_size=4",
+        "accumulation=1",
+        "warmup_steps=1",
+        "lora_dropout=0.1",
+        "evaluation_inputs=Who are you?",
+    ]
+    flags = [f for setting in settings for f in ("--set", setting)]
+    assert main(["train", str(at.root), "--model", str(tiny_llama), "--name", "Kai", *flags]) == 0
+    assert "SUCCEEDED" in capsys.readouterr().out
+    first = api.open_run("latest")
+    result = api.status(first).result
+    assert result is not None and [c["step"] for c in result["checkpoints"]] == [2, 4]
+    assert len(metrics.series_of(first).points) == 4
+    assert main(["resume", first.root.name, "--set", "lr=0.5"]) == 2  # not the same run
+    assert "Peak learning rate" in capsys.readouterr().err
+    assert main(["resume", first.root.name]) == 0
+    second = api.open_run("latest")
+    assert second.root != first.root
+    assert api.list_runs()[0].parent == first.root.name
+    again = api.status(second).result
+    assert again is not None and again["steps"] == 4
+    # Only the steps that were left: metrics begin behind the checkpoint.
+    assert [p["step"] for p in metrics.series_of(second).points] == [3, 4]
+    losses = [p["loss"] for p in metrics.series_of(first).points]
+    assert [p["loss"] for p in metrics.series_of(second).points] == losses[2:]
