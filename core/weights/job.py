@@ -123,7 +123,7 @@ def run(params: dict[str, Any], run: RunPaths, on_progress: OnProgress) -> dict[
             folder,
             base,
             proof.to_dict(),
-            title=out.parent.name if out.name == "merged" else out.name,
+            title=_title(spec, run, out),
             dataset=Path(spec.dataset) if spec.dataset else None,
             config=Path(spec.config) if spec.config else None,
             scorecard=Path(spec.scorecard) if spec.scorecard else None,
@@ -153,6 +153,14 @@ def run(params: dict[str, Any], run: RunPaths, on_progress: OnProgress) -> dict[
         "proof": proofs[0].to_dict(),
         "seconds": seconds,
     }
+
+
+def _title(spec: MergeSpec, run: RunPaths, out: Path) -> str:
+    """What the card is headed with: the folder that was asked for, else the job's own name."""
+    if spec.out:
+        return out.parent.name if out.name == "merged" else out.name
+    record = fsio.read_json(run.spec) if run.spec.is_file() else {}
+    return str(record.get("name") or run.root.name)
 
 
 def _adapter(spec: MergeSpec, run: RunPaths) -> tuple[Path, bool]:

@@ -36,7 +36,7 @@ def draw(run: RunPaths, folder: Path) -> None:
             job = api.create(
                 "export",
                 params,
-                name=f"{params['format']} of {folder.parent.name}",
+                name=f"{params['format']} of {read_spec(run).name}",
                 parent=run.root.name,
             )
             api.start(job)

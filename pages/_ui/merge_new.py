@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pandas as pd
 import streamlit as st
 
 from core import fsio
@@ -127,9 +128,10 @@ def _preview(source: Source, options: dict[str, Any]) -> None:
         base = catalog.resolve(source.model)
     dtype = "float16" if options["engine"] == "xtuner" else options["dtype"]
     files = outputs(base, source.checkpoint.path, fp32=options["fp32"], dtype=dtype)
-    st.dataframe(
-        [{"file": f.path, "size": fsio.human_bytes(f.size), "what": f.what} for f in files],
-        hide_index=True,
+    st.table(
+        pd.DataFrame(
+            [{"file": f.path, "size": fsio.human_bytes(f.size), "what": f.what} for f in files]
+        ).set_index("file")
     )
     total = sum(f.size for f in files)
     st.caption(

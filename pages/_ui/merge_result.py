@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import streamlit as st
 
 from core import fsio
@@ -145,7 +146,8 @@ def _proof(proof: dict[str, Any], seconds: dict[str, float]) -> None:
         (f"Training loss, {names[k]}", f"{v:.4f}", f"{proof['loss_rows']} rows")
         for k, v in proof["losses"].items()
     ]
-    st.dataframe([{"measured": a, "value": b, "limit": c} for a, b, c in rows], hide_index=True)
+    # A plain table: it wraps on a narrow screen, and a grid of seven rows needs no scrolling.
+    st.table(pd.DataFrame(rows, columns=["measured", "value", "limit"]).set_index("measured"))
     took = ", ".join(f"{k} {v:.1f} s" for k, v in seconds.items())
     st.caption(f"Time: {took}. Hashes of every file are in MANIFEST.json.")
 

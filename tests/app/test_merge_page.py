@@ -50,8 +50,8 @@ def test_recommended_checkpoint_comes_first_and_sizes_are_shown(
     assert "What will be written" in words(app)
     steps = app.selectbox[1]
     assert steps.options == ["step 30 · recommended by the sweep", "step 60"]
-    rows = app.dataframe[0].value
-    assert list(rows["file"])[:2] == [
+    rows = app.table[0].value
+    assert list(rows.index)[:2] == [
         "adapter/adapter_model.safetensors",
         "merged/model.safetensors",
     ]
@@ -115,9 +115,9 @@ def test_result_shows_proof_files_card_and_exports(workspace: Path, base: Path) 
     assert "answers as base + adapter does: 24 prompts" in text
     assert "model.safetensors" in text and "MANIFEST.json" in text and "adapter" in text
     assert "language model: what" in text  # the model card
-    measured = app.dataframe[0].value
-    assert "Largest logit difference" in list(measured["measured"])
-    assert any("Training loss" in m for m in measured["measured"])
+    measured = list(app.table[0].value.index)
+    assert "Largest logit difference" in measured
+    assert any("Training loss" in m for m in measured)
     assert app.button(key="merge_export").label == "Export"
     assert "No export of this model yet" in text
 
