@@ -104,7 +104,8 @@ def test_a_worker_makes_way_for_a_job_that_waits(
     out = io.StringIO()
     served = worker_module.Worker(out)
     reader, writer = os.pipe()
-    with os.fdopen(writer, "w") as requests, os.fdopen(reader) as lines:
+    # The writing end closes first: closing a pipe that a thread reads from would wait for ever.
+    with os.fdopen(reader) as lines, os.fdopen(writer, "w") as requests:
         load = {"id": 1, "op": "load", "sides": [s.to_dict() for s in local(tiny_llama, "a")]}
         requests.write(json.dumps(load) + "\n")
         requests.flush()
