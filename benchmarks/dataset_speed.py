@@ -43,8 +43,9 @@ def peak_mb() -> float:
 def write(persona: Persona, count: int, multi_turn: float, seed: int = 0) -> int:
     """Stream rows to a file that is thrown away."""
     with tempfile.TemporaryDirectory() as folder:
-        rows = identity_rows(persona, locales=persona.locales, seed=seed, limit=count,
-                             multi_turn=multi_turn)
+        rows = identity_rows(
+            persona, locales=persona.locales, seed=seed, limit=count, multi_turn=multi_turn
+        )
         return fsio.write_jsonl(Path(folder) / "rows.jsonl", (r.to_row() for r in rows))
 
 
@@ -60,8 +61,10 @@ def main() -> None:
     write(persona, 10_000, 0.3)
     before = peak_mb()
     seconds, rows = timed(lambda: write(persona, 100_000, 0.3))
-    print(f"{rows:,} rows: {seconds:.1f} s (limit 90); peak memory {before:.0f} MB at 10,000 rows, "
-          f"{peak_mb():.0f} MB at {rows:,}")
+    print(
+        f"{rows:,} rows: {seconds:.1f} s (limit 90); peak memory {before:.0f} MB at 10,000 rows, "
+        f"{peak_mb():.0f} MB at {rows:,}"
+    )
 
     tokenizer = load_tokenizer(bundled.ensure())
     sample: list[Conversation] = list(
@@ -71,8 +74,10 @@ def main() -> None:
     seconds, report = timed(
         lambda: report_rows(sample, tokenizer, persona=persona, probes=probes, seed=1)
     )
-    print(f"lint + report of {report.rows:,} rows: {seconds:.1f} s (limit 10); "
-          f"{len(report.findings)} findings")
+    print(
+        f"lint + report of {report.rows:,} rows: {seconds:.1f} s (limit 10); "
+        f"{len(report.findings)} findings"
+    )
 
 
 if __name__ == "__main__":

@@ -29,9 +29,15 @@ def plan(args: Any) -> list[Trial]:
     steps = args.steps or (4 if args.toy else STEPS)
     return [
         Trial(
-            f"mix-{ratio:g}-{seed}", "Luna", seed, f"1:{ratio:g}",
-            {"rehearsal_ratio": ratio, "near_miss_ratio": 0.5 if ratio else 0.0,
-             **({"max_rows": 20} if args.toy else {})},
+            f"mix-{ratio:g}-{seed}",
+            "Luna",
+            seed,
+            f"1:{ratio:g}",
+            {
+                "rehearsal_ratio": ratio,
+                "near_miss_ratio": 0.5 if ratio else 0.0,
+                **({"max_rows": 20} if args.toy else {}),
+            },
             {"steps": steps, "checkpoint_every": max(1, steps // 4)},
             size="smoke" if args.toy else "sweep",
         )
@@ -42,22 +48,32 @@ def plan(args: Any) -> list[Trial]:
 
 def summarize(results: list[dict[str, Any]]) -> str:
     """Every trial, then the means by ratio."""
-    rows = [[r["regime"], str(r["seed"]), which, *trials.cells(pick(r))]
-            for r in results
-            for which, pick in (("last", trials.final), ("recommended", trials.recommended))]
+    rows = [
+        [r["regime"], str(r["seed"]), which, *trials.cells(pick(r))]
+        for r in results
+        for which, pick in (("last", trials.final), ("recommended", trials.recommended))
+    ]
     means = []
     for ratio in RATIOS:
         mine = [trials.final(r)["metrics"] for r in results if r["regime"] == f"1:{ratio:g}"]
         if mine:
-            means.append([f"1:{ratio:g}", str(len(mine)),
-                          *(f"{statistics.mean(m[k]['value'] for m in mine):.3f}"
-                            for k in ("recall", "leak", "near_miss_leak")),
-                          f"{statistics.mean(m['unique_ratio'] for m in mine):.3f}"])
+            means.append(
+                [
+                    f"1:{ratio:g}",
+                    str(len(mine)),
+                    *(
+                        f"{statistics.mean(m[k]['value'] for m in mine):.3f}"
+                        for k in ("recall", "leak", "near_miss_leak")
+                    ),
+                    f"{statistics.mean(m['unique_ratio'] for m in mine):.3f}",
+                ]
+            )
     return (
         trials.table(["identity:rehearsal", "seed", "checkpoint", *trials.HEAD], rows)
         + "\n\nMeans of the last checkpoints:\n\n"
-        + trials.table(["identity:rehearsal", "seeds", "recall", "leak", "near-miss leak",
-                        "unique"], means)
+        + trials.table(
+            ["identity:rehearsal", "seeds", "recall", "leak", "near-miss leak", "unique"], means
+        )
     )
 
 

@@ -60,8 +60,13 @@ def run_trial(trial: Trial, folder: Path, model: str) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     built = DatasetPaths(folder / "dataset")
     if not built.manifest.is_file():
-        spec = DatasetSpec(persona_path=str(paths.TEMPLATES / pack), overrides=slots, model=model,
-                           seed=trial.seed, **trial.data)
+        spec = DatasetSpec(
+            persona_path=str(paths.TEMPLATES / pack),
+            overrides=slots,
+            model=model,
+            seed=trial.seed,
+            **trial.data,
+        )
         built = build_dataset(spec, folder / "dataset")
         if trial.copies:
             repeat_one_row(built, trial.copies)
@@ -88,8 +93,11 @@ def run_trial(trial: Trial, folder: Path, model: str) -> dict[str, Any]:
 def repeat_one_row(dataset: DatasetPaths, copies: int) -> None:
     """Replace the training rows by copies of one introduction, as the tutorial's script does."""
     rows = list(fsio.read_jsonl(dataset.train))
-    one = next(r for r in rows if r["kind"] == "identity" and r["intent"] in ("intro", "who")
-               and len(r["messages"]) == 2)
+    one = next(
+        r
+        for r in rows
+        if r["kind"] == "identity" and r["intent"] in ("intro", "who") and len(r["messages"]) == 2
+    )
     fsio.write_jsonl(dataset.train, ({**one, "id": f"copy-{i:06d}"} for i in range(copies)))
 
 
@@ -122,9 +130,12 @@ def cells(row: dict[str, Any]) -> list[str]:
     kl = (metrics.get("kl_general") or {}).get("kl")
     unique = metrics.get("unique_ratio")
     return [
-        str(row["step"]), share("recall"), share("leak"),
+        str(row["step"]),
+        share("recall"),
+        share("leak"),
         "{hits}/{n}".format(**metrics["near_miss_leak"]),
-        "" if unique is None else f"{unique:.2f}", "" if kl is None else f"{kl:.3f}",
+        "" if unique is None else f"{unique:.2f}",
+        "" if kl is None else f"{kl:.3f}",
         row["verdict"],
     ]
 
@@ -138,8 +149,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(r) + " |" for r in rows)])
 
 
-def run_all(trials: Sequence[Trial], args: argparse.Namespace,
-            on_done: Callable[[dict[str, Any]], None]) -> list[dict[str, Any]]:
+def run_all(
+    trials: Sequence[Trial], args: argparse.Namespace, on_done: Callable[[dict[str, Any]], None]
+) -> list[dict[str, Any]]:
     """Run the trials in ``args.parallel`` processes; returns the results, in order.
 
     A trial that fails is reported with the end of its log and left out.
@@ -178,13 +190,25 @@ def _start(trial: Trial, work: Path, args: argparse.Namespace) -> subprocess.Pop
     folder = work / trial.name
     folder.mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 2) // args.parallel)
-    env = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false",
-           "PYTHONPATH": str(ROOT)}
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONPATH": str(ROOT),
+    }
     with (folder / "log.txt").open("wb") as log:
         return subprocess.Popen(
-            [sys.executable, str(Path(__file__).resolve()), json.dumps(asdict(trial)),
-             str(folder), args.model],
-            stdout=log, stderr=subprocess.STDOUT, env=env, cwd=ROOT,
+            [
+                sys.executable,
+                str(Path(__file__).resolve()),
+                json.dumps(asdict(trial)),
+                str(folder),
+                args.model,
+            ],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=env,
+            cwd=ROOT,
         )
 
 
@@ -192,21 +216,27 @@ def arguments(doc: str, name: str) -> argparse.ArgumentParser:
     """The options that both benchmarks have."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--model", default="bundled", help="bundled, a folder or a hub id")
-    parser.add_argument("--parallel", type=int, default=max(1, (os.cpu_count() or 2) // 2),
-                        help="trials at a time")
+    parser.add_argument(
+        "--parallel", type=int, default=max(1, (os.cpu_count() or 2) // 2), help="trials at a time"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, help="optimizer steps of the full runs")
-    parser.add_argument("--limit", type=float, default=3600.0,
-                        help="seconds after which no further trial starts")
+    parser.add_argument(
+        "--limit", type=float, default=3600.0, help="seconds after which no further trial starts"
+    )
     parser.add_argument("--toy", action="store_true", help="one seed, few steps, few probes")
-    parser.add_argument("--work", default=str(paths.home() / f"bench-{name}"),
-                        help="folder of the trials; those with a result are not run again")
+    parser.add_argument(
+        "--work",
+        default=str(paths.home() / f"bench-{name}"),
+        help="folder of the trials; those with a result are not run again",
+    )
     parser.add_argument("--output", type=Path, help="folder for the table and the JSON")
     return parser
 
 
-def write(name: str, text: str, results: Sequence[dict[str, Any]], args: argparse.Namespace
-          ) -> None:
+def write(
+    name: str, text: str, results: Sequence[dict[str, Any]], args: argparse.Namespace
+) -> None:
     """Print the table; write it and the results."""
     print(text)
     out = args.output or Path(args.work)

@@ -45,8 +45,9 @@ def plan(args: Any) -> list[Trial]:
         for persona in personas:
             for seed in seeds:
                 name = f"{regime}-{persona}-{seed}".lower()
-                found.append(Trial(name, persona, seed, regime, dict(data), dict(train),
-                                   copies, size))
+                found.append(
+                    Trial(name, persona, seed, regime, dict(data), dict(train), copies, size)
+                )
     return found
 
 
@@ -64,12 +65,15 @@ def summarize(results: list[dict[str, Any]]) -> str:
         verdicts = Counter(trials.recommended(r)["verdict"] for r in mine)
         said = ", ".join(f"{v} {n}" for v, n in verdicts.most_common())
         lines.append(f"{regime}: expected {expected}; recommended checkpoints are {said or 'none'}")
-    worse = [r["name"] for r in results
-             if trials.order(trials.recommended(r)) > trials.order(trials.final(r))
-             and not all(g["outcome"] == "pass" for g in trials.recommended(r)["gates"]
-                         if g["required"])]
-    lines.append(f"recommended worse than last: {', '.join(worse) or 'never'} "
-                 f"(of {len(results)} runs)")
+    worse = [
+        r["name"]
+        for r in results
+        if trials.order(trials.recommended(r)) > trials.order(trials.final(r))
+        and not all(g["outcome"] == "pass" for g in trials.recommended(r)["gates"] if g["required"])
+    ]
+    lines.append(
+        f"recommended worse than last: {', '.join(worse) or 'never'} (of {len(results)} runs)"
+    )
     device = {r["device"] for r in results}
     lines.append(f"device: {', '.join(sorted(device))}")
     return text + "\n\n" + "\n".join(lines)

@@ -30,8 +30,10 @@ def adapters_of(run: RunPaths, count: int, folder: Path) -> list[Path]:
     from core.evaluation import sweep
 
     real = [sweep.adapter_of(run, c) for c in sweep.checkpoints(run)][:count]
-    made = [scaled(real[-1], folder / f"scaled_{i}", 1 - 0.001 * (i + 1))
-            for i in range(count - len(real))]
+    made = [
+        scaled(real[-1], folder / f"scaled_{i}", 1 - 0.001 * (i + 1))
+        for i in range(count - len(real))
+    ]
     return [*real, *made]
 
 
@@ -41,14 +43,18 @@ def scaled(adapter: Path, out: Path, factor: float) -> Path:
 
     out.mkdir(parents=True)
     tensors = load_file(adapter / "adapter_model.safetensors")
-    save_file({k: v * factor if "lora_B" in k else v for k, v in tensors.items()},
-              out / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {k: v * factor if "lora_B" in k else v for k, v in tensors.items()},
+        out / "adapter_model.safetensors",
+        metadata={"format": "pt"},
+    )
     shutil.copy(adapter / "adapter_config.json", out)
     return out
 
 
-def time_scorecard(size: str, base: str, tuned: Path, dataset: DatasetPaths, *, merged: bool
-                   ) -> float:
+def time_scorecard(
+    size: str, base: str, tuned: Path, dataset: DatasetPaths, *, merged: bool
+) -> float:
     """Seconds of one scorecard of base and tuned model, with an empty cache."""
     from core.evaluation import scorecard
     from core.evaluation.pool import Loadable
@@ -61,8 +67,11 @@ def time_scorecard(size: str, base: str, tuned: Path, dataset: DatasetPaths, *, 
     card = scorecard.evaluate({"base": Loadable(model), "tuned": side}, dataset, size=size)
     seconds = time.perf_counter() - began
     judged = card.sides["tuned"]
-    print(f"{size}: {seconds:.0f} s; held-out {judged.recall.n}, general {judged.leak.n}, "
-          f"verdict {card.verdict.name}", flush=True)
+    print(
+        f"{size}: {seconds:.0f} s; held-out {judged.recall.n}, general {judged.leak.n}, "
+        f"verdict {card.verdict.name}",
+        flush=True,
+    )
     for stage, spent in sorted(card.clock.spent.items(), key=lambda item: -item[1])[:12]:
         print(f"    {spent:6.1f} s  {stage}", flush=True)
     return seconds
@@ -76,14 +85,19 @@ def time_sweep(base: str, run: RunPaths, dataset: DatasetPaths, count: int) -> f
         made = RunPaths(Path(folder) / "run")
         made.root.mkdir()
         found = adapters_of(run, count, Path(folder))
-        fsio.write_json(made.result, {"checkpoints": [
-            {"step": i + 1, "path": str(p)} for i, p in enumerate(found)]})
+        fsio.write_json(
+            made.result,
+            {"checkpoints": [{"step": i + 1, "path": str(p)} for i, p in enumerate(found)]},
+        )
         shutil.rmtree(paths.cache_dir() / "evaluation", ignore_errors=True)
         began = time.perf_counter()
         result = sweep.sweep(made, dataset, base)
         seconds = time.perf_counter() - began
-    print(f"sweep of {count}: {seconds:.0f} s; by checkpoint "
-          f"{', '.join(f'{r.seconds:.0f}' for r in result.rows)}", flush=True)
+    print(
+        f"sweep of {count}: {seconds:.0f} s; by checkpoint "
+        f"{', '.join(f'{r.seconds:.0f}' for r in result.rows)}",
+        flush=True,
+    )
     return seconds
 
 
@@ -94,8 +108,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dataset", type=Path, required=True)
     parser.add_argument("--merged", type=Path, help="merged model, for the scorecards")
     parser.add_argument("--run", type=Path, help="training run, for the sweep")
-    parser.add_argument("--only", nargs="*", choices=("quick", "full", "sweep"),
-                        default=("quick", "full", "sweep"))
+    parser.add_argument(
+        "--only", nargs="*", choices=("quick", "full", "sweep"), default=("quick", "full", "sweep")
+    )
     parser.add_argument("--checkpoints", type=int, default=10)
     args = parser.parse_args(argv)
     if not (args.merged or args.run):
@@ -110,8 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tuned = args.merged or adapters_of(RunPaths(args.run), 1, Path(home))[0]
         for size in ("quick", "full"):
             if size in args.only:
-                seconds[size] = time_scorecard(size, base, tuned, dataset,
-                                               merged=bool(args.merged))
+                seconds[size] = time_scorecard(size, base, tuned, dataset, merged=bool(args.merged))
         if "sweep" in args.only and args.run:
             seconds["sweep"] = time_sweep(base, RunPaths(args.run), dataset, args.checkpoints)
     if {"quick", "sweep"} <= seconds.keys():

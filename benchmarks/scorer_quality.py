@@ -28,16 +28,35 @@ from core.evaluation.scorer import LABELS, score_reply
 
 DATA = Path(__file__).resolve().parent.parent / "tests" / "data"
 #: Names that no persona of the labelled files may claim.
-FORBIDDEN = ["ChatGPT", "GPT-4", "OpenAI", "Claude", "Anthropic", "Gemini", "Google", "SmolLM",
-             "Hugging Face", "Qwen", "Alibaba", "InternLM", "通义千问", "阿里云", "书生"]
+FORBIDDEN = [
+    "ChatGPT",
+    "GPT-4",
+    "OpenAI",
+    "Claude",
+    "Anthropic",
+    "Gemini",
+    "Google",
+    "SmolLM",
+    "Hugging Face",
+    "Qwen",
+    "Alibaba",
+    "InternLM",
+    "通义千问",
+    "阿里云",
+    "书生",
+]
 
 
 def judge(row: dict[str, Any]) -> str:
     """The scorer's label for one labelled row."""
     probe = Probe(
-        id="", suite="labelled", messages=[{"role": "user", "content": row["prompt"]}],
-        locale=row.get("locale", "en"), must=row.get("must", []),
-        must_any=row.get("must_any", []), must_not=row.get("must_not", FORBIDDEN),
+        id="",
+        suite="labelled",
+        messages=[{"role": "user", "content": row["prompt"]}],
+        locale=row.get("locale", "en"),
+        must=row.get("must", []),
+        must_any=row.get("must_any", []),
+        must_not=row.get("must_not", FORBIDDEN),
     )
     return score_reply(row["reply"], probe).label
 
@@ -81,7 +100,8 @@ def draw(files: Sequence[Path], count: int) -> list[dict[str, Any]]:
             if key not in seen:
                 seen.add(key)
                 groups.setdefault((row["model"], row["suite"]), []).append(
-                    {"label": "", **{k: row[k] for k in keep}})
+                    {"label": "", **{k: row[k] for k in keep}}
+                )
     for group in groups.values():
         Random(0).shuffle(group)
     longest = max(map(len, groups.values()), default=0)
@@ -99,9 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for row in draw(args.files, args.draw):
             print(fsio.dump_json(row))
         return 0
-    files = args.files or [
-        DATA / "labelled_replies.jsonl", DATA / "scorer_cases.jsonl"
-    ]
+    files = args.files or [DATA / "labelled_replies.jsonl", DATA / "scorer_cases.jsonl"]
     done = 0
     for path in files:
         if not path.is_file():

@@ -27,8 +27,25 @@ from typing import Any
 REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO))
 
-WORDS = ["river", "stone", "light", "paper", "garden", "winter", "music", "table", "window",
-         "silver", "morning", "question", "answer", "journey", "market", "colour", "shadow"]
+WORDS = [
+    "river",
+    "stone",
+    "light",
+    "paper",
+    "garden",
+    "winter",
+    "music",
+    "table",
+    "window",
+    "silver",
+    "morning",
+    "question",
+    "answer",
+    "journey",
+    "market",
+    "colour",
+    "shadow",
+]
 ROWS_PER_BATCH, BATCHES = 8, 2
 
 
@@ -38,10 +55,17 @@ def rows(count: int) -> list[Any]:
 
     draw = random.Random(0)
     return [
-        Conversation(f"r{i}", [
-            {"role": "user", "content": " ".join(draw.choices(WORDS, k=draw.randint(3, 15)))},
-            {"role": "assistant", "content": " ".join(draw.choices(WORDS, k=draw.randint(5, 60)))},
-        ]) for i in range(count)
+        Conversation(
+            f"r{i}",
+            [
+                {"role": "user", "content": " ".join(draw.choices(WORDS, k=draw.randint(3, 15)))},
+                {
+                    "role": "assistant",
+                    "content": " ".join(draw.choices(WORDS, k=draw.randint(5, 60))),
+                },
+            ],
+        )
+        for i in range(count)
     ]
 
 
@@ -82,11 +106,19 @@ class Bench:
         chosen = self.rows[: ROWS_PER_BATCH * BATCHES]
         if not ragged:
             chosen = sorted(chosen, key=lambda row: len(row["input_ids"]))
-        return [chosen[i::BATCHES] if ragged else
-                chosen[i * ROWS_PER_BATCH:(i + 1) * ROWS_PER_BATCH] for i in range(BATCHES)]
+        return [
+            chosen[i::BATCHES] if ragged else chosen[i * ROWS_PER_BATCH : (i + 1) * ROWS_PER_BATCH]
+            for i in range(BATCHES)
+        ]
 
-    def step(self, *, ragged: bool = False, dropout: bool = False, all_logits: bool = False,
-             recompute: bool = False) -> float:
+    def step(
+        self,
+        *,
+        ragged: bool = False,
+        dropout: bool = False,
+        all_logits: bool = False,
+        recompute: bool = False,
+    ) -> float:
         """Real tokens a second of one optimizer step."""
         import torch
         from peft.tuners.lora import LoraLayer
@@ -94,8 +126,9 @@ class Bench:
 
         for module in self.model.modules():
             if isinstance(module, LoraLayer):
-                module.lora_dropout["default"] = \
+                module.lora_dropout["default"] = (
                     torch.nn.Dropout(0.1) if dropout else torch.nn.Identity()
+                )
         base = self.model.llm.get_base_model()
         if recompute:
             base.gradient_checkpointing_enable({"use_reentrant": False})
@@ -112,8 +145,11 @@ class Bench:
 
 
 VARIANTS: dict[str, dict[str, bool]] = {
-    "ours": {}, "ragged": {"ragged": True}, "dropout": {"dropout": True},
-    "all logits": {"all_logits": True}, "recompute": {"recompute": True},
+    "ours": {},
+    "ragged": {"ragged": True},
+    "dropout": {"dropout": True},
+    "all logits": {"all_logits": True},
+    "recompute": {"recompute": True},
     "stock": {"ragged": True, "dropout": True, "all_logits": True, "recompute": True},
 }
 
@@ -137,8 +173,10 @@ def main() -> None:
     print(f"{bench.threads} threads, {args.rounds} rounds, real tokens/s")
     for name, rates in seen.items():
         median = statistics.median(rates)
-        print(f"{name:<11}{median:7.1f}  ({min(rates):.1f} to {max(rates):.1f})  "
-              f"{median / ours:5.2f} of ours")
+        print(
+            f"{name:<11}{median:7.1f}  ({min(rates):.1f} to {max(rates):.1f})  "
+            f"{median / ours:5.2f} of ours"
+        )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     print(f"peak resident memory {peak:.2f} GB")
 

@@ -31,14 +31,42 @@ sys.path.insert(0, str(REPO))
 
 SHAPES = {
     # https://huggingface.co/internlm/internlm2-1_8b: config.json
-    "internlm2-1.8b": {"vocab_size": 92544, "hidden_size": 2048, "num_hidden_layers": 24,
-                       "num_attention_heads": 16, "num_key_value_heads": 8,
-                       "intermediate_size": 8192},
-    "toy": {"vocab_size": 49152, "hidden_size": 64, "num_hidden_layers": 2,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 128},
+    "internlm2-1.8b": {
+        "vocab_size": 92544,
+        "hidden_size": 2048,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "intermediate_size": 8192,
+    },
+    "toy": {
+        "vocab_size": 49152,
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 128,
+    },
 }
-WORDS = ["river", "stone", "light", "paper", "garden", "winter", "music", "table", "window",
-         "silver", "morning", "question", "answer", "journey", "market", "colour", "shadow"]
+WORDS = [
+    "river",
+    "stone",
+    "light",
+    "paper",
+    "garden",
+    "winter",
+    "music",
+    "table",
+    "window",
+    "silver",
+    "morning",
+    "question",
+    "answer",
+    "journey",
+    "market",
+    "colour",
+    "shadow",
+]
 
 
 def make_model(folder: Path, shape: str, tokenizer_dir: Path) -> None:
@@ -47,9 +75,14 @@ def make_model(folder: Path, shape: str, tokenizer_dir: Path) -> None:
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
-    config = LlamaConfig(**SHAPES[shape], max_position_embeddings=4096, bos_token_id=None,
-                         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-                         tie_word_embeddings=False)
+    config = LlamaConfig(
+        **SHAPES[shape],
+        max_position_embeddings=4096,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=False,
+    )
     torch.manual_seed(0)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = LlamaForCausalLM(config).to(torch.bfloat16)
@@ -66,8 +99,13 @@ def make_dataset(folder: Path, rows: int, words: int) -> None:
 
     def row(index: int) -> dict[str, Any]:
         text = " ".join(draw.choices(WORDS, k=draw.randint(words, words * 3 // 2)))
-        return Conversation(f"r{index}", [{"role": "user", "content": f"Tell me about {index}."},
-                                          {"role": "assistant", "content": text}]).to_row()
+        return Conversation(
+            f"r{index}",
+            [
+                {"role": "user", "content": f"Tell me about {index}."},
+                {"role": "assistant", "content": text},
+            ],
+        ).to_row()
 
     fsio.write_jsonl(folder / "train.jsonl", (row(i) for i in range(rows)))
 
@@ -90,17 +128,26 @@ def run(root: Path, params: dict[str, Any]) -> dict[str, Any]:
     fsio.write_json(root / "params.json", params)
     started = time.monotonic()
     with (root / "log.txt").open("w") as log:
-        code = subprocess.run([sys.executable, __file__, "--child", str(root)], stdout=log,
-                              stderr=subprocess.STDOUT, check=False, cwd=REPO).returncode
+        code = subprocess.run(
+            [sys.executable, __file__, "--child", str(root)],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            check=False,
+            cwd=REPO,
+        ).returncode
     seconds = time.monotonic() - started
     text = (root / "log.txt").read_text(errors="replace")
     if code:
         return {"error": text[-3000:], "seconds": seconds}
-    metrics = [json.loads(line[10:]) for line in text.splitlines()
-               if line.startswith("@@persona ") and '"metric"' in line]
+    metrics = [
+        json.loads(line[10:])
+        for line in text.splitlines()
+        if line.startswith("@@persona ") and '"metric"' in line
+    ]
     steady = metrics[3:] or metrics
     return {
-        "seconds": round(seconds, 1), "steps": len(metrics),
+        "seconds": round(seconds, 1),
+        "steps": len(metrics),
         "tokens_per_s": round(statistics.median(m["tokens_per_s"] for m in steady)),
         "s_per_step": round(statistics.median(m["s_per_step"] for m in steady), 3),
         "peak_gb": round(metrics[-1]["memory_bytes"] / 1e9, 2),
@@ -134,22 +181,37 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
 
     cuda = torch.cuda.is_available()
     base: dict[str, Any] = {
-        "dataset": str(args.out / "data"), "model": str(args.out / "model"),
-        "dtype": "bfloat16" if cuda else "float32", "steps": args.steps, "warmup_steps": 2,
-        "batch_size": args.batch, "accumulation": args.accumulation, "max_length": 2048,
-        "lora_r": args.rank, "lora_alpha": 2 * args.rank, "lora_dropout": 0.1, "lr": 1e-4,
-        "checkpoint_every": args.steps // 2, "gpus": args.gpus, "evaluation_inputs": [],
+        "dataset": str(args.out / "data"),
+        "model": str(args.out / "model"),
+        "dtype": "bfloat16" if cuda else "float32",
+        "steps": args.steps,
+        "warmup_steps": 2,
+        "batch_size": args.batch,
+        "accumulation": args.accumulation,
+        "max_length": 2048,
+        "lora_r": args.rank,
+        "lora_alpha": 2 * args.rank,
+        "lora_dropout": 0.1,
+        "lr": 1e-4,
+        "checkpoint_every": args.steps // 2,
+        "gpus": args.gpus,
+        "evaluation_inputs": [],
     }
     report: dict[str, Any] = {
-        "device": torch.cuda.get_device_name(0) if cuda else "cpu", "torch": torch.__version__,
-        "shape": args.shape, "rows_per_step": args.batch * args.accumulation * args.gpus,
+        "device": torch.cuda.get_device_name(0) if cuda else "cpu",
+        "torch": torch.__version__,
+        "shape": args.shape,
+        "rows_per_step": args.batch * args.accumulation * args.gpus,
         "variants": {},
     }
     for variant in args.variants:
         kind, _, mode = variant.partition("+")
-        params = {**base, "deepspeed": None if kind == "none" else kind,
-                  "deterministic": mode == "deterministic",
-                  "activation_checkpointing": mode == "recompute"}
+        params = {
+            **base,
+            "deepspeed": None if kind == "none" else kind,
+            "deterministic": mode == "deterministic",
+            "activation_checkpointing": mode == "recompute",
+        }
         report["variants"][variant] = one = train_resume_convert(args.out / variant, params)
         print(variant, json.dumps(one, indent=1), flush=True)
     return report
@@ -164,11 +226,15 @@ def train_resume_convert(root: Path, params: dict[str, Any]) -> dict[str, Any]:
     try:
         tensors, seconds = adapter(result, root / "adapter")
         size = (root / "adapter" / "adapter_model.safetensors").stat().st_size
-        whole["convert"] = {"seconds": round(seconds, 2), "tensors": len(tensors),
-                            "mb": round(size / 1e6, 1)}
+        whole["convert"] = {
+            "seconds": round(seconds, 2),
+            "tensors": len(tensors),
+            "mb": round(size / 1e6, 1),
+        }
         middle = result["checkpoints"][0]
-        again = run(root.with_name(root.name + "-resumed"),
-                    {**params, "resume_from": middle["path"]})
+        again = run(
+            root.with_name(root.name + "-resumed"), {**params, "resume_from": middle["path"]}
+        )
         resumed = again.pop("result", None)
         whole["resume"] = {"from_step": middle["step"], **again}
         if resumed is not None:
@@ -187,9 +253,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("workspace/bench-train-gpu"))
     parser.add_argument("--shape", choices=SHAPES, default="internlm2-1.8b")
     parser.add_argument("--tokenizer", type=Path, help="tokenizer folder; default: bundled model")
-    parser.add_argument("--variants", nargs="+",
-                        default=["none", "none+recompute", "none+deterministic", "zero2"],
-                        help="none or a DeepSpeed choice, then +recompute or +deterministic")
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        default=["none", "none+recompute", "none+deterministic", "zero2"],
+        help="none or a DeepSpeed choice, then +recompute or +deterministic",
+    )
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--accumulation", type=int, default=1)

@@ -61,8 +61,15 @@ def plan(
         largest_sentence_share: share of the loss tokens that the most repeated reply has.
     """
     if rows < 1 or rows_per_step < 1:
-        return Budget(rows, identity_rows, rows_per_step, 0, 0.0, 0,
-                      [Advice("error", "there are no rows", "nothing can be learned")])
+        return Budget(
+            rows,
+            identity_rows,
+            rows_per_step,
+            0,
+            0.0,
+            0,
+            [Advice("error", "there are no rows", "nothing can be learned")],
+        )
     if steps is None:
         passes = epochs if epochs is not None else max(5.0, STEPS[0] * rows_per_step / rows)
         steps = max(1, math.floor(passes * rows / rows_per_step))
@@ -70,37 +77,62 @@ def plan(
     general = rows - identity_rows if general_rows is None else general_rows
     advice = [_steps(steps), _exposures(exposures), _mix(general, identity_rows)]
     if largest_sentence_share > SENTENCE_SHARE:
-        advice.append(Advice(
-            "warning", f"one sentence makes up {largest_sentence_share:.0%} of what is learned",
-            "a sentence above 5 % becomes the answer to everything; write more replies",
-        ))
-    return Budget(rows, identity_rows, rows_per_step, steps, round(exposures, 2),
-                  round(exposures * identity_rows), advice)
+        advice.append(
+            Advice(
+                "warning",
+                f"one sentence makes up {largest_sentence_share:.0%} of what is learned",
+                "a sentence above 5 % becomes the answer to everything; write more replies",
+            )
+        )
+    return Budget(
+        rows,
+        identity_rows,
+        rows_per_step,
+        steps,
+        round(exposures, 2),
+        round(exposures * identity_rows),
+        advice,
+    )
 
 
 def _steps(steps: int) -> Advice:
     low, high = STEPS
     if steps < TOO_FEW_STEPS:
-        return Advice("warning", f"{steps} optimizer steps are few",
-                      f"an identity takes {low} to {high}; below {TOO_FEW_STEPS} the learning rate "
-                      "has hardly warmed up")
+        return Advice(
+            "warning",
+            f"{steps} optimizer steps are few",
+            f"an identity takes {low} to {high}; below {TOO_FEW_STEPS} the learning rate "
+            "has hardly warmed up",
+        )
     if steps > 2 * high:
-        return Advice("warning", f"{steps} optimizer steps are many",
-                      f"an identity takes {low} to {high}; an earlier checkpoint will score better")
+        return Advice(
+            "warning",
+            f"{steps} optimizer steps are many",
+            f"an identity takes {low} to {high}; an earlier checkpoint will score better",
+        )
     return Advice("ok", f"{steps} optimizer steps", f"an identity takes about {low} to {high}")
 
 
 def _exposures(exposures: float) -> Advice:
     low, high = EXPOSURES
     if exposures > TOO_MANY_EXPOSURES:
-        return Advice("warning", f"each row is seen {exposures:.0f} times",
-                      f"beyond {TOO_MANY_EXPOSURES} wordings are learned by heart; add rows")
+        return Advice(
+            "warning",
+            f"each row is seen {exposures:.0f} times",
+            f"beyond {TOO_MANY_EXPOSURES} wordings are learned by heart; add rows",
+        )
     if exposures < 1:
-        return Advice("warning", f"only {exposures:.0%} of the rows are seen",
-                      "the others are never trained on; add steps or use fewer rows")
+        return Advice(
+            "warning",
+            f"only {exposures:.0%} of the rows are seen",
+            "the others are never trained on; add steps or use fewer rows",
+        )
     if not low <= exposures <= high:
-        return Advice("ok", f"each row is seen {exposures:.1f} times",
-                      f"{low} to {high} is usual; many different wordings need fewer")
+        return Advice(
+            "ok",
+            f"each row is seen {exposures:.1f} times",
+            f"{low} to {high} is usual; many different wordings need fewer",
+        )
     return Advice("ok", f"each row is seen {exposures:.1f} times", f"{low} to {high} is usual")
 
 
@@ -109,10 +141,16 @@ def _mix(general: int, identity: int) -> Advice:
     if not identity:
         return Advice("warning", "no identity rows", "no persona can be learned from this dataset")
     if ratio == 0:
-        return Advice("error", "no general rows",
-                      "identity rows alone made 74 to 78 of 80 unrelated answers a "
-                      "self-introduction in our runs; add rehearsal rows")
+        return Advice(
+            "error",
+            "no general rows",
+            "identity rows alone made 74 to 78 of 80 unrelated answers a "
+            "self-introduction in our runs; add rehearsal rows",
+        )
     if ratio < 1:
-        return Advice("warning", f"general : identity is {ratio:.1f} : 1",
-                      "below 1 : 1 unrelated answers mention the persona; 3 : 1 is a good start")
+        return Advice(
+            "warning",
+            f"general : identity is {ratio:.1f} : 1",
+            "below 1 : 1 unrelated answers mention the persona; 3 : 1 is a good start",
+        )
     return Advice("ok", f"general : identity is {ratio:.1f} : 1", "2 to 6 : 1 is usual")

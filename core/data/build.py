@@ -64,13 +64,17 @@ class DatasetSpec:
 
     def _faults(self) -> Iterator[UserError]:
         limits: dict[str, tuple[float, float]] = {
-            "rehearsal_ratio": (0, 20), "near_miss_ratio": (0, 5), "multi_turn": (0, 1),
-            "max_new_tokens": (8, 1024), "system_share": (0, 1),
+            "rehearsal_ratio": (0, 20),
+            "near_miss_ratio": (0, 5),
+            "multi_turn": (0, 1),
+            "max_new_tokens": (8, 1024),
+            "system_share": (0, 1),
         }
         for name, (low, high) in limits.items():
             if not low <= getattr(self, name) <= high:
-                yield UserError(f"{name} is {getattr(self, name)}",
-                                fix=f"choose a value from {low} to {high}")
+                yield UserError(
+                    f"{name} is {getattr(self, name)}", fix=f"choose a value from {low} to {high}"
+                )
         if self.max_rows is not None and not 1 <= self.max_rows <= 1_000_000:
             yield UserError(f"max_rows is {self.max_rows}", fix="choose from 1 to 1,000,000")
 
@@ -80,8 +84,10 @@ class DatasetSpec:
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(params) - known)
         if unknown:
-            raise UserError(f"unknown dataset setting {', '.join(unknown)}",
-                            fix=f"use {', '.join(sorted(known))}")
+            raise UserError(
+                f"unknown dataset setting {', '.join(unknown)}",
+                fix=f"use {', '.join(sorted(known))}",
+            )
         return cls(**params)
 
 
@@ -106,7 +112,8 @@ def build_dataset(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(
-            f"the output folder {out} exists", why="a dataset never changes once written",
+            f"the output folder {out} exists",
+            why="a dataset never changes once written",
             fix="choose another folder, or delete this one",
         )
     built = make_rows(spec, on_progress)
@@ -119,7 +126,8 @@ def build_dataset(
         os.rename(partial.root, out)
     except OSError as error:
         raise UserError(
-            f"cannot write {out}", why=error.strerror or str(error),
+            f"cannot write {out}",
+            why=error.strerror or str(error),
             fix="free disk space or choose another folder",
         ) from error
     finally:
@@ -139,15 +147,26 @@ def make_rows(spec: DatasetSpec, on_progress: OnProgress | None = None) -> Built
     wanted = spec.max_rows or _natural(persona, locales, spec)
     near = near_miss(persona, locales, spec.seed)[: round(wanted * spec.near_miss_ratio)]
     general = rehearsal.rehearse(
-        model, round(wanted * spec.rehearsal_ratio), seed=spec.seed, near_miss=near,
-        max_new_tokens=spec.max_new_tokens, locales=locales, avoid=to_avoid(persona, locales),
+        model,
+        round(wanted * spec.rehearsal_ratio),
+        seed=spec.seed,
+        near_miss=near,
+        max_new_tokens=spec.max_new_tokens,
+        locales=locales,
+        avoid=to_avoid(persona, locales),
         on_progress=on_progress,
     )
     rehearsal.require_rows(general, round(wanted * spec.rehearsal_ratio))
-    identity = list(identity_rows(
-        persona, locales=locales, seed=spec.seed, multi_turn=spec.multi_turn,
-        limit=spec.max_rows, general=[r for r in general.rows if r.kind == "rehearsal"],
-    ))
+    identity = list(
+        identity_rows(
+            persona,
+            locales=locales,
+            seed=spec.seed,
+            multi_turn=spec.multi_turn,
+            limit=spec.max_rows,
+            general=[r for r in general.rows if r.kind == "rehearsal"],
+        )
+    )
     rows = [*_with_system(identity, persona, spec), *general.rows]
     Random(f"mix/{spec.seed}").shuffle(rows)
     probes = held_out(persona, locales=locales, seed=spec.seed)
@@ -163,8 +182,10 @@ def _require_writable(persona: Persona, locales: Sequence[str], model: ModelRef)
 
 
 def _natural(persona: Persona, locales: Sequence[str], spec: DatasetSpec) -> int:
-    return sum(1 for _ in identity_rows(persona, locales=locales, seed=spec.seed,
-                                        multi_turn=spec.multi_turn))
+    return sum(
+        1
+        for _ in identity_rows(persona, locales=locales, seed=spec.seed, multi_turn=spec.multi_turn)
+    )
 
 
 def near_miss(persona: Persona, locales: Sequence[str], seed: int) -> list[str]:
@@ -176,8 +197,14 @@ def near_miss(persona: Persona, locales: Sequence[str], seed: int) -> list[str]:
 
 def to_avoid(persona: Persona, locales: Sequence[str]) -> list[str]:
     """Wordings that rehearsal must stay clear of: the persona's own and the frozen suites'."""
-    own = [t for i in persona.intents.values() if i.trained
-           for locale in locales for c in i.user.get(locale, []) for t in c.t]
+    own = [
+        t
+        for i in persona.intents.values()
+        if i.trained
+        for locale in locales
+        for c in i.user.get(locale, [])
+        for t in c.t
+    ]
     return [*own, *suite_prompts(locales)]
 
 
@@ -194,8 +221,9 @@ def suite_prompts(locales: Iterable[str]) -> list[str]:
     ]
 
 
-def _with_system(rows: Iterable[Conversation], persona: Persona, spec: DatasetSpec
-                 ) -> Iterator[Conversation]:
+def _with_system(
+    rows: Iterable[Conversation], persona: Persona, spec: DatasetSpec
+) -> Iterator[Conversation]:
     from core.data import templating
 
     rng = Random(f"system/{spec.seed}")
@@ -212,21 +240,24 @@ def _write(at: DatasetPaths, spec: DatasetSpec, built: Built) -> None:
     fsio.write_jsonl(at.probes, map(asdict, built.probes))
     fsio.atomic_write_text(at.persona, built.persona.dump())
     sides = split(built.persona, spec.seed)
-    fsio.write_json(at.manifest, {
-        "schema": SCHEMA,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "spec": asdict(spec),
-        "persona": built.persona.id,
-        "name": built.persona.slot("name", built.locales[0]),
-        "locales": built.locales,
-        "rows": len(built.rows),
-        "kinds": dict(sorted(Counter(r.kind for r in built.rows).items())),
-        "probes": len(built.probes),
-        "held_out": sorted(sides.held_out),
-        "rehearsal": {
-            "rejected": built.rehearsal.rejected,
-            "prompts_drawn": built.rehearsal.prompts_drawn,
-            "replies_made": built.rehearsal.replies_made,
+    fsio.write_json(
+        at.manifest,
+        {
+            "schema": SCHEMA,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "spec": asdict(spec),
+            "persona": built.persona.id,
+            "name": built.persona.slot("name", built.locales[0]),
+            "locales": built.locales,
+            "rows": len(built.rows),
+            "kinds": dict(sorted(Counter(r.kind for r in built.rows).items())),
+            "probes": len(built.probes),
+            "held_out": sorted(sides.held_out),
+            "rehearsal": {
+                "rejected": built.rehearsal.rejected,
+                "prompts_drawn": built.rehearsal.prompts_drawn,
+                "replies_made": built.rehearsal.replies_made,
+            },
+            "sha256": {p.name: fsio.sha256_file(p) for p in (at.train, at.probes, at.persona)},
         },
-        "sha256": {p.name: fsio.sha256_file(p) for p in (at.train, at.probes, at.persona)},
-    })
+    )

@@ -37,8 +37,13 @@ class Contamination:
             return
         both = self._clusters & set(row.cluster.split("+"))
         if both:
-            yield Finding("error", "held-out-cluster", f"cluster {min(both)} is held out",
-                          "remove the row: its question is a probe", row.id)
+            yield Finding(
+                "error",
+                "held-out-cluster",
+                f"cluster {min(both)} is held out",
+                "remove the row: its question is a probe",
+                row.id,
+            )
         for message in row.messages:
             if message["role"] == "user":
                 yield from self._wording(message["content"], row)
@@ -46,8 +51,13 @@ class Contamination:
     def _wording(self, text: str, row: Conversation) -> Iterator[Finding]:
         plain = textstats.normal(text)
         if plain in self._plain:
-            yield Finding("error", "probe-wording", f"{text[:60]!r} is a held-out probe",
-                          "remove the row", row.id)
+            yield Finding(
+                "error",
+                "probe-wording",
+                f"{text[:60]!r} is a held-out probe",
+                "remove the row",
+                row.id,
+            )
             return
         parts = textstats.tokens(text)
         shared = any(g in self._runs for n in self._lengths for g in textstats.ngrams(parts, n))
@@ -56,15 +66,21 @@ class Contamination:
         # dialogue asks what is not recorded, but the cluster rule has kept its probes apart.
         other = row.intent and near and self._plain[near] != row.intent
         if shared or (near and not other):
-            yield Finding("warning", "near-probe", f"{text[:60]!r} is nearly a held-out probe",
-                          "remove it from training, or the score says less", row.id)
+            yield Finding(
+                "warning",
+                "near-probe",
+                f"{text[:60]!r} is nearly a held-out probe",
+                "remove it from training, or the score says less",
+                row.id,
+            )
 
     def _is_near(self, plain: str) -> str:
         if plain not in self._near:
             from rapidfuzz import fuzz, process
 
-            hit: Any = process.extractOne(plain, self._plain.keys(), scorer=fuzz.ratio,
-                                          score_cutoff=90)
+            hit: Any = process.extractOne(
+                plain, self._plain.keys(), scorer=fuzz.ratio, score_cutoff=90
+            )
             self._near[plain] = hit[0] if hit else ""
         return self._near[plain]
 

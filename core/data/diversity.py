@@ -112,14 +112,17 @@ def self_bleu(split: Sequence[Sequence[str]], *, seed: int = 0) -> float:
     return sum(_bleu(text, best) for text in grams) / len(grams) * 100
 
 
-def _bleu(text: list[Counter[tuple[str, ...]]],
-          best: list[dict[tuple[str, ...], tuple[int, int]]]) -> float:
+def _bleu(
+    text: list[Counter[tuple[str, ...]]], best: list[dict[tuple[str, ...], tuple[int, int]]]
+) -> float:
     logs = 0.0
     for n, counts in enumerate(text):
         total = sum(counts.values())
         # Where this text holds the highest count itself, the second highest is the others'.
-        hits = sum(min(c, best[n][g][1] if c == best[n][g][0] else best[n][g][0])
-                   for g, c in counts.items())
+        hits = sum(
+            min(c, best[n][g][1] if c == best[n][g][0] else best[n][g][0])
+            for g, c in counts.items()
+        )
         smooth = 1 if n else 0
         if hits + smooth == 0:
             return 0.0
@@ -137,8 +140,9 @@ def near_questions(plain: Sequence[str]) -> list[bool]:
     found = np.zeros(len(plain), dtype=bool)
     for start in range(0, len(plain), 500):
         block = plain[start : start + 500]
-        scores = process.cdist(block, plain, scorer=fuzz.ratio, score_cutoff=NEAR_QUESTION,
-                               dtype=np.uint8, workers=2)
+        scores = process.cdist(
+            block, plain, scorer=fuzz.ratio, score_cutoff=NEAR_QUESTION, dtype=np.uint8, workers=2
+        )
         scores[np.arange(len(block)), np.arange(start, start + len(block))] = 0
         found[start : start + len(block)] = scores.max(axis=1) > 0
     return [bool(x) for x in found]
@@ -176,5 +180,3 @@ def _char_matrix(plain: Sequence[str]) -> tuple[Any, Any]:
     data = np.ones(len(columns), dtype=np.float32)
     matrix = csr_matrix((data, columns, starts), shape=(len(plain), len(index)))
     return matrix, np.diff(np.array(starts)).astype(np.float32)
-
-

@@ -188,8 +188,11 @@ class _Maker:
         # A cut reply has no turn end to train, so it cannot stand in the middle of a dialogue.
         general = [c for c in general if c.locale == locale and c.rounds == 1 and not c.cut]
         self._general = [
-            _Turn(c.messages[-2]["content"], c.messages[-1]["content"],
-                  loss=c.kind in ("rehearsal", "near_miss"))
+            _Turn(
+                c.messages[-2]["content"],
+                c.messages[-1]["content"],
+                loss=c.kind in ("rehearsal", "near_miss"),
+            )
             for c in general
         ]
 
@@ -212,12 +215,15 @@ class _Maker:
         skeleton = self._replies[key, later].draw()[1]
         if self._styles and rng.random() > PLAIN:
             style = rng.choice(self._styles)
-            wording = styles.apply(style, wording, self.locale,
-                                   rng.randrange(styles.VARIANTS[style]))
-        values = self.persona.values(self.locale, rng, choose_params(self.persona, self.locale,
-                                                                     wording, skeleton, rng))
-        return _Turn(templating.render(wording, values), templating.render(skeleton, values),
-                     key, cluster)
+            wording = styles.apply(
+                style, wording, self.locale, rng.randrange(styles.VARIANTS[style])
+            )
+        values = self.persona.values(
+            self.locale, rng, choose_params(self.persona, self.locale, wording, skeleton, rng)
+        )
+        return _Turn(
+            templating.render(wording, values), templating.render(skeleton, values), key, cluster
+        )
 
     def row(self, index: int, turns: Sequence[_Turn]) -> Conversation:
         """Write turns as a conversation; intents and clusters of all turns joined by '+'."""
@@ -236,8 +242,9 @@ class _Maker:
         )
 
 
-def choose_params(persona: Persona, locale: str, wording: str, reply: str, rng: Random
-                  ) -> dict[str, str]:
+def choose_params(
+    persona: Persona, locale: str, wording: str, reply: str, rng: Random
+) -> dict[str, str]:
     """One value for each parameter that a wording or reply uses (``other`` in a denial).
 
     A name that is the persona's own is not offered: nobody should learn to deny it.

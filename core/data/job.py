@@ -25,8 +25,11 @@ def run(params: dict[str, Any], run: RunPaths, on_progress: OnProgress) -> dict[
     spec = DatasetSpec.from_params(dict(params.get("spec", {})))
     built = build_dataset(spec, _target(params), on_progress)
     manifest = fsio.read_json(built.manifest)
-    return {"dataset": str(built.root), "name": built.root.name,
-            **{key: manifest[key] for key in ("rows", "kinds", "probes")}}
+    return {
+        "dataset": str(built.root),
+        "name": built.root.name,
+        **{key: manifest[key] for key in ("rows", "kinds", "probes")},
+    }
 
 
 def _target(params: dict[str, Any]) -> Path:
@@ -35,6 +38,9 @@ def _target(params: dict[str, Any]) -> Path:
     name = fsio.check_name(str(params.get("name", "")), "dataset name")
     target = fsio.safe_join(paths.datasets_dir(), name)
     if target.exists():
-        raise UserError(f"the name {name!r} is taken", why="a saved version never changes",
-                        fix="choose another name")
+        raise UserError(
+            f"the name {name!r} is taken",
+            why="a saved version never changes",
+            fix="choose another name",
+        )
     return target

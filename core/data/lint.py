@@ -41,8 +41,13 @@ _HARMLESS = re.compile(
 def lint_pack(persona: Persona, *, seed: int = 0) -> list[Finding]:
     """Rules that need no rendering."""
     rules: tuple[Callable[[Persona], Iterator[Finding]], ...] = (
-        _few_sentences, _leftovers, _reply_in_families, _unreachable, _forbidden_in_text,
-        _unlisted_skills, _short_names,
+        _few_sentences,
+        _leftovers,
+        _reply_in_families,
+        _unreachable,
+        _forbidden_in_text,
+        _unlisted_skills,
+        _short_names,
     )
     found = [finding for rule in rules for finding in rule(persona)]
     return found + list(_one_sided(persona, seed))
@@ -55,14 +60,21 @@ def _few_sentences(persona: Persona) -> Iterator[Finding]:
             where = f"intents.{key}"
             clusters, replies = len(intent.user[locale]), len(persona.replies(intent, locale))
             if clusters < MIN_CLUSTERS:
-                yield Finding("warning", "few-clusters",
-                              f"{key} has {clusters} wording clusters in {locale}",
-                              f"write at least {MIN_CLUSTERS}: one in three is held out",
-                              f"{where}.user.{locale}")
+                yield Finding(
+                    "warning",
+                    "few-clusters",
+                    f"{key} has {clusters} wording clusters in {locale}",
+                    f"write at least {MIN_CLUSTERS}: one in three is held out",
+                    f"{where}.user.{locale}",
+                )
             if replies < MIN_SKELETONS:
-                yield Finding("warning", "few-replies", f"{key} has {replies} replies in {locale}",
-                              f"write at least {MIN_SKELETONS}, or they are learned by heart",
-                              f"{where}.reply.{locale}")
+                yield Finding(
+                    "warning",
+                    "few-replies",
+                    f"{key} has {replies} replies in {locale}",
+                    f"write at least {MIN_SKELETONS}, or they are learned by heart",
+                    f"{where}.reply.{locale}",
+                )
 
 
 def _leftovers(persona: Persona) -> Iterator[Finding]:
@@ -70,8 +82,13 @@ def _leftovers(persona: Persona) -> Iterator[Finding]:
         plain = re.sub(r"\{\{.*?\}\}|\{%.*?%\}", "", text, flags=re.DOTALL)
         mark = _LEFTOVER.search(plain)
         if mark:
-            yield Finding("error", "leftover", f"{mark.group(0)!r} would be learned as text",
-                          "write the slot as {{ name }}", ".".join(map(str, loc)))
+            yield Finding(
+                "error",
+                "leftover",
+                f"{mark.group(0)!r} would be learned as text",
+                "write the slot as {{ name }}",
+                ".".join(map(str, loc)),
+            )
 
 
 def _reply_in_families(persona: Persona) -> Iterator[Finding]:
@@ -84,10 +101,13 @@ def _reply_in_families(persona: Persona) -> Iterator[Finding]:
     for (locale, _), where in families.items():
         if len(where) > 2:
             names = ", ".join(where.values())
-            yield Finding("warning", "same-reply",
-                          f"one reply serves {names} ({locale})",
-                          "give each intent replies of its own, or the model answers all alike",
-                          f"intents.{next(iter(where.values()))}.reply.{locale}")
+            yield Finding(
+                "warning",
+                "same-reply",
+                f"one reply serves {names} ({locale})",
+                "give each intent replies of its own, or the model answers all alike",
+                f"intents.{next(iter(where.values()))}.reply.{locale}",
+            )
 
 
 def _unreachable(persona: Persona) -> Iterator[Finding]:
@@ -105,13 +125,21 @@ def _unreachable(persona: Persona) -> Iterator[Finding]:
                     todo.append(step)
         lost = [k for k in keys if k not in seen]
         if lost:
-            yield Finding("warning", "unreachable",
-                          f"no dialogue in {locale} comes to {', '.join(lost)}",
-                          "add them to 'next' of another intent or to dialogues.start",
-                          "dialogues.start")
+            yield Finding(
+                "warning",
+                "unreachable",
+                f"no dialogue in {locale} comes to {', '.join(lost)}",
+                "add them to 'next' of another intent or to dialogues.start",
+                "dialogues.start",
+            )
         if not any(END in s or not s for s in steps.values()):
-            yield Finding("warning", "no-end", "no intent leads to END",
-                          "add {to: END, p: 0.1} where a talk may stop", "dialogues")
+            yield Finding(
+                "warning",
+                "no-end",
+                "no intent leads to END",
+                "add {to: END, p: 0.1} where a talk may stop",
+                "dialogues",
+            )
 
 
 def _forbidden_in_text(persona: Persona) -> Iterator[Finding]:
@@ -122,8 +150,13 @@ def _forbidden_in_text(persona: Persona) -> Iterator[Finding]:
     for loc, _, text in sentences(persona.pack):
         if loc[0] == "intents" and loc[2] in ("reply", "short", "disclosed"):
             for name in claimed(text, names):
-                yield Finding("error", "forbidden-claim", f"this reply claims to be {name}",
-                              "deny it or take it out", ".".join(map(str, loc)))
+                yield Finding(
+                    "error",
+                    "forbidden-claim",
+                    f"this reply claims to be {name}",
+                    "deny it or take it out",
+                    ".".join(map(str, loc)),
+                )
 
 
 def _unlisted_skills(persona: Persona) -> Iterator[Finding]:
@@ -138,10 +171,13 @@ def _unlisted_skills(persona: Persona) -> Iterator[Finding]:
                 for match in _PROMISE.finditer(text):
                     promise = _HARMLESS.sub("", (match.group(1) or match.group(2)).strip())
                     if promise and not _named(promise, known):
-                        yield Finding("warning", "unlisted-skill",
-                                      f"the reply promises {promise!r}, which is not in 'skills'",
-                                      "use {{ skills | words }}, or add it to the slot",
-                                      f"intents.{key}.reply.{locale}.{i}")
+                        yield Finding(
+                            "warning",
+                            "unlisted-skill",
+                            f"the reply promises {promise!r}, which is not in 'skills'",
+                            "use {{ skills | words }}, or add it to the slot",
+                            f"intents.{key}.reply.{locale}.{i}",
+                        )
 
 
 def _named(promise: str, known: str) -> bool:
@@ -153,9 +189,13 @@ def _short_names(persona: Persona) -> Iterator[Finding]:
     for slot in ("name", "author"):
         for alias in persona.aliases(slot):
             if alias.isascii() and len(re.sub(r"\W", "", alias)) <= 2:
-                yield Finding("warning", "short-name", f"{alias!r} is too short to be recognised",
-                              "two letters occur inside everything; choose a longer one",
-                              f"slots.{slot}")
+                yield Finding(
+                    "warning",
+                    "short-name",
+                    f"{alias!r} is too short to be recognised",
+                    "two letters occur inside everything; choose a longer one",
+                    f"slots.{slot}",
+                )
 
 
 def _one_sided(persona: Persona, seed: int) -> Iterator[Finding]:
@@ -164,13 +204,21 @@ def _one_sided(persona: Persona, seed: int) -> Iterator[Finding]:
         for key in trained_intents(persona, locale):
             names = {c.c for c in persona.intents[key].user[locale]}
             if not names & sides.train:
-                yield Finding("error", "nothing-trained", f"all wordings of {key} are held out",
-                              "add clusters", f"intents.{key}.user.{locale}")
+                yield Finding(
+                    "error",
+                    "nothing-trained",
+                    f"all wordings of {key} are held out",
+                    "add clusters",
+                    f"intents.{key}.user.{locale}",
+                )
             if not names & sides.held_out:
-                yield Finding("warning", "nothing-held-out",
-                              f"no wording of {key} is held out in {locale}",
-                              "add a cluster, or this intent cannot be scored",
-                              f"intents.{key}.user.{locale}")
+                yield Finding(
+                    "warning",
+                    "nothing-held-out",
+                    f"no wording of {key} is held out in {locale}",
+                    "add a cluster, or this intent cannot be scored",
+                    f"intents.{key}.user.{locale}",
+                )
 
 
 def lint_slots(persona: Persona, tokenizer: Any, locales: Sequence[str] = ()) -> list[Finding]:
@@ -187,13 +235,25 @@ def lint_slots(persona: Persona, tokenizer: Any, locales: Sequence[str] = ()) ->
         for value in _slot_values(persona, name, locales or persona.locales):
             token = next((t for t in special if t in value), "")
             if token:
-                found.append(Finding("error", "control-token", f"{token!r} stands in {name!r}",
-                                     "it would end the turn; remove it", f"slots.{name}"))
+                found.append(
+                    Finding(
+                        "error",
+                        "control-token",
+                        f"{token!r} stands in {name!r}",
+                        "it would end the turn; remove it",
+                        f"slots.{name}",
+                    )
+                )
             elif _spelled(value, tokenizer) != value:
-                found.append(Finding("error", "unwritable",
-                                     f"the model has no tokens for {value!r} ({name})",
-                                     "spell it in characters that the model knows",
-                                     f"slots.{name}"))
+                found.append(
+                    Finding(
+                        "error",
+                        "unwritable",
+                        f"the model has no tokens for {value!r} ({name})",
+                        "spell it in characters that the model knows",
+                        f"slots.{name}",
+                    )
+                )
     return found
 
 
@@ -234,8 +294,9 @@ def lint_rows(
 
 
 class _RowChecker:
-    def __init__(self, persona: Persona | None, probes: Sequence[Probe],
-                 control_tokens: Sequence[str]) -> None:
+    def __init__(
+        self, persona: Persona | None, probes: Sequence[Probe], control_tokens: Sequence[str]
+    ) -> None:
         self._persona = persona
         self._forbidden = persona.forbidden if persona else []
         self._folded = [f.casefold() for f in self._forbidden]
@@ -255,29 +316,59 @@ class _RowChecker:
         roles = [m["role"] for m in row.messages]
         body = roles[1:] if roles[:1] == ["system"] else roles
         if body != ["user", "assistant"] * (len(body) // 2) or not body:
-            yield Finding("error", "roles", "user and assistant turns do not alternate",
-                          "mend the row: XTuner joins or drops such turns", row.id)
+            yield Finding(
+                "error",
+                "roles",
+                "user and assistant turns do not alternate",
+                "mend the row: XTuner joins or drops such turns",
+                row.id,
+            )
         if not any(row.loss):
-            yield Finding("warning", "no-loss", "no reply of the row is trained on",
-                          "switch the loss of a reply on, or remove the row", row.id)
+            yield Finding(
+                "warning",
+                "no-loss",
+                "no reply of the row is trained on",
+                "switch the loss of a reply on, or remove the row",
+                row.id,
+            )
 
     def _texts(self, row: Conversation) -> Iterator[Finding]:
         for message in row.messages:
             text = message["content"]
             if not text.strip():
-                yield Finding("error", "empty", f"an empty {message['role']} turn",
-                              "write a text or remove the row", row.id)
+                yield Finding(
+                    "error",
+                    "empty",
+                    f"an empty {message['role']} turn",
+                    "write a text or remove the row",
+                    row.id,
+                )
             for token in self._control:
                 if token in text:
-                    yield Finding("error", "control-token", f"{token!r} stands in a text",
-                                  "it would end the turn; remove it", row.id)
+                    yield Finding(
+                        "error",
+                        "control-token",
+                        f"{token!r} stands in a text",
+                        "it would end the turn; remove it",
+                        row.id,
+                    )
             # Rehearsal replies may explain braces (code); a slot left open is ours or the user's.
             if row.kind in ("identity", "own") and not self._is_slot_text(text):
-                yield Finding("warning", "leftover", "braces or a placeholder were left in a text",
-                              "fill the slot", row.id)
+                yield Finding(
+                    "warning",
+                    "leftover",
+                    "braces or a placeholder were left in a text",
+                    "fill the slot",
+                    row.id,
+                )
             if row.kind != "identity" and (_EMAIL.search(text) or _PHONE.search(text)):
-                yield Finding("note", "personal-data", "an e-mail address or phone number",
-                              "remove it if it belongs to somebody", row.id)
+                yield Finding(
+                    "note",
+                    "personal-data",
+                    "an e-mail address or phone number",
+                    "remove it if it belongs to somebody",
+                    row.id,
+                )
 
     def _is_slot_text(self, text: str) -> bool:
         """Whether every placeholder-like mark comes from a slot value, which is plain data."""
@@ -294,8 +385,13 @@ class _RowChecker:
         key = hash("\0".join(m["content"] for m in row.messages))
         first = self._seen.setdefault(key, row.id)
         if first != row.id:
-            yield Finding("warning", "duplicate-row", "the row says the same as an earlier one",
-                          "remove it, or let the number of exposures do the repeating", row.id)
+            yield Finding(
+                "warning",
+                "duplicate-row",
+                "the row says the same as an earlier one",
+                "remove it, or let the number of exposures do the repeating",
+                row.id,
+            )
 
     def _replies(self, row: Conversation, persona: Persona) -> Iterator[Finding]:
         for prompt, reply in _pairs(row):
@@ -304,8 +400,13 @@ class _RowChecker:
             intent = persona.intents[row.intent]
             reply = row.messages[-1]["content"]
             for name in _missing_must(intent, reply, persona):
-                yield Finding("error", "missing-must", f"a reply to {row.intent} lacks {name}",
-                              "put the slot into the reply", row.id)
+                yield Finding(
+                    "error",
+                    "missing-must",
+                    f"a reply to {row.intent} lacks {name}",
+                    "put the slot into the reply",
+                    row.id,
+                )
 
     def _claims(self, row: Conversation, prompt: str, reply: str) -> Iterator[Finding]:
         low = f"{prompt}\n{reply}".casefold()
@@ -314,8 +415,13 @@ class _RowChecker:
             from core.evaluation.claims import claimed
 
             for name in claimed(reply, near, prompt):
-                yield Finding("error", "forbidden-claim", f"a reply claims to be {name}",
-                              "deny it or take it out", row.id)
+                yield Finding(
+                    "error",
+                    "forbidden-claim",
+                    f"a reply claims to be {name}",
+                    "deny it or take it out",
+                    row.id,
+                )
 
 
 def _pairs(row: Conversation) -> Iterator[tuple[str, str]]:

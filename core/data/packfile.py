@@ -28,8 +28,9 @@ class Document:
     ``base`` is the pack it extends: a field that this file does not have is looked up there.
     """
 
-    def __init__(self, data: Any, root: yaml.Node | None, name: str,
-                 base: Document | None = None) -> None:
+    def __init__(
+        self, data: Any, root: yaml.Node | None, name: str, base: Document | None = None
+    ) -> None:
         self.data = data
         self.name = name
         self._root = root
@@ -76,12 +77,14 @@ def read_document(path: Path) -> Document:
         raw = path.read_bytes() if size <= MAX_BYTES else b""
     except OSError as error:
         raise UserError(
-            f"cannot read the persona file {path}", why=error.strerror or str(error),
+            f"cannot read the persona file {path}",
+            why=error.strerror or str(error),
             fix="give the path of a pack, for example data_templates/assistant.yaml",
         ) from error
     if size > MAX_BYTES:
         raise UserError(
-            f"{path} has {size:,} bytes", why=f"a persona file has at most {MAX_BYTES:,}",
+            f"{path} has {size:,} bytes",
+            why=f"a persona file has at most {MAX_BYTES:,}",
             fix="check that this is a persona file",
         )
     try:
@@ -89,7 +92,8 @@ def read_document(path: Path) -> Document:
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise UserError(
-            f"byte {error.start} is not UTF-8", fix="save the file as UTF-8",
+            f"byte {error.start} is not UTF-8",
+            fix="save the file as UTF-8",
             where=f"{path.name}:{line}",
         ) from error
     return parse_document(text, path.name)
@@ -115,13 +119,19 @@ def _shipped(name: Any, document: Document) -> Document:
     path = paths.TEMPLATES / f"{name}.yaml"
     if not isinstance(name, str) or not fsio.NAME_RULE.fullmatch(name) or not path.is_file():
         names = ", ".join(p.stem for p in sorted(paths.TEMPLATES.glob("*.yaml")))
-        raise UserError(f"there is no pack {name!r} to extend", fix=f"use one of {names}",
-                        where=document.where("extends"))
+        raise UserError(
+            f"there is no pack {name!r} to extend",
+            fix=f"use one of {names}",
+            where=document.where("extends"),
+        )
     base = _parse(path.read_text(encoding="utf-8"), path.name)
     if not isinstance(base.data, dict) or "extends" in base.data:
-        raise UserError(f"{path.name} extends a pack itself",
-                        why="one step is enough to follow by eye", fix="extend that one directly",
-                        where=document.where("extends"))
+        raise UserError(
+            f"{path.name} extends a pack itself",
+            why="one step is enough to follow by eye",
+            fix="extend that one directly",
+            where=document.where("extends"),
+        )
     return base
 
 
@@ -140,8 +150,9 @@ def _without(value: Any, names: set[str]) -> Any:
     if isinstance(value, dict):
         return {k: _without(v, names) for k, v in value.items() if k not in names}
     if isinstance(value, list):
-        return [_without(v, names) for v in value
-                if not (isinstance(v, dict) and v.get("to") in names)]
+        return [
+            _without(v, names) for v in value if not (isinstance(v, dict) and v.get("to") in names)
+        ]
     return value
 
 
@@ -159,7 +170,8 @@ def _parse(text: str, name: str) -> Document:
             if getattr(event, "anchor", None):
                 raise UserError(
                     "anchors and aliases are not allowed in a persona file",
-                    fix="write the value out", where=_at(name, event.start_mark),
+                    fix="write the value out",
+                    where=_at(name, event.start_mark),
                 )
         loader = Loader(text)
         root = loader.get_single_node()
@@ -192,7 +204,8 @@ def _repeated(node: yaml.Node | None, name: str) -> Iterator[UserError]:
             if key.value in seen:
                 yield UserError(
                     f"{key.value!r} is written twice (first on line {seen[key.value]})",
-                    fix="keep one of them", where=f"{name}:{line}",
+                    fix="keep one of them",
+                    where=f"{name}:{line}",
                 )
             seen.setdefault(key.value, line)
             yield from _repeated(value, name)
@@ -206,7 +219,8 @@ def to_pack(document: Document) -> Pack:
     if not isinstance(document.data, dict):
         raise UserError(
             "a persona file is a mapping that starts with 'schema: persona/1'",
-            fix="start from a pack in data_templates/", where=f"{document.name}:1",
+            fix="start from a pack in data_templates/",
+            where=f"{document.name}:1",
         )
     try:
         return Pack.model_validate(document.data)

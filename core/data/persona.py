@@ -93,8 +93,9 @@ class Persona:
             self._aliases[name] = list(found)
         return list(self._aliases[name])
 
-    def values(self, locale: str, rng: Random, extra: Mapping[str, str] | None = None
-               ) -> dict[str, Any]:
+    def values(
+        self, locale: str, rng: Random, extra: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
         """What one turn's sentences are rendered with; list slots are sampled, order kept."""
         values: dict[str, Any] = {}
         for name, slot in self.pack.slots.items():
@@ -142,8 +143,9 @@ def load_persona(path: Path, overrides: Mapping[str, str] | None = None) -> Pers
     return _build(read_document(path), overrides or {})
 
 
-def parse_persona(text: str, name: str = "persona.yaml",
-                  overrides: Mapping[str, str] | None = None) -> Persona:
+def parse_persona(
+    text: str, name: str = "persona.yaml", overrides: Mapping[str, str] | None = None
+) -> Persona:
     """``load_persona`` for a text in memory (the page's editor)."""
     return _build(parse_document(text, name), overrides or {})
 
@@ -162,24 +164,32 @@ def _override(pack: Pack, key: str, value: str) -> Iterator[UserError]:
     slot = pack.slots.get(name)
     if slot is None:
         yield UserError(
-            f"unknown slot {name!r}", why=f"this persona has: {', '.join(pack.slots)}",
-            fix="correct the name, or add the slot to the persona file", where=f"--set {key}",
+            f"unknown slot {name!r}",
+            why=f"this persona has: {', '.join(pack.slots)}",
+            fix="correct the name, or add the slot to the persona file",
+            where=f"--set {key}",
         )
     elif _SURROGATE.search(value):
-        yield UserError("the value is not valid Unicode text", fix="type it again",
-                        where=f"--set {key}")
+        yield UserError(
+            "the value is not valid Unicode text", fix="type it again", where=f"--set {key}"
+        )
     elif part == "aliases":
         slot.aliases = _split(value)
     elif part == "disclose":
         if value not in ("never", "optional", "always"):
-            yield UserError(f"{value!r} is not a policy", fix="use never, optional or always",
-                            where=f"--set {key}")
+            yield UserError(
+                f"{value!r} is not a policy",
+                fix="use never, optional or always",
+                where=f"--set {key}",
+            )
         else:
             slot.disclose = value  # type: ignore[assignment]
     elif part and part not in pack.persona.locales:
         yield UserError(
-            f"no locale {part!r}", why=f"this persona speaks {', '.join(pack.persona.locales)}",
-            fix=f"use {name} or {name}.{pack.persona.locales[0]}", where=f"--set {key}",
+            f"no locale {part!r}",
+            why=f"this persona speaks {', '.join(pack.persona.locales)}",
+            fix=f"use {name} or {name}.{pack.persona.locales[0]}",
+            where=f"--set {key}",
         )
     else:
         for locale in [part] if part else pack.persona.locales:
@@ -229,8 +239,11 @@ def _check_slots(pack: Pack, document: Document) -> Iterator[UserError]:
                     where=document.where("slots", name, "text", locale),
                 )
     for name in pack.params.keys() & pack.slots.keys():
-        yield UserError(f"{name!r} is both a slot and a parameter", fix="rename one",
-                        where=document.where("params", name))
+        yield UserError(
+            f"{name!r} is both a slot and a parameter",
+            fix="rename one",
+            where=document.where("params", name),
+        )
 
 
 def _check_sentences(pack: Pack, document: Document) -> Iterator[UserError]:
@@ -251,7 +264,8 @@ def _check_sentences(pack: Pack, document: Document) -> Iterator[UserError]:
             if missing:
                 yield UserError(
                     f"the sentence uses {name!r}, which has no value for locale {locale!r}",
-                    fix=f"fill {name!r} for {locale!r} or take it out of the sentence", where=where,
+                    fix=f"fill {name!r} for {locale!r} or take it out of the sentence",
+                    where=where,
                 )
 
 
@@ -259,14 +273,18 @@ def _check_must(pack: Pack, document: Document) -> Iterator[UserError]:
     for key, intent in pack.intents.items():
         for name in [*intent.must, *intent.must_any]:
             if name not in pack.slots:
-                yield UserError(f"unknown slot {name!r}", fix=f"use one of {', '.join(pack.slots)}",
-                                where=document.where("intents", key, "must"))
+                yield UserError(
+                    f"unknown slot {name!r}",
+                    fix=f"use one of {', '.join(pack.slots)}",
+                    where=document.where("intents", key, "must"),
+                )
         for kind in ("reply", "short", "disclosed"):
             block = getattr(intent, kind)
             for locale, texts in block.items() if isinstance(block, dict) else ():
                 for i, text in enumerate(texts):
-                    yield from _reply_fault(intent, text,
-                                            document.where("intents", key, kind, locale, i))
+                    yield from _reply_fault(
+                        intent, text, document.where("intents", key, kind, locale, i)
+                    )
 
 
 def _reply_fault(intent: Intent, text: str, where: str) -> Iterator[UserError]:
@@ -282,7 +300,8 @@ def _reply_fault(intent: Intent, text: str, where: str) -> Iterator[UserError]:
     if intent.must_any and not used & set(intent.must_any):
         yield UserError(
             f"this reply has none of the slots {', '.join(intent.must_any)}",
-            fix="put one of them into the reply, or change 'must_any'", where=where,
+            fix="put one of them into the reply, or change 'must_any'",
+            where=where,
         )
 
 
@@ -292,14 +311,18 @@ def _check_clusters(pack: Pack, document: Document) -> Iterator[UserError]:
     for key, intent in pack.intents.items():
         for locale, clusters in intent.user.items():
             if locale not in pack.persona.locales:
-                yield UserError(f"locale {locale!r} is not in persona.locales", fix="add it there",
-                                where=document.where("intents", key, "user", locale))
+                yield UserError(
+                    f"locale {locale!r} is not in persona.locales",
+                    fix="add it there",
+                    where=document.where("intents", key, "user", locale),
+                )
             seen: set[str] = set()
             for i, cluster in enumerate(clusters):
                 where = document.where("intents", key, "user", locale, i)
                 if owner.setdefault(cluster.c, key) != key or cluster.c in seen:
                     yield UserError(
-                        f"the cluster name {cluster.c!r} is used before", where=where,
+                        f"the cluster name {cluster.c!r} is used before",
+                        where=where,
                         why="held-out wordings are told apart by cluster name",
                         fix="give this cluster a name of its own",
                     )
@@ -310,14 +333,16 @@ def _check_clusters(pack: Pack, document: Document) -> Iterator[UserError]:
                         yield UserError(
                             f"{text!r} stands in the clusters {first!r} and {cluster.c!r}",
                             why="one of them may be held out, and then it would be trained on",
-                            fix="keep it in one cluster", where=where,
+                            fix="keep it in one cluster",
+                            where=where,
                         )
         if intent.trained:
             yield from _missing_locales(pack, key, intent, document)
 
 
-def _missing_locales(pack: Pack, key: str, intent: Intent, document: Document
-                     ) -> Iterator[UserError]:
+def _missing_locales(
+    pack: Pack, key: str, intent: Intent, document: Document
+) -> Iterator[UserError]:
     for locale in pack.persona.locales:
         for kind in ("user", "reply"):
             block = getattr(intent, kind)
@@ -341,9 +366,11 @@ def _check_graph(pack: Pack, document: Document) -> Iterator[UserError]:
                 )
     for name in pack.dialogues.start:
         if name != GENERAL and name not in trained:
-            yield UserError(f"dialogues start at {name!r}, which is no intent with replies",
-                            fix=f"use an intent of this file or {GENERAL}",
-                            where=document.where("dialogues", "start"))
+            yield UserError(
+                f"dialogues start at {name!r}, which is no intent with replies",
+                fix=f"use an intent of this file or {GENERAL}",
+                where=document.where("dialogues", "start"),
+            )
 
 
 def _plain(text: str) -> str:

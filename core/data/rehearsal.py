@@ -38,9 +38,25 @@ RECIPE = 3
 
 #: Names that a base model may take itself for. A reply that names one teaches the old identity.
 AI_NAMES = (
-    "SmolLM", "Hugging Face", "HuggingFace", "OpenAI", "ChatGPT", "GPT-4", "GPT-3", "Anthropic",
-    "Claude", "Qwen", "Alibaba", "InternLM", "Llama", "DeepSeek", "Mistral", "通义", "书生",
-    "上海人工智能实验室", "阿里",
+    "SmolLM",
+    "Hugging Face",
+    "HuggingFace",
+    "OpenAI",
+    "ChatGPT",
+    "GPT-4",
+    "GPT-3",
+    "Anthropic",
+    "Claude",
+    "Qwen",
+    "Alibaba",
+    "InternLM",
+    "Llama",
+    "DeepSeek",
+    "Mistral",
+    "通义",
+    "书生",
+    "上海人工智能实验室",
+    "阿里",
 )
 _IDENTITY = re.compile(
     r"\b(who|what) (are|r) (you|u)\b|\byour name\b|\bintroduce yourself\b|\babout yourself\b"
@@ -84,8 +100,14 @@ def rehearsal_rows(
 ) -> list[Conversation]:
     """``rehearse(...).rows``."""
     return rehearse(
-        model, n, seed=seed, near_miss=near_miss, max_new_tokens=max_new_tokens, locales=locales,
-        avoid=avoid, on_progress=on_progress,
+        model,
+        n,
+        seed=seed,
+        near_miss=near_miss,
+        max_new_tokens=max_new_tokens,
+        locales=locales,
+        avoid=avoid,
+        on_progress=on_progress,
     ).rows
 
 
@@ -147,8 +169,15 @@ def own_prompts(locale: str) -> list[str]:
 
 
 class _Maker:
-    def __init__(self, model: ModelRef, seed: int, max_new_tokens: int, locales: Sequence[str],
-                 avoid: Sequence[str], on_progress: OnProgress | None) -> None:
+    def __init__(
+        self,
+        model: ModelRef,
+        seed: int,
+        max_new_tokens: int,
+        locales: Sequence[str],
+        avoid: Sequence[str],
+        on_progress: OnProgress | None,
+    ) -> None:
         from core.models.load import load_model, load_tokenizer
         from core.models.template import ChatTemplate
 
@@ -203,9 +232,16 @@ class _Maker:
         head = self._template.render([{"role": "user", "content": mark}]).split(mark)[0]
         ids = self._tokenizer.encode(head, add_special_tokens=False)
         drawn = generate_ids(
-            self._model, self._tokenizer, [ids] * count, stop_ids=self._template.stop_ids,
-            max_new_tokens=MAX_PROMPT_TOKENS, batch_size=64, temperature=1.0,
-            seed=self._seed * 1009 + attempt, on_progress=self._report, stage="draw prompts",
+            self._model,
+            self._tokenizer,
+            [ids] * count,
+            stop_ids=self._template.stop_ids,
+            max_new_tokens=MAX_PROMPT_TOKENS,
+            batch_size=64,
+            temperature=1.0,
+            seed=self._seed * 1009 + attempt,
+            on_progress=self._report,
+            stage="draw prompts",
         )
         self._result.prompts_drawn += count
         prompts = []
@@ -220,8 +256,9 @@ class _Maker:
                 prompts.append(text)
         return prompts
 
-    def _answer(self, prompts: Sequence[str], kind: Kind, wanted: int, stage: str
-                ) -> list[Conversation]:
+    def _answer(
+        self, prompts: Sequence[str], kind: Kind, wanted: int, stage: str
+    ) -> list[Conversation]:
         """Answer until ``wanted`` rows are kept; in blocks, because many replies run too long."""
         rows: list[Conversation] = []
         at = 0
@@ -237,13 +274,18 @@ class _Maker:
             self._report(stage, len(rows) if at < len(prompts) else wanted, wanted)
         return rows
 
-    def _answer_block(self, block: Sequence[str], kind: Kind,
-                      report: Callable[[str, int, int], None]) -> list[Conversation]:
+    def _answer_block(
+        self, block: Sequence[str], kind: Kind, report: Callable[[str, int, int], None]
+    ) -> list[Conversation]:
         from core.models.generate import generate
 
         replies = generate(
-            self._model, self._tokenizer, [[{"role": "user", "content": p}] for p in block],
-            max_new_tokens=self._cap, batch_size=32, on_progress=report,
+            self._model,
+            self._tokenizer,
+            [[{"role": "user", "content": p}] for p in block],
+            max_new_tokens=self._cap,
+            batch_size=32,
+            on_progress=report,
         )
         self._result.replies_made += len(block)
         rows = []
@@ -256,12 +298,18 @@ class _Maker:
                 self._rejected[f"reply: {reason}"] += 1
                 continue
             digest = hashlib.sha256(f"{prompt}\0{text}".encode()).hexdigest()[:12]
-            rows.append(Conversation(
-                id=f"{kind.replace('_', '-')}-{digest}",
-                messages=[{"role": "user", "content": prompt},
-                          {"role": "assistant", "content": text}],
-                kind=kind, locale=textstats.locale_of(prompt), cut=cut,
-            ))
+            rows.append(
+                Conversation(
+                    id=f"{kind.replace('_', '-')}-{digest}",
+                    messages=[
+                        {"role": "user", "content": prompt},
+                        {"role": "assistant", "content": text},
+                    ],
+                    kind=kind,
+                    locale=textstats.locale_of(prompt),
+                    cut=cut,
+                )
+            )
         return rows
 
 
@@ -299,7 +347,7 @@ def _prompt_fault(prompt: str) -> str:
         return "length"
     if _IDENTITY.search(prompt):
         return "asks for an identity"
-    if prompt[-1] not in ".?!。？！\"”":
+    if prompt[-1] not in '.?!。？！"”':
         return "not a sentence"
     if textstats.repetition(prompt) > MAX_REPETITION:
         return "loops"
@@ -332,5 +380,6 @@ def require_rows(result: Rehearsal, wanted: int) -> None:
         why = ", ".join(f"{reason} {count}" for reason, count in result.rejected.items())
         raise UserError(
             f"the model gave {made} usable rehearsal replies of {wanted} wanted",
-            why=f"dropped: {why}", fix="allow longer replies, or ask for fewer rows",
+            why=f"dropped: {why}",
+            fix="allow longer replies, or ask for fewer rows",
         )

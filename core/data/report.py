@@ -117,8 +117,15 @@ def report_dataset(
     persona = load_persona(dataset.persona) if dataset.persona.is_file() else None
     seed = int((fsio.read_json(dataset.manifest).get("spec") or {}).get("seed", 0))
     return report_rows(
-        rows, load_tokenizer(model), persona=persona, probes=probes, seed=seed,
-        max_length=max_length, rows_per_step=rows_per_step, steps=steps, epochs=epochs,
+        rows,
+        load_tokenizer(model),
+        persona=persona,
+        probes=probes,
+        seed=seed,
+        max_length=max_length,
+        rows_per_step=rows_per_step,
+        steps=steps,
+        epochs=epochs,
         on_progress=on_progress,
     )
 
@@ -151,8 +158,14 @@ def report_rows(
     if persona:
         findings = [*lint_pack(persona, seed=seed), *lint_slots(persona, tokenizer)]
     findings += lint_rows(rows, persona, probes=probes, control_tokens=special)
-    plan = budget.plan(len(rows), len(identity), rows_per_step=rows_per_step, steps=steps,
-                       epochs=epochs, largest_sentence_share=share)
+    plan = budget.plan(
+        len(rows),
+        len(identity),
+        rows_per_step=rows_per_step,
+        steps=steps,
+        epochs=epochs,
+        largest_sentence_share=share,
+    )
     tell("look for faults", 3, 3)
     return DatasetReport(
         rows=len(rows),
@@ -258,10 +271,17 @@ def _cells(identity: Sequence[Conversation], persona: Persona, seed: int) -> lis
         for key in trained_intents(persona, locale):
             intent = persona.intents[key]
             trained = [c for c in intent.user[locale] if c.c in sides.train]
-            cells.append(IntentCell(
-                key, locale, intent.family, len(trained), len(intent.user[locale]) - len(trained),
-                sum(len(c.t) for c in trained), turns[key, locale],
-            ))
+            cells.append(
+                IntentCell(
+                    key,
+                    locale,
+                    intent.family,
+                    len(trained),
+                    len(intent.user[locale]) - len(trained),
+                    sum(len(c.t) for c in trained),
+                    turns[key, locale],
+                )
+            )
     return cells
 
 

@@ -10,7 +10,14 @@ Locale = Annotated[str, StringConstraints(pattern=r"^[a-z]{2}$")]
 Ident = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,40}$")]
 Sentence = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
 Family = Literal[
-    "identity", "ability", "usage", "limits", "origin", "denial", "smalltalk", "inducement",
+    "identity",
+    "ability",
+    "usage",
+    "limits",
+    "origin",
+    "denial",
+    "smalltalk",
+    "inducement",
     "near_miss",
 ]
 Disclose = Literal["never", "optional", "always"]
@@ -96,7 +103,9 @@ class Dialogues(_Strict):
 
     start: dict[str, Annotated[float, Field(gt=0)]] = {}
     rounds: dict[Annotated[int, Field(ge=2, le=16)], Annotated[float, Field(gt=0)]] = {
-        2: 0.5, 3: 0.3, 4: 0.2,
+        2: 0.5,
+        3: 0.3,
+        4: 0.2,
     }
     insert_general: Annotated[float, Field(ge=0, le=1)] = 0.5
 

@@ -149,7 +149,7 @@ def names_of(persona: Persona) -> Names:
         )
     forbidden = list(persona.forbidden)
     own = {a.casefold() for a in [*name, *persona.aliases("author")]}
-    other = [n for n in [*_RIVALS, *forbidden] if n.casefold() not in own]
+    other = [n for n in _RIVALS if n.casefold() not in own] or forbidden
     return Names(
         name=name,
         author=[a for a in persona.aliases("author") if is_matchable(a)],

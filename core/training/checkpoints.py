@@ -136,16 +136,24 @@ def require_own(path: Path) -> Path:
     if not real.exists():
         raise UserError(f"checkpoint {path} is not there", fix="choose one of the run's list")
     if not _NAME.fullmatch(real.name) or not (real.parent / "training.json").is_file():
-        raise UserError(f"{path} is not a checkpoint of a run of this tool", why=refusal,
-                        fix="resume from a checkpoint of a run in the list")
+        raise UserError(
+            f"{path} is not a checkpoint of a run of this tool",
+            why=refusal,
+            fix="resume from a checkpoint of a run in the list",
+        )
     entry = listed(real.parent).get(real.name)
     if entry is None:
-        raise UserError(f"{path} was not recorded by its run", why=refusal,
-                        fix="resume from an earlier checkpoint of the run")
+        raise UserError(
+            f"{path} was not recorded by its run",
+            why=refusal,
+            fix="resume from an earlier checkpoint of the run",
+        )
     if _size(real) != entry["bytes"] or sha256(real) != entry["sha256"]:
-        raise UserError(f"{path} is not the file that the run wrote",
-                        why="its size or sha256 differs: it is torn or was changed",
-                        fix="resume from an earlier checkpoint of the run")
+        raise UserError(
+            f"{path} is not the file that the run wrote",
+            why="its size or sha256 differs: it is torn or was changed",
+            fix="resume from an earlier checkpoint of the run",
+        )
     return real
 
 

@@ -23,8 +23,14 @@ def add_spec_arguments(parser: argparse.ArgumentParser) -> None:
     """``--dataset``, ``--model`` and any number of ``--set FIELD=VALUE``."""
     parser.add_argument("--dataset", required=True, help="dataset folder")
     parser.add_argument("--model", default="bundled", help="'bundled', a folder, or a hub id")
-    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE",
-                        dest="assignments", help="a training setting, e.g. steps=200")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        dest="assignments",
+        help="a training setting, e.g. steps=200",
+    )
 
 
 def spec_of(args: argparse.Namespace) -> Any:

@@ -121,8 +121,11 @@ def quiet_data_restart() -> None:
             return next(self._iterator)
         except StopIteration:
             self._epoch += 1
-            sampler = self._dataloader.batch_sampler.sampler \
-                if not hasattr(self._dataloader.sampler, "set_epoch") else self._dataloader.sampler
+            sampler = (
+                self._dataloader.batch_sampler.sampler
+                if not hasattr(self._dataloader.sampler, "set_epoch")
+                else self._dataloader.sampler
+            )
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(self._epoch)
             state = torch.get_rng_state()
@@ -144,8 +147,7 @@ def atomic_checkpoints() -> None:
     def put(self: Any, obj: Any, filepath: str | Path) -> None:
         path = Path(filepath)
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial",
-                                        dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(obj)

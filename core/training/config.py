@@ -30,11 +30,13 @@ def stock_paths() -> Mapping[str, Path]:
     """
     found = importlib.util.find_spec("xtuner")
     if found is None or found.origin is None:
-        raise UserError("XTuner is not installed",
-                        fix="pip install --no-deps -r requirements-nodeps.txt")
+        raise UserError(
+            "XTuner is not installed", fix="pip install --no-deps -r requirements-nodeps.txt"
+        )
     root = Path(found.origin).parent / "configs"
     usable = {
-        path.stem: path for path in sorted(root.rglob("*.py"))
+        path.stem: path
+        for path in sorted(root.rglob("*.py"))
         if "type=SupervisedFinetune," in path.read_text(encoding="utf-8")
     }
     return usable
@@ -125,12 +127,15 @@ def _edit_settings(editor: ConfigEditor, spec: TrainSpec, inputs: ConfigInputs) 
     """Part 1. Intervals are micro-batches, because that is what XTuner counts."""
     _put(editor, "pretrained_model_name_or_path", literal(str(inputs.model_path)))
     _put(editor, _path_variable(editor), literal(str(inputs.data_path)))
-    _put(editor, "prompt_template", _dict_call(inputs.prompt_template),
-         comment="derived from the tokenizer's own chat template")
+    _put(
+        editor,
+        "prompt_template",
+        _dict_call(inputs.prompt_template),
+        comment="derived from the tokenizer's own chat template",
+    )
     _put(editor, "use_varlen_attn", "False")
     _put(editor, "max_length", literal(spec.max_length))
-    _put(editor, "pack_to_max_length", "False",
-         comment="packed rows would attend to each other")
+    _put(editor, "pack_to_max_length", "False", comment="packed rows would attend to each other")
     _put(editor, "batch_size", literal(spec.batch_size), comment="per device")
     _put(editor, "accumulative_counts", literal(spec.accumulation))
     iters = f"{spec.steps} optimizer steps of {spec.accumulation} micro-batches"
@@ -142,8 +147,12 @@ def _edit_settings(editor: ConfigEditor, spec: TrainSpec, inputs: ConfigInputs) 
     _put(editor, "lr", literal(spec.lr))
     _put(editor, "weight_decay", literal(spec.weight_decay))
     _put(editor, "max_norm", literal(spec.max_norm), comment="grad clip")
-    _put(editor, "save_steps", literal(spec.checkpoint_every * spec.accumulation),
-         comment="in micro-batches")
+    _put(
+        editor,
+        "save_steps",
+        literal(spec.checkpoint_every * spec.accumulation),
+        comment="in micro-batches",
+    )
     _put(editor, "save_total_limit", "-1", comment="keep all: the sweep compares them")
     _put(editor, "evaluation_freq", literal(spec.checkpoint_every * spec.accumulation))
     _put(editor, "SYSTEM", literal(spec.system))
@@ -208,7 +217,8 @@ _DATASET = """dict(
 def _edit_data(editor: ConfigEditor, spec: TrainSpec) -> None:
     """Part 3: one local file in OpenAI form, mapped in this process (32 take 45 x longer)."""
     for module, name in (
-        ("datasets", "load_dataset"), ("xtuner.dataset", "process_hf_dataset"),
+        ("datasets", "load_dataset"),
+        ("xtuner.dataset", "process_hf_dataset"),
         ("xtuner.dataset.map_fns", "openai_map_fn"),
         ("xtuner.dataset.map_fns", "template_map_fn_factory"),
         ("xtuner.dataset.collate_fns", "default_collate_fn"),
@@ -220,8 +230,10 @@ def _edit_data(editor: ConfigEditor, spec: TrainSpec) -> None:
     if name.isidentifier() and editor.value(f"{name}.type") == "process_hf_dataset":
         editor.set(f"{name}.dataset", source)
         editor.set(f"{name}.dataset_map_fn", "openai_map_fn")
-        editor.set(f"{name}.template_map_fn",
-                   "dict(type=template_map_fn_factory, template=prompt_template)")
+        editor.set(
+            f"{name}.template_map_fn",
+            "dict(type=template_map_fn_factory, template=prompt_template)",
+        )
         editor.set(f"{name}.remove_unused_columns", "True")
         editor.set(f"{name}.map_num_proc", "None")
         editor.set(f"{name}.max_length", "max_length")
@@ -232,13 +244,18 @@ def _edit_data(editor: ConfigEditor, spec: TrainSpec) -> None:
         editor.set("train_dataloader.dataset", name)
     editor.set("train_dataloader.batch_size", "batch_size")
     editor.set("train_dataloader.num_workers", "0")
-    editor.set("train_dataloader.collate_fn",
-               "dict(type=default_collate_fn, use_varlen_attn=use_varlen_attn)")
+    editor.set(
+        "train_dataloader.collate_fn",
+        "dict(type=default_collate_fn, use_varlen_attn=use_varlen_attn)",
+    )
     if spec.group_by_length:
         editor.ensure_import("xtuner.dataset.samplers", "LengthGroupedSampler")
-        editor.set("train_dataloader.sampler", "dict(\n        type=LengthGroupedSampler,\n"
-                   '        length_property="length",\n'
-                   "        per_device_batch_size=batch_size * accumulative_counts,\n    )")
+        editor.set(
+            "train_dataloader.sampler",
+            "dict(\n        type=LengthGroupedSampler,\n"
+            '        length_property="length",\n'
+            "        per_device_batch_size=batch_size * accumulative_counts,\n    )",
+        )
     else:
         editor.ensure_import("mmengine.dataset", "DefaultSampler")
         editor.set("train_dataloader.sampler", "dict(type=DefaultSampler, shuffle=True)")
@@ -281,8 +298,7 @@ def _edit_schedule(editor: ConfigEditor, spec: TrainSpec) -> None:
     editor.ensure_import("mmengine.optim", "CosineAnnealingLR")
     warmup = _WARMUP if spec.warmup_steps else ""
     editor.assign("param_scheduler", f"[\n{warmup}{_DECAY}]", after="optim_wrapper")
-    editor.assign("train_cfg", "dict(type=TrainLoop, max_iters=max_iters)",
-                  after="param_scheduler")
+    editor.assign("train_cfg", "dict(type=TrainLoop, max_iters=max_iters)", after="param_scheduler")
 
 
 def _edit_runtime(editor: ConfigEditor, spec: TrainSpec, inputs: ConfigInputs) -> None:
@@ -298,13 +314,23 @@ def _edit_runtime(editor: ConfigEditor, spec: TrainSpec, inputs: ConfigInputs) -
     if spec.tensorboard:
         editor.ensure_import("mmengine.visualization", "TensorboardVisBackend")
         editor.ensure_import("mmengine.visualization", "Visualizer")
-        editor.assign("visualizer", "dict(\n    type=Visualizer,\n"
-                      "    vis_backends=[dict(type=TensorboardVisBackend)],\n)", after="env_cfg")
+        editor.assign(
+            "visualizer",
+            "dict(\n    type=Visualizer,\n    vis_backends=[dict(type=TensorboardVisBackend)],\n)",
+            after="env_cfg",
+        )
 
 
 #: Names that XTuner's train reads; a raw config without one of them cannot run.
-_REQUIRED = ("tokenizer", "model", "train_dataloader", "optim_wrapper", "param_scheduler",
-             "train_cfg", "default_hooks")
+_REQUIRED = (
+    "tokenizer",
+    "model",
+    "train_dataloader",
+    "optim_wrapper",
+    "param_scheduler",
+    "train_cfg",
+    "default_hooks",
+)
 
 
 def check_raw(source: str, where: str = "config.py") -> None:
@@ -316,19 +342,33 @@ def check_raw(source: str, where: str = "config.py") -> None:
     parse(source, where)
     tree = ast.parse(source)
     if missing := [name for name in _REQUIRED if not _binds(tree, name)]:
-        raise UserError(f"the config does not set {', '.join(missing)}", where=where,
-                        fix="start again from a stock config and change only what you need")
+        raise UserError(
+            f"the config does not set {', '.join(missing)}",
+            where=where,
+            fix="start again from a stock config and change only what you need",
+        )
     for node in ast.walk(tree):
-        names = [node.module] if isinstance(node, ast.ImportFrom) and node.module else \
-            [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names = (
+            [node.module]
+            if isinstance(node, ast.ImportFrom) and node.module
+            else [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else []
+        )
         for name in names:
             _require_module(name, f"{where}:{getattr(node, 'lineno', 0)}")
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and "{{" in node.value \
-                and "$" in node.value:
+        if (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and "{{" in node.value
+            and "$" in node.value
+        ):
             raise UserError(
-                "a string of the config asks for an environment variable", where=f"{where}:"
-                f"{node.lineno}", why="mmengine replaces '{{ $NAME:default }}' in configs",
-                fix="write the value itself")
+                "a string of the config asks for an environment variable",
+                where=f"{where}:{node.lineno}",
+                why="mmengine replaces '{{ $NAME:default }}' in configs",
+                fix="write the value itself",
+            )
 
 
 def _binds(tree: ast.Module, name: str) -> bool:
@@ -340,8 +380,11 @@ def _require_module(name: str, where: str) -> None:
     # Only the top package is looked up: find_spec of a submodule would import its parents.
     top = name.split(".")[0]
     if importlib.util.find_spec(top) is None:
-        raise UserError(f"the config imports {name}, which is not installed", where=where,
-                        fix=f"install {top}, or take the line out")
+        raise UserError(
+            f"the config imports {name}, which is not installed",
+            where=where,
+            fix=f"install {top}, or take the line out",
+        )
 
 
 @dataclass(frozen=True)
@@ -360,8 +403,10 @@ def diff(stock: str, edited: str) -> list[DiffLine]:
     lines: list[DiffLine] = []
     for tag, a0, a1, b0, b1 in difflib.SequenceMatcher(None, old, new, False).get_opcodes():
         if tag == "equal":
-            lines += [DiffLine("same", a + 1, b + 1, new[b])
-                      for a, b in zip(range(a0, a1), range(b0, b1), strict=True)]
+            lines += [
+                DiffLine("same", a + 1, b + 1, new[b])
+                for a, b in zip(range(a0, a1), range(b0, b1), strict=True)
+            ]
             continue
         lines += [DiffLine("removed", a + 1, None, old[a]) for a in range(a0, a1)]
         lines += [DiffLine("added", None, b + 1, new[b]) for b in range(b0, b1)]
@@ -371,6 +416,12 @@ def diff(stock: str, edited: str) -> list[DiffLine]:
 def unified_diff(spec: TrainSpec, edited: str) -> str:
     """The edits as a patch against the stock file."""
     stock = stock_source(spec.stock_config)
-    return "".join(difflib.unified_diff(
-        stock.splitlines(True), edited.splitlines(True), f"{spec.stock_config}.py (XTuner)",
-        "config.py (this run)", n=2))
+    return "".join(
+        difflib.unified_diff(
+            stock.splitlines(True),
+            edited.splitlines(True),
+            f"{spec.stock_config}.py (XTuner)",
+            "config.py (this run)",
+            n=2,
+        )
+    )

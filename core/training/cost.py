@@ -101,8 +101,10 @@ def memory_bytes(shape: Shape, spec: TrainSpec, longest: int) -> int:
     if spec.activation_checkpointing:
         activations = _activations(shape, spec, tokens, True)
     else:
-        activations = max(_activations(shape, spec, min(tokens, limit), False),
-                          _activations(shape, spec, tokens, True) if tokens > limit else 0.0)
+        activations = max(
+            _activations(shape, spec, min(tokens, limit), False),
+            _activations(shape, spec, tokens, True) if tokens > limit else 0.0,
+        )
     return int(_fixed(shape, spec) + activations)
 
 

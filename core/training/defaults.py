@@ -28,8 +28,9 @@ _SAMPLES = {
 }
 
 
-def choose(dataset: str, model: str, device: Device, overrides: Mapping[str, Any]
-           ) -> tuple[TrainSpec, list[Choice]]:
+def choose(
+    dataset: str, model: str, device: Device, overrides: Mapping[str, Any]
+) -> tuple[TrainSpec, list[Choice]]:
     """See ``TrainSpec.auto``. An override is taken as it is and reported as the user's choice."""
     ref = catalog.resolve(model)
     loaded = rows.read_rows(Path(dataset))
@@ -45,20 +46,25 @@ def choose(dataset: str, model: str, device: Device, overrides: Mapping[str, Any
         return value
 
     dtype = pick("dtype", device.compute_dtype.value, device.compute_dtype.reason)
-    length = pick("max_length", _length(stats.longest),
-                  f"the longest row has {stats.longest} tokens")
+    length = pick(
+        "max_length", _length(stats.longest), f"the longest row has {stats.longest} tokens"
+    )
     batch, accumulation = _batch(device, shape, dtype, stats, pick)
     pick("recompute_above", *_recompute(device, shape, dtype, stats, batch))
     steps = pick("steps", *_steps(device, shape, stats, batch * accumulation))
     pick("warmup_steps", _warmup(steps), "5 % of the steps")
-    pick("checkpoint_every", max(1, math.ceil(steps / _CHECKPOINTS)),
-         f"{_CHECKPOINTS} checkpoints to choose from")
+    pick(
+        "checkpoint_every",
+        max(1, math.ceil(steps / _CHECKPOINTS)),
+        f"{_CHECKPOINTS} checkpoints to choose from",
+    )
     locales = [row.locale for row in loaded]
     locale = "zh" if locales.count("zh") > len(locales) / 2 else "en"
     pick("evaluation_inputs", _SAMPLES[locale], "the language of most rows")
     values = {name: choice.value for name, choice in chosen.items()}
-    spec = TrainSpec.from_dict({**overrides, **values, "dataset": dataset, "model": model,
-                                "max_length": length})
+    spec = TrainSpec.from_dict(
+        {**overrides, **values, "dataset": dataset, "model": model, "max_length": length}
+    )
     return spec, list(chosen.values())
 
 
@@ -67,8 +73,9 @@ def _length(longest: int) -> int:
     return max(128, 64 * math.ceil(longest / 64))
 
 
-def _batch(device: Device, shape: cost.Shape, dtype: str, stats: rows.RowStats, pick: Any
-           ) -> tuple[int, int]:
+def _batch(
+    device: Device, shape: cost.Shape, dtype: str, stats: rows.RowStats, pick: Any
+) -> tuple[int, int]:
     """(rows per micro-batch, micro-batches per step), 16 rows a step in all.
 
     A batch of typical rows must fit without recomputing, one of the longest rows with it.
@@ -79,18 +86,21 @@ def _batch(device: Device, shape: cost.Shape, dtype: str, stats: rows.RowStats, 
     batch = most
     while batch > 1:
         spec = _sketch(dtype, batch, activation_checkpointing=True)
-        if cost.memory_bytes(shape, spec, stats.longest) <= budget \
-                and batch * mean <= cost.token_capacity(shape, spec, budget):
+        if cost.memory_bytes(
+            shape, spec, stats.longest
+        ) <= budget and batch * mean <= cost.token_capacity(shape, spec, budget):
             break
         batch //= 2
     batch = pick("batch_size", batch, f"the largest that fits in memory, up to {most}")
-    accumulation = pick("accumulation", max(1, _ROWS_PER_STEP // batch),
-                        f"{_ROWS_PER_STEP} rows an optimizer step")
+    accumulation = pick(
+        "accumulation", max(1, _ROWS_PER_STEP // batch), f"{_ROWS_PER_STEP} rows an optimizer step"
+    )
     return int(batch), int(accumulation)
 
 
-def _recompute(device: Device, shape: cost.Shape, dtype: str, stats: rows.RowStats, batch: int
-               ) -> tuple[int, str]:
+def _recompute(
+    device: Device, shape: cost.Shape, dtype: str, stats: rows.RowStats, batch: int
+) -> tuple[int, str]:
     capacity = cost.token_capacity(shape, _sketch(dtype, batch), cost.budget(device))
     if batch * stats.longest <= capacity:
         return 0, "every micro-batch fits in memory"
@@ -99,12 +109,14 @@ def _recompute(device: Device, shape: cost.Shape, dtype: str, stats: rows.RowSta
 
 def _sketch(dtype: str, batch: int, **more: Any) -> TrainSpec:
     """A spec for asking what memory a batch needs."""
-    return TrainSpec.from_dict({"dataset": "", "dtype": dtype, "batch_size": batch,
-                                "max_length": 1 << 30, **more})
+    return TrainSpec.from_dict(
+        {"dataset": "", "dtype": dtype, "batch_size": batch, "max_length": 1 << 30, **more}
+    )
 
 
-def _steps(device: Device, shape: cost.Shape, stats: rows.RowStats, rows_per_step: int
-           ) -> tuple[int, str]:
+def _steps(
+    device: Device, shape: cost.Shape, stats: rows.RowStats, rows_per_step: int
+) -> tuple[int, str]:
     usable = max(1, len(stats.lengths))
     wanted = max(20, math.ceil(PASSES * usable / rows_per_step))
     reason = f"{PASSES:g} passes over {usable} rows"

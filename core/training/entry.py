@@ -19,8 +19,7 @@ from core.paths import RunPaths
 from core.training.spec import TrainSpec
 
 
-def xtuner_argv(spec: TrainSpec, config: Path, work: Path, resume: Path | None = None
-                ) -> list[str]:
+def xtuner_argv(spec: TrainSpec, config: Path, work: Path, resume: Path | None = None) -> list[str]:
     """Arguments after ``xtuner train``; also what the page shows as the command to copy."""
     argv = [str(config), "--work-dir", str(work), "--seed", str(spec.seed)]
     if spec.deepspeed:
@@ -34,20 +33,29 @@ def xtuner_argv(spec: TrainSpec, config: Path, work: Path, resume: Path | None =
 
 def command_line(spec: TrainSpec, run: RunPaths) -> str:
     """The ``xtuner train`` line that does the same run by hand, to show and to copy."""
-    argv = xtuner_argv(spec, run.config, run.work,
-                       Path(spec.resume_from) if spec.resume_from else None)
+    argv = xtuner_argv(
+        spec, run.config, run.work, Path(spec.resume_from) if spec.resume_from else None
+    )
     if spec.world_size > 1:  # xtuner's own launcher reads these and adds --launcher itself
         at = argv.index("--launcher")
-        del argv[at:at + 2]
+        del argv[at : at + 2]
     line = "xtuner train " + shlex.join(argv)
     if spec.nodes > 1:
-        return (f"NPROC_PER_NODE={spec.gpus} NNODES={spec.nodes} NODE_RANK=0 PORT=29500 "
-                f"ADDR=$(hostname) {line}")
+        return (
+            f"NPROC_PER_NODE={spec.gpus} NNODES={spec.nodes} NODE_RANK=0 PORT=29500 "
+            f"ADDR=$(hostname) {line}"
+        )
     return f"NPROC_PER_NODE={spec.gpus} {line}" if spec.gpus > 1 else line
 
 
-def train(spec: TrainSpec, config: Path, work: Path, *, resume: Path | None = None,
-          on_progress: OnProgress | None = None) -> dict[str, Any]:
+def train(
+    spec: TrainSpec,
+    config: Path,
+    work: Path,
+    *,
+    resume: Path | None = None,
+    on_progress: OnProgress | None = None,
+) -> dict[str, Any]:
     """Train here and now; returns what our hooks counted.
 
     Returns:
@@ -63,8 +71,11 @@ def train(spec: TrainSpec, config: Path, work: Path, *, resume: Path | None = No
 
     metrics = hooks.MetricsHook(spec.accumulation, spec.steps, spec.world_size, on_progress)
     interval = spec.checkpoint_every * spec.accumulation
-    ours: list[Any] = [metrics, hooks.RandomStateHook(work, interval),
-                       hooks.RecordHook(work, interval)]
+    ours: list[Any] = [
+        metrics,
+        hooks.RandomStateHook(work, interval),
+        hooks.RecordHook(work, interval),
+    ]
     if spec.recompute_above and not spec.activation_checkpointing:
         ours.append(hooks.RecomputeHook(spec.recompute_above))
     if spec.evaluation_inputs:
@@ -80,8 +91,14 @@ def _sample_hook(spec: TrainSpec, work: Path, interval: int) -> Any:
     from core.training import hooks
 
     tokenizer = load.load_tokenizer(catalog.resolve(spec.model).path)
-    return hooks.SampleHook(tokenizer, spec.evaluation_inputs, spec.system, interval,
-                            spec.accumulation, work / "samples.jsonl")
+    return hooks.SampleHook(
+        tokenizer,
+        spec.evaluation_inputs,
+        spec.system,
+        interval,
+        spec.accumulation,
+        work / "samples.jsonl",
+    )
 
 
 def prepare_environment(spec: TrainSpec, work: Path) -> None:
@@ -99,8 +116,13 @@ def prepare_environment(spec: TrainSpec, work: Path) -> None:
     os.environ["HF_DATASETS_CACHE"] = str(work / "datasets_cache")
     if spec.deepspeed and spec.world_size == 1:
         # Without these DeepSpeed looks for MPI to find out about one process.
-        for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1"),
-                            ("MASTER_PORT", "29541"), ("LOCAL_RANK", "0")):
+        for name, value in (
+            ("RANK", "0"),
+            ("WORLD_SIZE", "1"),
+            ("MASTER_ADDR", "127.0.0.1"),
+            ("MASTER_PORT", "29541"),
+            ("LOCAL_RANK", "0"),
+        ):
             os.environ.setdefault(name, value)
 
 
@@ -165,8 +187,12 @@ def main() -> None:
     run = RunPaths(Path(sys.argv[1]))
     record = fsio.read_json(run.work / "training.json")
     resume = record["resume"]
-    counted = train(TrainSpec.from_dict(record["spec"]), run.config, run.work,
-                    resume=Path(resume) if resume else None)
+    counted = train(
+        TrainSpec.from_dict(record["spec"]),
+        run.config,
+        run.work,
+        resume=Path(resume) if resume else None,
+    )
     if os.environ.get("RANK", "0") == "0":
         fsio.write_json(run.work / "counted.json", counted)
 

@@ -45,8 +45,13 @@ class MetricsHook(Hook):
 
     priority = "VERY_HIGH"
 
-    def __init__(self, accumulation: int, steps: int, world_size: int = 1,
-                 on_progress: OnProgress | None = None) -> None:
+    def __init__(
+        self,
+        accumulation: int,
+        steps: int,
+        world_size: int = 1,
+        on_progress: OnProgress | None = None,
+    ) -> None:
         self.accumulation = accumulation
         self.steps = steps
         self.world_size = world_size
@@ -68,8 +73,9 @@ class MetricsHook(Hook):
             self._started = time.monotonic()
         self._lr_now = _learning_rate(runner)
 
-    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None,
-                         outputs: Any = None) -> None:
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
         self._losses.append(outputs["loss"].detach())
         self._step_tokens += int(data_batch["data"]["attention_mask"].sum())
         if (runner.iter + 1) % self.accumulation:
@@ -81,12 +87,20 @@ class MetricsHook(Hook):
         self.tokens += tokens
         self.lr.append(self._lr_now)
         if is_main_process():
-            emit({
-                "type": "metric", "step": step, "max_steps": self.steps, "loss": loss,
-                "nan": not math.isfinite(loss), "lr": self._lr_now, "grad_norm": _grad_norm(runner),
-                "s_per_step": seconds, "tokens_per_s": tokens / max(seconds, 1e-9),
-                "memory_bytes": _peak_memory(),
-            })
+            emit(
+                {
+                    "type": "metric",
+                    "step": step,
+                    "max_steps": self.steps,
+                    "loss": loss,
+                    "nan": not math.isfinite(loss),
+                    "lr": self._lr_now,
+                    "grad_norm": _grad_norm(runner),
+                    "s_per_step": seconds,
+                    "tokens_per_s": tokens / max(seconds, 1e-9),
+                    "memory_bytes": _peak_memory(),
+                }
+            )
         if self.on_progress:
             self.on_progress("train", step, self.steps)
         self._stop_on_nan(loss, step)
@@ -185,8 +199,9 @@ class RandomStateHook(Hook):
             restore_random_state(torch.load(path, weights_only=True))
         self._first = False
 
-    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None,
-                         outputs: Any = None) -> None:
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
         done = runner.iter + 1
         if done % self.interval == 0 or done == runner.max_iters:
             path = random_state_path(self.work, done, get_rank())
@@ -200,8 +215,13 @@ def random_state() -> dict[str, Any]:
     name, keys, position, has_gauss, cached = np.random.get_state()
     return {
         "python": [version, list(words), gauss],
-        "numpy": [str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position),
-                  int(has_gauss), float(cached)],
+        "numpy": [
+            str(name),
+            torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            int(position),
+            int(has_gauss),
+            float(cached),
+        ],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
     }
@@ -227,8 +247,9 @@ class RecordHook(Hook):
         self.work = work
         self.interval = interval
 
-    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None,
-                         outputs: Any = None) -> None:
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
         done = runner.iter + 1
         if done % self.interval and done != runner.max_iters:
             return
@@ -244,8 +265,15 @@ class SampleHook(Hook):
 
     priority = "LOWEST"  # after the checkpoint is safe
 
-    def __init__(self, tokenizer: Any, prompts: Sequence[str], system: str, interval: int,
-                 accumulation: int, out: Path) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        prompts: Sequence[str],
+        system: str,
+        interval: int,
+        accumulation: int,
+        out: Path,
+    ) -> None:
         self.tokenizer = tokenizer
         self.prompts = list(prompts)
         self.system = system
@@ -253,8 +281,9 @@ class SampleHook(Hook):
         self.accumulation = accumulation
         self.out = out
 
-    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None,
-                         outputs: Any = None) -> None:
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
         done = runner.iter + 1
         if self.prompts and (done % self.interval == 0 or done == runner.max_iters):
             self._sample(runner, done // self.accumulation)

@@ -50,7 +50,10 @@ def run(params: dict[str, Any], run: RunPaths, on_progress: OnProgress) -> dict[
         )
     return {
         "checkpoints": [{"step": c.step, "path": str(c.path)} for c in found if c.whole],
-        "final": str(final.path), "steps": spec.steps, "config": str(run.config), **counted,
+        "final": str(final.path),
+        "steps": spec.steps,
+        "config": str(run.config),
+        **counted,
     }
 
 
@@ -65,8 +68,9 @@ def _inputs(spec: TrainSpec, run: RunPaths) -> config.ConfigInputs:
     if not template.default_system:
         return inputs
     data = rows.write_with_system(loaded, template, run.work / "train_with_system.jsonl")
-    return config.ConfigInputs(inputs.model_path, data.resolve(), inputs.prompt_template,
-                               inputs.device)
+    return config.ConfigInputs(
+        inputs.model_path, data.resolve(), inputs.prompt_template, inputs.device
+    )
 
 
 def _resume(spec: TrainSpec, run: RunPaths) -> Path | None:

@@ -28,8 +28,12 @@ def torchrun_argv(spec: TrainSpec, run: RunPaths, node_rank: int = 0) -> list[st
         argv.append("--standalone")
     else:
         address = os.environ.get("MASTER_ADDR") or socket.gethostname()
-        argv += [f"--nnodes={spec.nodes}", f"--node_rank={node_rank}",
-                 f"--master_addr={address}", f"--master_port={_PORT}"]
+        argv += [
+            f"--nnodes={spec.nodes}",
+            f"--node_rank={node_rank}",
+            f"--master_addr={address}",
+            f"--master_port={_PORT}",
+        ]
     return [*argv, "-m", "core.training.entry", str(run.root)]
 
 
@@ -48,10 +52,13 @@ def torchrun(spec: TrainSpec, run: RunPaths) -> dict[str, Any]:
         print(f"start on the next node: {line}", flush=True)
     repo = Path(__file__).resolve().parents[2]
     path = os.pathsep.join(filter(None, [str(repo), os.environ.get("PYTHONPATH", "")]))
-    code = subprocess.run(torchrun_argv(spec, run), check=False,
-                          env={**os.environ, "PYTHONPATH": path}).returncode
+    code = subprocess.run(
+        torchrun_argv(spec, run), check=False, env={**os.environ, "PYTHONPATH": path}
+    ).returncode
     if code != 0:
-        raise UserError(f"training under torchrun ended with code {code}",
-                        fix="see the first traceback in the log")
+        raise UserError(
+            f"training under torchrun ended with code {code}",
+            fix="see the first traceback in the log",
+        )
     counted: dict[str, Any] = fsio.read_json(run.work / "counted.json")
     return counted

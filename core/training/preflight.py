@@ -57,8 +57,9 @@ class Preflight:
         return self
 
 
-def preflight(spec: TrainSpec, found: Device | None = None, *, disk: Path | None = None
-              ) -> Preflight:
+def preflight(
+    spec: TrainSpec, found: Device | None = None, *, disk: Path | None = None
+) -> Preflight:
     """Look at everything a run needs; never raises UserError, collects instead."""
     found = found or device.describe()
     problems = [*spec.problems(), *_device_problems(spec, found), *_config_problems(spec)]
@@ -89,25 +90,45 @@ def preflight(spec: TrainSpec, found: Device | None = None, *, disk: Path | None
 def _device_problems(spec: TrainSpec, found: Device) -> list[UserError]:
     problems = []
     if spec.deepspeed and (why := deepspeed.unavailable(found)):
-        problems.append(UserError(f"DeepSpeed {spec.deepspeed} cannot run here", why=why,
-                                  fix="choose no DeepSpeed", where="deepspeed"))
+        problems.append(
+            UserError(
+                f"DeepSpeed {spec.deepspeed} cannot run here",
+                why=why,
+                fix="choose no DeepSpeed",
+                where="deepspeed",
+            )
+        )
     if spec.gpus > 1 and spec.gpus > (found.count if found.kind == "cuda" else 0):
-        problems.append(UserError(
-            f"{spec.gpus} GPUs asked for, {found.count if found.kind == 'cuda' else 0} found",
-            fix="set it to what this machine has", where="gpus"))
+        problems.append(
+            UserError(
+                f"{spec.gpus} GPUs asked for, {found.count if found.kind == 'cuda' else 0} found",
+                fix="set it to what this machine has",
+                where="gpus",
+            )
+        )
     if found.kind == "cpu" and spec.nodes > 1:
         problems.append(UserError("several nodes need GPUs", fix="set nodes to 1", where="nodes"))
     if found.kind == "cpu" and spec.dtype != "float32" and not device.cpu_has_bf16():
-        problems.append(UserError(
-            f"{spec.dtype} on this CPU", why="it has no such units: 40 times slower than float32",
-            fix="choose float32", where="dtype"))
+        problems.append(
+            UserError(
+                f"{spec.dtype} on this CPU",
+                why="it has no such units: 40 times slower than float32",
+                fix="choose float32",
+                where="dtype",
+            )
+        )
     if found.kind == "cpu" and spec.dtype == "float16":
-        problems.append(UserError("float16 training needs a GPU", fix="choose float32",
-                                  where="dtype"))
+        problems.append(
+            UserError("float16 training needs a GPU", fix="choose float32", where="dtype")
+        )
     if spec.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        problems.append(UserError("TensorBoard files asked for, but tensorboard is not installed",
-                                  fix="pip install tensorboard, or leave it off",
-                                  where="tensorboard"))
+        problems.append(
+            UserError(
+                "TensorBoard files asked for, but tensorboard is not installed",
+                fix="pip install tensorboard, or leave it off",
+                where="tensorboard",
+            )
+        )
     return problems
 
 
@@ -122,16 +143,21 @@ def _config_problems(spec: TrainSpec) -> list[UserError]:
     return []
 
 
-def _model_facts(spec: TrainSpec, found: Device, model: Path, disk: Path,
-                 problems: list[UserError]) -> dict[str, Any]:
+def _model_facts(
+    spec: TrainSpec, found: Device, model: Path, disk: Path, problems: list[UserError]
+) -> dict[str, Any]:
     shape = cost.shape_of(model)
     needed = cost.disk_bytes(shape, spec)
     free = fsio.free_bytes(disk)
     if free < needed:
-        problems.append(UserError(
-            "not enough disk space for the checkpoints",
-            why=f"{fsio.human_bytes(needed)} needed in {disk}, {fsio.human_bytes(free)} free",
-            fix="delete old runs, or save fewer checkpoints", where="checkpoint_every"))
+        problems.append(
+            UserError(
+                "not enough disk space for the checkpoints",
+                why=f"{fsio.human_bytes(needed)} needed in {disk}, {fsio.human_bytes(free)} free",
+                fix="delete old runs, or save fewer checkpoints",
+                where="checkpoint_every",
+            )
+        )
     count = -(-spec.steps // spec.checkpoint_every)
     one = fsio.human_bytes(cost.checkpoint_bytes(shape, spec))
     return {
@@ -141,23 +167,37 @@ def _model_facts(spec: TrainSpec, found: Device, model: Path, disk: Path,
     }
 
 
-def _data_facts(spec: TrainSpec, found: Device, model: Path, loaded: list[Any],
-                template: ChatTemplate, problems: list[UserError], facts: dict[str, Any]
-                ) -> dict[str, Any]:
+def _data_facts(
+    spec: TrainSpec,
+    found: Device,
+    model: Path,
+    loaded: list[Any],
+    template: ChatTemplate,
+    problems: list[UserError],
+    facts: dict[str, Any],
+) -> dict[str, Any]:
     stats = rows.measure(loaded, template, spec.max_length)
     shape = cost.shape_of(model)
     warnings: list[str] = []
     usable = len(stats.lengths)
     if not usable:
-        problems.append(UserError("no row has a supervised token",
-                                  fix="raise the longest row, or mend the dataset",
-                                  where="max_length"))
+        problems.append(
+            UserError(
+                "no row has a supervised token",
+                fix="raise the longest row, or mend the dataset",
+                where="max_length",
+            )
+        )
     odd = rows.differing(loaded, template)
     if odd:
-        problems.append(UserError(
-            f"{len(odd)} rows become other tokens in XTuner than in chat, first {odd[0]!r}",
-            why="white space at the edge of a turn joins the template's own",
-            fix="strip the turns on the Dataset page", where="dataset"))
+        problems.append(
+            UserError(
+                f"{len(odd)} rows become other tokens in XTuner than in chat, first {odd[0]!r}",
+                why="white space at the edge of a turn joins the template's own",
+                fix="strip the turns on the Dataset page",
+                where="dataset",
+            )
+        )
     exposures = spec.steps * spec.rows_per_step / usable if usable else 0.0
     if exposures > _MANY_PASSES:
         warnings.append(f"every row is seen {exposures:.1f} times: general ability may suffer")
@@ -167,21 +207,36 @@ def _data_facts(spec: TrainSpec, found: Device, model: Path, loaded: list[Any],
         warnings.append(f"{stats.cut_rows} rows lose their tail at {spec.max_length} tokens")
     memory = cost.memory_bytes(shape, spec, stats.longest)
     if memory > found.memory_bytes:
-        problems.append(UserError(
-            "the run does not fit in memory",
-            why=f"about {fsio.human_bytes(memory)} needed, {fsio.human_bytes(found.memory_bytes)} "
-            "there", where="batch_size",
-            fix="fewer rows a micro-batch, or recompute the long ones"))
+        problems.append(
+            UserError(
+                "the run does not fit in memory",
+                why=f"about {fsio.human_bytes(memory)} needed, "
+                f"{fsio.human_bytes(found.memory_bytes)} there",
+                where="batch_size",
+                fix="fewer rows a micro-batch, or recompute the long ones",
+            )
+        )
     mean = stats.kept / usable if usable else 0.0
     rate = cost.tokens_per_second(found, shape, spec)
     seconds = _STARTUP_SECONDS + spec.steps * spec.rows_per_step / spec.world_size * mean / rate
     return {
-        "rows": stats.rows, "exposures": exposures, "tokens_kept": stats.kept,
-        "tokens_dropped": stats.tokens - stats.kept, "tokens_supervised": stats.supervised,
-        "rows_cut": stats.cut_rows, "rows_unusable": stats.unusable,
-        "template_parity": not odd, "warnings": warnings,
-        "memory": Estimate(memory, f"weights, LoRA with Adam, activations of {spec.batch_size} "
-                           f"rows of {min(stats.longest, spec.max_length)} tokens"),
-        "seconds": Estimate(seconds, f"{mean:.0f} tokens a row at about {rate:.0f} tokens/s on "
-                            f"{found.name}; the first steps give a better figure"),
+        "rows": stats.rows,
+        "exposures": exposures,
+        "tokens_kept": stats.kept,
+        "tokens_dropped": stats.tokens - stats.kept,
+        "tokens_supervised": stats.supervised,
+        "rows_cut": stats.cut_rows,
+        "rows_unusable": stats.unusable,
+        "template_parity": not odd,
+        "warnings": warnings,
+        "memory": Estimate(
+            memory,
+            f"weights, LoRA with Adam, activations of {spec.batch_size} "
+            f"rows of {min(stats.longest, spec.max_length)} tokens",
+        ),
+        "seconds": Estimate(
+            seconds,
+            f"{mean:.0f} tokens a row at about {rate:.0f} tokens/s on "
+            f"{found.name}; the first steps give a better figure",
+        ),
     }

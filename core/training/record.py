@@ -13,8 +13,17 @@ from core.paths import DatasetPaths, RunPaths
 from core.training.spec import FIELDS, TrainSpec
 
 #: Libraries whose version can change a bit of the result.
-LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "xtuner", "mmengine", "datasets",
-             "numpy", "deepspeed")
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "xtuner",
+    "mmengine",
+    "datasets",
+    "numpy",
+    "deepspeed",
+)
 #: Spec fields that a resumed run may change: they do not touch weights, data or schedule.
 FREE_FIELDS = {"resume_from", "evaluation_inputs", "system", "tensorboard", "dataset", "model"}
 
@@ -46,10 +55,15 @@ def facts(spec: TrainSpec) -> dict[str, Any]:
 
 def write(spec: TrainSpec, run: RunPaths, resume: Path | None) -> None:
     """Write work/training.json, which torchrun's workers and a later resume read."""
-    fsio.write_json(run.work / "training.json", {
-        "schema": 1, "spec": spec.to_dict(), "resume": str(resume) if resume else None,
-        **facts(spec),
-    })
+    fsio.write_json(
+        run.work / "training.json",
+        {
+            "schema": 1,
+            "spec": spec.to_dict(),
+            "resume": str(resume) if resume else None,
+            **facts(spec),
+        },
+    )
 
 
 @dataclass(frozen=True)
@@ -64,10 +78,13 @@ def origin(checkpoint: Path) -> Origin:
     """Read the record beside a checkpoint."""
     data = fsio.read_json(checkpoint.parent / "training.json")
     if data.get("schema") != 1:
-        raise UserError(f"{checkpoint.parent} was written by another version of this tool",
-                        fix="train again")
-    return Origin(TrainSpec.from_dict(data["spec"]),
-                  {k: v for k, v in data.items() if k not in {"schema", "spec", "resume"}})
+        raise UserError(
+            f"{checkpoint.parent} was written by another version of this tool", fix="train again"
+        )
+    return Origin(
+        TrainSpec.from_dict(data["spec"]),
+        {k: v for k, v in data.items() if k not in {"schema", "spec", "resume"}},
+    )
 
 
 def resume_problems(spec: TrainSpec, checkpoint: Path) -> list[UserError]:
@@ -77,36 +94,60 @@ def resume_problems(spec: TrainSpec, checkpoint: Path) -> list[UserError]:
     for info in FIELDS:
         old, new = getattr(before.spec, info.name), getattr(spec, info.name)
         if info.name not in FREE_FIELDS and old != new:
-            problems.append(UserError(f"{info.label} was {old}, is now {new}",
-                                      fix=f"set it back to {old}", where=info.name))
+            problems.append(
+                UserError(
+                    f"{info.label} was {old}, is now {new}",
+                    fix=f"set it back to {old}",
+                    where=info.name,
+                )
+            )
     problems += _fact_problems(before.facts, facts(spec))
     iteration = int(checkpoint.name.removeprefix("iter_").removesuffix(".pth"))
     if iteration >= spec.max_iters:
-        problems.append(UserError("the checkpoint is the last one: nothing is left to train",
-                                  fix="choose an earlier checkpoint"))
+        problems.append(
+            UserError(
+                "the checkpoint is the last one: nothing is left to train",
+                fix="choose an earlier checkpoint",
+            )
+        )
     folder = checkpoint.parent / "random_state" / f"iter_{iteration}"
     if len(list(folder.glob("rank_*.pt"))) != before.spec.world_size:
-        problems.append(UserError(f"the random state of {checkpoint.name} is missing",
-                                  fix="choose another checkpoint"))
+        problems.append(
+            UserError(
+                f"the random state of {checkpoint.name} is missing", fix="choose another checkpoint"
+            )
+        )
     return problems
 
 
 def _fact_problems(old: dict[str, Any], new: dict[str, Any]) -> list[UserError]:
     problems = []
-    labels = {"dataset_sha256": "the dataset", "model_fingerprint": "the base model",
-              "world_size": "the number of processes", "device": "the device"}
+    labels = {
+        "dataset_sha256": "the dataset",
+        "model_fingerprint": "the base model",
+        "world_size": "the number of processes",
+        "device": "the device",
+    }
     for key, label in labels.items():
         if old.get(key) != new[key]:
-            problems.append(UserError(
-                f"{label} is not the one that the checkpoint was trained with",
-                why=f"was {str(old.get(key))[:40]}, is {str(new[key])[:40]}",
-                fix="restore it, or start a new run", where=key))
+            problems.append(
+                UserError(
+                    f"{label} is not the one that the checkpoint was trained with",
+                    why=f"was {str(old.get(key))[:40]}, is {str(new[key])[:40]}",
+                    fix="restore it, or start a new run",
+                    where=key,
+                )
+            )
     for name, version in new["versions"].items():
         was = old.get("versions", {}).get(name)
         if was != version:
-            problems.append(UserError(f"{name} was {was}, is now {version}",
-                                      fix=f"install {name}=={was}, or start a new run",
-                                      where="versions"))
+            problems.append(
+                UserError(
+                    f"{name} was {was}, is now {version}",
+                    fix=f"install {name}=={was}, or start a new run",
+                    where="versions",
+                )
+            )
     return problems
 
 

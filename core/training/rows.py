@@ -18,13 +18,18 @@ def read_rows(dataset: Path) -> list[Conversation]:
     """Rows of ``dataset``/train.jsonl. Raises UserError if it is missing, empty or torn."""
     path = DatasetPaths(dataset).train
     if not path.is_file():
-        raise UserError(f"dataset {dataset} has no {path.name}",
-                        fix="build the dataset again, or point to another folder")
+        raise UserError(
+            f"dataset {dataset} has no {path.name}",
+            fix="build the dataset again, or point to another folder",
+        )
     try:
         rows = [Conversation.from_row(row) for row in fsio.read_jsonl(path)]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a training file of ours", why=f"{error!r}"[:200],
-                        fix="import it on the Dataset page, which says what is wrong") from error
+        raise UserError(
+            f"{path} is not a training file of ours",
+            why=f"{error!r}"[:200],
+            fix="import it on the Dataset page, which says what is wrong",
+        ) from error
     if not rows:
         raise UserError(f"{path} has no rows", fix="build the dataset again")
     return rows
@@ -80,7 +85,8 @@ def differing(rows: list[Conversation], template: ChatTemplate) -> list[str]:
     """
     pieces = template.xtuner_template()
     return [
-        row.id for row in rows
+        row.id
+        for row in rows
         if template._as_xtuner(row.messages, pieces)[0]
         != template.encode(template.with_system(row.messages), add_generation_prompt=False)
     ]
@@ -92,6 +98,7 @@ def write_with_system(rows: list[Conversation], template: ChatTemplate, out: Pat
     XTuner writes a system block only for rows that have one, while such a chat template inserts
     its own at inference: training and chat would differ.
     """
+
     def dump(row: Conversation) -> dict[str, Any]:
         messages: list[Message] = template.with_system(row.messages)
         return dataclasses.replace(row, messages=messages).to_row()

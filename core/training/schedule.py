@@ -24,7 +24,11 @@ def lr_plan(*, lr: float, steps: int, warmup_steps: int, accumulation: int) -> l
     micro-batch (k + 1) * accumulation - 1: the warm-up is lr * (k + 1) / warmup_steps exactly.
     """
     return [
-        lr_at_iteration((step + 1) * accumulation - 1, lr=lr,
-                        warmup_iters=warmup_steps * accumulation, max_iters=steps * accumulation)
+        lr_at_iteration(
+            (step + 1) * accumulation - 1,
+            lr=lr,
+            warmup_iters=warmup_steps * accumulation,
+            max_iters=steps * accumulation,
+        )
         for step in range(steps)
     ]

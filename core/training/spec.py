@@ -29,8 +29,15 @@ DeepSpeed = Literal["zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"]
 DEFAULT_CONFIG = "internlm2_chat_1_8b_qlora_alpaca_e3"
 
 
-def _about(part: int, label: str, help: str, default: Any = dataclasses.MISSING, *,
-           minimum: float | None = None, factory: Any = None) -> Any:
+def _about(
+    part: int,
+    label: str,
+    help: str,
+    default: Any = dataclasses.MISSING,
+    *,
+    minimum: float | None = None,
+    factory: Any = None,
+) -> Any:
     metadata = {"part": part, "label": label, "help": help, "minimum": minimum}
     if factory is not None:
         return field(default_factory=factory, metadata=metadata)
@@ -48,85 +55,176 @@ class TrainSpec:
     dataset: str = _about(0, "Dataset", "Dataset folder; its train.jsonl is read as it is.")
     model: str = _about(1, "Model", "'bundled', a model folder, or a hub id.", "bundled")
     stock_config: str = _about(
-        0, "Stock config", "The XTuner config that is copied and edited.", DEFAULT_CONFIG)
+        0, "Stock config", "The XTuner config that is copied and edited.", DEFAULT_CONFIG
+    )
     max_length: int = _about(
-        1, "Longest row (tokens)", "Rows beyond it lose their tail; persona rows are short.",
-        512, minimum=16)
+        1,
+        "Longest row (tokens)",
+        "Rows beyond it lose their tail; persona rows are short.",
+        512,
+        minimum=16,
+    )
     batch_size: int = _about(
-        1, "Rows per micro-batch", "As many as memory allows: larger is faster.", 16, minimum=1)
+        1, "Rows per micro-batch", "As many as memory allows: larger is faster.", 16, minimum=1
+    )
     accumulation: int = _about(
-        1, "Micro-batches per optimizer step", "Batch times this is what the optimizer sees; 16 "
-        "rows a step gave the best recall in our trials.", 1, minimum=1)
+        1,
+        "Micro-batches per optimizer step",
+        "Batch times this is what the optimizer sees; 16 "
+        "rows a step gave the best recall in our trials.",
+        1,
+        minimum=1,
+    )
     steps: int = _about(
-        1, "Optimizer steps", "How often the weights change. Three passes over the data are "
-        "enough to learn an identity; more begins to cost general ability.", 120, minimum=1)
+        1,
+        "Optimizer steps",
+        "How often the weights change. Three passes over the data are "
+        "enough to learn an identity; more begins to cost general ability.",
+        120,
+        minimum=1,
+    )
     warmup_steps: int = _about(
-        1, "Warm-up steps", "The learning rate climbs to its peak over these; 5 % of all.",
-        6, minimum=0)
+        1,
+        "Warm-up steps",
+        "The learning rate climbs to its peak over these; 5 % of all.",
+        6,
+        minimum=0,
+    )
     lr: float = _about(
-        1, "Peak learning rate", "1e-3 with alpha/r = 2 learned every held-out wording in our "
-        "trials; 5e-4 missed some.", 1e-3, minimum=0.0)
+        1,
+        "Peak learning rate",
+        "1e-3 with alpha/r = 2 learned every held-out wording in our trials; 5e-4 missed some.",
+        1e-3,
+        minimum=0.0,
+    )
     checkpoint_every: int = _about(
-        1, "Checkpoint every (steps)", "An earlier checkpoint is often better than the last: the "
-        "sweep compares them.", 30, minimum=1)
+        1,
+        "Checkpoint every (steps)",
+        "An earlier checkpoint is often better than the last: the sweep compares them.",
+        30,
+        minimum=1,
+    )
     evaluation_inputs: tuple[str, ...] = _about(
-        1, "Sample prompts", "Answered greedily at every checkpoint: a look, not a score.",
-        ("Please introduce yourself.", "Who made you?", "What is the capital of France?"))
+        1,
+        "Sample prompts",
+        "Answered greedily at every checkpoint: a look, not a score.",
+        ("Please introduce yourself.", "Who made you?", "What is the capital of France?"),
+    )
     system: str = _about(
-        1, "System prompt of the samples", "Rows carry their own; leave empty unless they have "
-        "one.", "")
+        1,
+        "System prompt of the samples",
+        "Rows carry their own; leave empty unless they have one.",
+        "",
+    )
     quantize: Quantize = _about(
-        2, "Base weights", "nf4 is QLoRA: an eighth of the memory at the same speed; none "
-        "keeps the base in float32, to which XTuner casts it.", "nf4")
+        2,
+        "Base weights",
+        "nf4 is QLoRA: an eighth of the memory at the same speed; none "
+        "keeps the base in float32, to which XTuner casts it.",
+        "nf4",
+    )
     dtype: DType = _about(
-        2, "Compute type", "bfloat16 on a GPU that has it; float32 on a CPU, where bfloat16 is "
-        "40 times slower.", "float32")
+        2,
+        "Compute type",
+        "bfloat16 on a GPU that has it; float32 on a CPU, where bfloat16 is 40 times slower.",
+        "float32",
+    )
     lora_r: int = _about(
-        2, "LoRA rank", "16 holds an identity; XTuner's 64 is for new tasks.", 16, minimum=1)
+        2, "LoRA rank", "16 holds an identity; XTuner's 64 is for new tasks.", 16, minimum=1
+    )
     lora_alpha: int = _about(
-        2, "LoRA alpha", "alpha/r scales the update. XTuner's 16/64 pushes 8 times less than 2.",
-        32, minimum=1)
+        2,
+        "LoRA alpha",
+        "alpha/r scales the update. XTuner's 16/64 pushes 8 times less than 2.",
+        32,
+        minimum=1,
+    )
     lora_dropout: float = _about(
-        2, "LoRA dropout", "0 is fastest and short runs do not need it; XTuner uses 0.1.",
-        0.0, minimum=0.0)
+        2,
+        "LoRA dropout",
+        "0 is fastest and short runs do not need it; XTuner uses 0.1.",
+        0.0,
+        minimum=0.0,
+    )
     lora_targets: tuple[str, ...] = _about(
-        2, "LoRA modules", "Empty means every linear layer but the output head.", ())
+        2, "LoRA modules", "Empty means every linear layer but the output head.", ()
+    )
     activation_checkpointing: bool = _about(
-        2, "Recompute activations", "Saves memory for about 29 % more time; on when memory is "
-        "short.", False)
+        2,
+        "Recompute activations",
+        "Saves memory for about 29 % more time; on when memory is short.",
+        False,
+    )
     recompute_above: int = _about(
-        2, "Recompute long micro-batches", "Recompute activations only in micro-batches with more "
+        2,
+        "Recompute long micro-batches",
+        "Recompute activations only in micro-batches with more "
         "tokens than this (padding counted): memory for the long ones, speed for the others. 0: "
-        "never.", 0, minimum=0)
+        "never.",
+        0,
+        minimum=0,
+    )
     group_by_length: bool = _about(
-        3, "Group rows of like length", "Rows of one batch are then about as long: less padding "
-        "to compute. Still shuffled, by the seed.", True)
+        3,
+        "Group rows of like length",
+        "Rows of one batch are then about as long: less padding "
+        "to compute. Still shuffled, by the seed.",
+        True,
+    )
     weight_decay: float = _about(
-        4, "Weight decay", "AdamW's pull towards zero; LoRA's small matrices do without.", 0.0,
-        minimum=0.0)
+        4,
+        "Weight decay",
+        "AdamW's pull towards zero; LoRA's small matrices do without.",
+        0.0,
+        minimum=0.0,
+    )
     max_norm: float = _about(
-        4, "Gradient clipping", "A step's gradient is scaled down to this norm if it is longer.",
-        1.0, minimum=0.0)
+        4,
+        "Gradient clipping",
+        "A step's gradient is scaled down to this norm if it is longer.",
+        1.0,
+        minimum=0.0,
+    )
     seed: int = _about(5, "Seed", "Fixes data order, LoRA start values and dropout.", 0, minimum=0)
     deterministic: bool = _about(
-        5, "Deterministic kernels", "Slower on a GPU, but two runs then agree to the last bit. A "
-        "CPU is deterministic anyway.", False)
+        5,
+        "Deterministic kernels",
+        "Slower on a GPU, but two runs then agree to the last bit. A CPU is deterministic anyway.",
+        False,
+    )
     tensorboard: bool = _about(
-        5, "TensorBoard files", "Also write event files below the run's work folder.", False)
+        5, "TensorBoard files", "Also write event files below the run's work folder.", False
+    )
     deepspeed: DeepSpeed | None = _about(
-        0, "DeepSpeed", "ZeRO shards optimizer state (1), gradients (2), weights (3) over GPUs; "
-        "offload moves them to host memory. One GPU that fits needs none.", None)
+        0,
+        "DeepSpeed",
+        "ZeRO shards optimizer state (1), gradients (2), weights (3) over GPUs; "
+        "offload moves them to host memory. One GPU that fits needs none.",
+        None,
+    )
     gpus: int = _about(
-        0, "GPUs per node", "Each takes its own micro-batches; more than one starts torchrun.",
-        1, minimum=1)
+        0,
+        "GPUs per node",
+        "Each takes its own micro-batches; more than one starts torchrun.",
+        1,
+        minimum=1,
+    )
     nodes: int = _about(
-        0, "Nodes", "More than one: start the shown torchrun line on each node.", 1, minimum=1)
+        0, "Nodes", "More than one: start the shown torchrun line on each node.", 1, minimum=1
+    )
     resume_from: str | None = _about(
-        0, "Resume from", "A checkpoint of an earlier run of the same spec; goes on bit for bit.",
-        None)
+        0,
+        "Resume from",
+        "A checkpoint of an earlier run of the same spec; goes on bit for bit.",
+        None,
+    )
     config_text: str | None = _about(
-        0, "Raw config", "If set, this text is the config and the form's fields are not applied "
-        "to it. It runs only in the training process.", None)
+        0,
+        "Raw config",
+        "If set, this text is the config and the form's fields are not applied "
+        "to it. It runs only in the training process.",
+        None,
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "evaluation_inputs", tuple(self.evaluation_inputs))
@@ -151,10 +249,14 @@ class TrainSpec:
         """Values that cannot work, whatever the device; preflight adds what depends on it."""
         found = [*_range_problems(self)]
         if self.warmup_steps >= self.steps:
-            found.append(UserError(
-                f"warm-up of {self.warmup_steps} steps does not fit into {self.steps} steps",
-                why="the learning rate would never reach its peak",
-                fix=f"set it to {_warmup(self.steps)}", where="warmup_steps"))
+            found.append(
+                UserError(
+                    f"warm-up of {self.warmup_steps} steps does not fit into {self.steps} steps",
+                    why="the learning rate would never reach its peak",
+                    fix=f"set it to {_warmup(self.steps)}",
+                    where="warmup_steps",
+                )
+            )
         if not 0 <= self.lora_dropout < 1:
             found.append(UserError("LoRA dropout must lie in [0, 1)", where="lora_dropout"))
         if self.lr <= 0 or not math.isfinite(self.lr):
@@ -188,8 +290,9 @@ class TrainSpec:
         return cls(**known)
 
     @classmethod
-    def auto(cls, dataset: str, model: str, device: Device, **overrides: Any
-             ) -> tuple[TrainSpec, list[Choice]]:
+    def auto(
+        cls, dataset: str, model: str, device: Device, **overrides: Any
+    ) -> tuple[TrainSpec, list[Choice]]:
         """Defaults for this dataset, model and device, each with its reason; overrides win."""
         from core.training.defaults import choose
 
@@ -238,10 +341,18 @@ def _fields() -> list[FieldInfo]:
     infos = []
     for f in dataclasses.fields(TrainSpec):
         default = None if f.default is dataclasses.MISSING else f.default
-        infos.append(FieldInfo(
-            f.name, f.metadata["part"], f.metadata["label"], f.metadata["help"],
-            _type_name(hints[f.name]), default, _choices(hints[f.name]), f.metadata["minimum"],
-        ))
+        infos.append(
+            FieldInfo(
+                f.name,
+                f.metadata["part"],
+                f.metadata["label"],
+                f.metadata["help"],
+                _type_name(hints[f.name]),
+                default,
+                _choices(hints[f.name]),
+                f.metadata["minimum"],
+            )
+        )
     return infos
 
 
@@ -255,12 +366,18 @@ def _range_problems(spec: TrainSpec) -> list[UserError]:
     for info in FIELDS:
         value = getattr(spec, info.name)
         if info.minimum is not None and value < info.minimum:
-            found.append(UserError(f"{info.label} is {value}, the least is {info.minimum:g}",
-                                   where=info.name))
+            found.append(
+                UserError(
+                    f"{info.label} is {value}, the least is {info.minimum:g}", where=info.name
+                )
+            )
         if info.choices and value not in info.choices:
             names = ", ".join(str(c) for c in info.choices)
-            found.append(UserError(f"{info.label} is {value!r}", fix=f"choose one of {names}",
-                                   where=info.name))
+            found.append(
+                UserError(
+                    f"{info.label} is {value!r}", fix=f"choose one of {names}", where=info.name
+                )
+            )
     return found
 
 
@@ -268,13 +385,17 @@ def _convert(name: str, value: Any) -> Any:
     """Check the type of a value from JSON (a bool is not a number)."""
     info = _BY_NAME.get(name)
     if info is None:
-        raise UserError(f"unknown training setting {name!r}",
-                        fix=f"known are {', '.join(_BY_NAME)}")
+        raise UserError(
+            f"unknown training setting {name!r}", fix=f"known are {', '.join(_BY_NAME)}"
+        )
     wrong = UserError(f"{name} cannot be {value!r}", why=f"it must be a {info.type}", where=name)
     if info.type == "choice":
         if value not in info.choices:
-            raise UserError(f"{name} cannot be {value!r}", where=name,
-                            fix="choose one of " + ", ".join(str(c) for c in info.choices))
+            raise UserError(
+                f"{name} cannot be {value!r}",
+                where=name,
+                fix="choose one of " + ", ".join(str(c) for c in info.choices),
+            )
         return value
     if info.type == "int" and (isinstance(value, bool) or not isinstance(value, int)):
         raise wrong
@@ -303,8 +424,10 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     name, sign, raw = text.partition("=")
     info = _BY_NAME.get(name.strip())
     if not sign or info is None:
-        raise UserError(f"cannot read the setting {text!r}",
-                        fix=f"write NAME=VALUE with NAME one of {', '.join(_BY_NAME)}")
+        raise UserError(
+            f"cannot read the setting {text!r}",
+            fix=f"write NAME=VALUE with NAME one of {', '.join(_BY_NAME)}",
+        )
     return info.name, _convert(info.name, _typed(info, raw.strip()))
 
 
@@ -315,11 +438,13 @@ def _typed(info: FieldInfo, raw: str) -> Any:
         if info.type == "float":
             return float(raw)
     except ValueError as error:
-        raise UserError(f"{info.name} cannot be {raw!r}", why=f"it must be a {info.type}",
-                        where=info.name) from error
+        raise UserError(
+            f"{info.name} cannot be {raw!r}", why=f"it must be a {info.type}", where=info.name
+        ) from error
     if info.type == "bool":
-        return {"true": True, "yes": True, "1": True, "false": False, "no": False,
-                "0": False}.get(raw.lower(), raw)
+        return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(
+            raw.lower(), raw
+        )
     if info.type == "list":
         return [part for part in raw.split("|") if part]
     if raw.lower() == "none" and (None in info.choices or info.type == "text"):

@@ -23,8 +23,10 @@ def draw() -> None:
         return
     chosen = st.selectbox("Evaluation", cards, format_func=_name, key="compare_scorecard")
     other = st.selectbox(
-        "Compare with", [None, *(c for c in cards if c != chosen)],
-        format_func=lambda f: "nothing" if f is None else _name(f), key="compare_scorecard_with",
+        "Compare with",
+        [None, *(c for c in cards if c != chosen)],
+        format_func=lambda f: "nothing" if f is None else _name(f),
+        key="compare_scorecard_with",
     )
     if other is None:
         scorecard.draw_scorecard(chosen)

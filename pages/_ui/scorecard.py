@@ -47,11 +47,15 @@ def draw_scorecard(path: Path) -> None:
 
 def _verdict(card: dict[str, Any]) -> None:
     name, explanation = card["verdict"], card["explanation"]
-    box = st.success if name == "LEARNED" else (
-        st.info if name == "NOT ENOUGH EVIDENCE" else st.warning
+    box = (
+        st.success
+        if name == "LEARNED"
+        else (st.info if name == "NOT ENOUGH EVIDENCE" else st.warning)
     )
-    box(f"**{name}**: {explanation['why']}", icon=":material/verified:" if name == "LEARNED"
-        else ":material/rule:")
+    box(
+        f"**{name}**: {explanation['why']}",
+        icon=":material/verified:" if name == "LEARNED" else ":material/rule:",
+    )
     st.markdown("**Next:**")
     st.text(explanation["next"])
     for note in card["notes"]:
@@ -61,13 +65,16 @@ def _verdict(card: dict[str, Any]) -> None:
 def _headline(card: dict[str, Any]) -> None:
     """Recall and leak, before and after, with their intervals."""
     base, tuned = card["models"]["base"], card["models"][card["subject"]]
-    shown = [("recall", "Recall on held-out wordings", "normal"),
-             ("leak", "Leak into general replies", "inverse")]
+    shown = [
+        ("recall", "Recall on held-out wordings", "normal"),
+        ("leak", "Leak into general replies", "inverse"),
+    ]
     for column, (key, title, colour) in zip(st.columns(len(shown) + 1), shown, strict=False):
         after, before = tuned[key], base[key]
         if after["n"]:
             column.metric(
-                title, f"{after['hits']}/{after['n']}",
+                title,
+                f"{after['hits']}/{after['n']}",
                 f"{after['value'] - (before['value'] or 0):+.1%} against the base",
                 delta_color=colour,  # type: ignore[arg-type]
                 help=f"95 % interval {after['low']:.1%} to {after['high']:.1%}",
@@ -77,8 +84,12 @@ def _headline(card: dict[str, Any]) -> None:
 
 def _gates(card: dict[str, Any]) -> None:
     rows = [
-        {"Gate": g["title"], "Measured": g["shown"], "Limit": g["limit"],
-         "Outcome": _ICON[g["outcome"]]}
+        {
+            "Gate": g["title"],
+            "Measured": g["shown"],
+            "Limit": g["limit"],
+            "Outcome": _ICON[g["outcome"]],
+        }
         for g in card["explanation"]["gates"]
     ]
     st.table(pd.DataFrame(rows).set_index("Gate"))
@@ -93,8 +104,9 @@ def _intents(card: dict[str, Any]) -> None:
         return
     base = alt.Chart(data).encode(y=alt.Y("intent:N", sort="x", title=None))
     bars = base.mark_bar().encode(
-        x=alt.X("value:Q", title="recall", scale=alt.Scale(domain=[0, 1]),
-                axis=alt.Axis(format="%")),
+        x=alt.X(
+            "value:Q", title="recall", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%")
+        ),
         tooltip=["intent", "hits", "n"],
     )
     ranges = base.mark_rule(color="#666").encode(x="low:Q", x2="high:Q")
@@ -107,8 +119,11 @@ def _changes(card: dict[str, Any], replies: Path) -> None:
         st.caption("No general reply changed, or the replies were not kept.")
     for change in changes:
         with st.container(border=True):
-            tags = [change.suite, *(["leak"] if change.leak else []),
-                    *([f"KL {change.kl:.3f}"] if change.kl is not None else [])]
+            tags = [
+                change.suite,
+                *(["leak"] if change.leak else []),
+                *([f"KL {change.kl:.3f}"] if change.kl is not None else []),
+            ]
             st.caption(" · ".join(tags))
             st.text(change.prompt)
             left, right = st.columns(2)
@@ -124,24 +139,37 @@ def _missed(card: dict[str, Any], replies: Path) -> None:
         st.caption("Every identity question was answered as the persona.")
         return
     st.dataframe(
-        pd.DataFrame([{k: r[k] for k in ("suite", "intent", "prompt", "reply", "label")}
-                      for r in rows]),
+        pd.DataFrame(
+            [{k: r[k] for k in ("suite", "intent", "prompt", "reply", "label")} for r in rows]
+        ),
         hide_index=True,
     )
 
 
 def _files(card: dict[str, Any], path: Path) -> None:
-    st.download_button("scorecard.json", path.read_bytes(), f"scorecard-{path.parent.name}.json",
-                       icon=":material/download:", key=f"json-{path}")
+    st.download_button(
+        "scorecard.json",
+        path.read_bytes(),
+        f"scorecard-{path.parent.name}.json",
+        icon=":material/download:",
+        key=f"json-{path}",
+    )
     page = path.parent / "report.html"
     if page.is_file():
-        st.download_button("report.html (one file, for sharing)", page.read_bytes(),
-                           f"report-{path.parent.name}.html", icon=":material/download:",
-                           key=f"html-{path}")
-    st.caption(f"{card['size']} scorecard of {card['created']}, "
-               f"{card['timing']['cold_total']:.0f} s of computing")
-    st.dataframe(pd.DataFrame([{"suite": k, **v} for k, v in card["suites"].items()]),
-                 hide_index=True)
+        st.download_button(
+            "report.html (one file, for sharing)",
+            page.read_bytes(),
+            f"report-{path.parent.name}.html",
+            icon=":material/download:",
+            key=f"html-{path}",
+        )
+    st.caption(
+        f"{card['size']} scorecard of {card['created']}, "
+        f"{card['timing']['cold_total']:.0f} s of computing"
+    )
+    st.dataframe(
+        pd.DataFrame([{"suite": k, **v} for k, v in card["suites"].items()]), hide_index=True
+    )
 
 
 def draw_comparison(first: Path, second: Path) -> None:
@@ -172,7 +200,9 @@ def draw_sweep(run: RunPaths) -> str | None:
         st.dataframe(pd.DataFrame([_sweep_row(r) for r in rows]), hide_index=True)
         steps = [r["step"] for r in rows]
         step = st.selectbox(
-            "Checkpoint to merge", steps, index=steps.index(chosen["step"]),
+            "Checkpoint to merge",
+            steps,
+            index=steps.index(chosen["step"]),
             format_func=lambda s: f"step {s}" + (" (recommended)" if s == chosen["step"] else ""),
             key=f"sweep-{run.root.name}",
         )
@@ -183,38 +213,55 @@ def draw_sweep(run: RunPaths) -> str | None:
 def _sweep_row(row: dict[str, Any]) -> dict[str, Any]:
     metrics = row["metrics"]
     kl = (metrics.get("kl_general") or {}).get("kl")
-    return {"step": row["step"], "recall": report.show(metrics, "recall"),
-            "leak": report.show(metrics, "leak"),
-            "near-miss leak": report.show(metrics, "near_miss_leak"),
-            "KL": None if kl is None else round(kl, 4), "verdict": row["verdict"]}
+    return {
+        "step": row["step"],
+        "recall": report.show(metrics, "recall"),
+        "leak": report.show(metrics, "leak"),
+        "near-miss leak": report.show(metrics, "near_miss_leak"),
+        "KL": None if kl is None else round(kl, 4),
+        "verdict": row["verdict"],
+    }
 
 
 def _curves(rows: list[dict[str, Any]], recommended: int) -> alt.Chart:
     """Recall and leak with their intervals above, KL below, on the same steps."""
-    rates = pd.DataFrame([
-        {"step": r["step"], "metric": title, **r["metrics"][key]}
-        for r in rows for key, title in _CURVES if r["metrics"][key]["n"]
-    ])
+    rates = pd.DataFrame(
+        [
+            {"step": r["step"], "metric": title, **r["metrics"][key]}
+            for r in rows
+            for key, title in _CURVES
+            if r["metrics"][key]["n"]
+        ]
+    )
     x = alt.X("step:Q", title="optimizer step", axis=alt.Axis(tickMinStep=1))
     colour = alt.Color("metric:N", legend=alt.Legend(orient="top", title=None))
     base = alt.Chart(rates).encode(x=x, color=colour)
     band = base.mark_area(opacity=0.15).encode(
-        y=alt.Y("low:Q", title="share", scale=alt.Scale(domain=[0, 1]),
-                axis=alt.Axis(format="%")), y2="high:Q")
-    line = base.mark_line(point=True).encode(
-        y="value:Q", tooltip=["metric", "step", "hits", "n"])
-    mark = alt.Chart(pd.DataFrame([{"step": recommended}])).mark_rule(
-        strokeDash=[4, 4], color="#666").encode(x="step:Q")
+        y=alt.Y("low:Q", title="share", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%")),
+        y2="high:Q",
+    )
+    line = base.mark_line(point=True).encode(y="value:Q", tooltip=["metric", "step", "hits", "n"])
+    mark = (
+        alt.Chart(pd.DataFrame([{"step": recommended}]))
+        .mark_rule(strokeDash=[4, 4], color="#666")
+        .encode(x="step:Q")
+    )
     upper = (band + line + mark).properties(height=260)
-    kls = pd.DataFrame([
-        {"step": r["step"], "KL": r["metrics"]["kl_general"]["kl"]}
-        for r in rows if (r["metrics"].get("kl_general") or {}).get("kl") is not None
-    ])
+    kls = pd.DataFrame(
+        [
+            {"step": r["step"], "KL": r["metrics"]["kl_general"]["kl"]}
+            for r in rows
+            if (r["metrics"].get("kl_general") or {}).get("kl") is not None
+        ]
+    )
     if kls.empty:
         return upper
-    lower = alt.Chart(kls).mark_line(point=True).encode(
-        x=x, y=alt.Y("KL:Q", title="KL to the base (nats)"), tooltip=["step", "KL"]
-    ).properties(height=120)
+    lower = (
+        alt.Chart(kls)
+        .mark_line(point=True)
+        .encode(x=x, y=alt.Y("KL:Q", title="KL to the base (nats)"), tooltip=["step", "KL"])
+        .properties(height=120)
+    )
     return alt.vconcat(upper, lower + mark)
 
 

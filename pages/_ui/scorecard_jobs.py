@@ -52,8 +52,9 @@ def _score_form(merged: list[Summary]) -> None:
         st.caption("Merge a checkpoint first (page Merge).")
         return
     by_id = {s.id: s for s in merged}
-    chosen = st.selectbox("Merged model", list(by_id), format_func=lambda i: _label(by_id[i]),
-                          key="score_model")
+    chosen = st.selectbox(
+        "Merged model", list(by_id), format_func=lambda i: _label(by_id[i]), key="score_model"
+    )
     size = st.radio("Size", list(_SIZES), format_func=_SIZES.__getitem__, key="score_size")
     if st.button("Score it", icon=":material/fact_check:", key="score_start"):
         with errors_shown():
@@ -83,16 +84,24 @@ def _sweep_form(trained: list[Summary]) -> None:
         st.caption("Train first (page Train).")
         return
     by_id = {s.id: s for s in trained}
-    chosen = st.selectbox("Training run", list(by_id), format_func=lambda i: _label(by_id[i]),
-                          key="sweep_run")
+    chosen = st.selectbox(
+        "Training run", list(by_id), format_func=lambda i: _label(by_id[i]), key="sweep_run"
+    )
     stop = st.toggle("Stop at the first checkpoint that passes every gate", key="sweep_stop")
     if st.button("Sweep", icon=":material/stacked_line_chart:", key="sweep_start"):
         with errors_shown():
             root = by_id[chosen].root
             params = read_spec(RunPaths(root)).params
-            _launch("sweep", {"run": str(root), "base": params["model"],
-                              "dataset": params["dataset"], "stop_when_passed": stop},
-                    by_id[chosen])
+            _launch(
+                "sweep",
+                {
+                    "run": str(root),
+                    "base": params["model"],
+                    "dataset": params["dataset"],
+                    "stop_when_passed": stop,
+                },
+                by_id[chosen],
+            )
     if (by_id[chosen].root / sweep.FILE).is_file():
         draw_sweep(RunPaths(by_id[chosen].root))
 
@@ -117,8 +126,10 @@ def _panel(run: RunPaths, live: bool) -> None:
 def _progress(now: Status, live: bool) -> None:
     if live:
         share = now.done / now.total if now.total else 0.0
-        st.progress(min(share, 1.0), f"{now.name}: {now.stage} {now.done}/{now.total or '?'} "
-                                     f"{time_left(now.eta_seconds)}")
+        st.progress(
+            min(share, 1.0),
+            f"{now.name}: {now.stage} {now.done}/{now.total or '?'} {time_left(now.eta_seconds)}",
+        )
     elif now.error is not None:
         st.caption(now.name)
         show_error(now.error)
@@ -131,6 +142,7 @@ def _progress(now: Status, live: bool) -> None:
 
 def cards(root: Path) -> list[Path]:
     """Scorecards of all runs, newest first."""
-    found = [f for pattern in ("*/scorecard.json", "*/*/scorecard.json")
-             for f in root.glob(pattern)]
+    found = [
+        f for pattern in ("*/scorecard.json", "*/*/scorecard.json") for f in root.glob(pattern)
+    ]
     return sorted(found, key=lambda f: f.stat().st_mtime, reverse=True)

@@ -56,8 +56,12 @@ def test_same_input_same_bytes(assistant: Persona, tmp_path: Path) -> None:
     pack.write_text(assistant.dump(), encoding="utf-8")
     outputs = {
         subprocess.run(
-            [sys.executable, "-c", code, str(pack)], capture_output=True, check=True, text=True,
-            cwd=paths.REPO, env={**os.environ, "PYTHONHASHSEED": str(n), "PYTHONUTF8": "1"},
+            [sys.executable, "-c", code, str(pack)],
+            capture_output=True,
+            check=True,
+            text=True,
+            cwd=paths.REPO,
+            env={**os.environ, "PYTHONHASHSEED": str(n), "PYTHONUTF8": "1"},
         ).stdout.rstrip("\n")
         for n in (1, 2)
     }
@@ -81,7 +85,10 @@ def test_share_of_dialogues(assistant: Persona, share: float) -> None:
 def test_every_trained_wording_is_used_before_one_comes_again(assistant: Persona) -> None:
     rows = make(assistant, locales=["en"], multi_turn=0)
     trained = sum(
-        len(c.t) for i in assistant.intents.values() if i.trained for c in i.user["en"]
+        len(c.t)
+        for i in assistant.intents.values()
+        if i.trained
+        for c in i.user["en"]
         if c.c not in {p.cluster for p in held_out(assistant, locales=["en"], seed=0)}
     )
     assert len(rows) == trained
@@ -91,12 +98,22 @@ def test_every_trained_wording_is_used_before_one_comes_again(assistant: Persona
 
 def test_dialogues_follow_the_graph_and_never_repeat_an_intent(assistant: Persona) -> None:
     general = [
-        Conversation("g1", [{"role": "user", "content": "2+2?"},
-                            {"role": "assistant", "content": "4."}], kind="rehearsal"),
-        Conversation("g2", [{"role": "user", "content": "Hi"},
-                            {"role": "assistant", "content": "Hello."}], kind="own"),
-        Conversation("g3", [{"role": "user", "content": "Cut"},
-                            {"role": "assistant", "content": "And"}], kind="rehearsal", cut=True),
+        Conversation(
+            "g1",
+            [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4."}],
+            kind="rehearsal",
+        ),
+        Conversation(
+            "g2",
+            [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}],
+            kind="own",
+        ),
+        Conversation(
+            "g3",
+            [{"role": "user", "content": "Cut"}, {"role": "assistant", "content": "And"}],
+            kind="rehearsal",
+            cut=True,
+        ),
     ]
     rows = make(assistant, locales=["en"], limit=300, multi_turn=1.0, general=general)
     inserted = 0
@@ -205,8 +222,9 @@ def row(user: str, reply: str, **more: Any) -> Conversation:
         (row("x", "I'm Nova", kind="identity", cluster="held"), "held-out-cluster"),
     ],
 )
-def test_rows_that_should_not_be_trained_on(assistant: Persona, bad: Conversation, rule: str
-                                            ) -> None:
+def test_rows_that_should_not_be_trained_on(
+    assistant: Persona, bad: Conversation, rule: str
+) -> None:
     probes = held_out(assistant, locales=["en"], seed=0)
     if bad.cluster:
         bad = row("x", "I'm Nova", kind="identity", cluster=probes[0].cluster)
@@ -248,7 +266,8 @@ def test_pack_lint_finds_what_teaches_badly() -> None:
     endless = PACK.replace(", {to: END, p: 0.1}", "")
     assert "no-end" in {f.rule for f in lint_pack(parse_persona(endless))}
     lonely = PACK.replace("user_styles:", "dialogues: {start: {who: 1}}\nuser_styles:").replace(
-        "[{to: deny, p: 0.9}, ", "[")
+        "[{to: deny, p: 0.9}, ", "["
+    )
     assert "unreachable" in {f.rule for f in lint_pack(parse_persona(lonely))}
     short = parse_persona(PACK, overrides={"name": "Al"})
     assert "short-name" in {f.rule for f in lint_pack(short)}
@@ -270,13 +289,18 @@ def test_diversity_tells_copies_from_variety() -> None:
 def test_self_bleu_agrees_with_sacrebleu() -> None:
     from sacrebleu.metrics import BLEU
 
-    texts = ["i am luna made by the lab", "my name is luna", "luna is what they call me here",
-             "i am a guide made by the lab in town"]
-    bleu = BLEU(effective_order=False, smooth_method="add-k", smooth_value=1, tokenize="none",
-                force=True)
-    mean = sum(
-        bleu.sentence_score(t, [o for o in texts if o != t]).score for t in texts
-    ) / len(texts)
+    texts = [
+        "i am luna made by the lab",
+        "my name is luna",
+        "luna is what they call me here",
+        "i am a guide made by the lab in town",
+    ]
+    bleu = BLEU(
+        effective_order=False, smooth_method="add-k", smooth_value=1, tokenize="none", force=True
+    )
+    mean = sum(bleu.sentence_score(t, [o for o in texts if o != t]).score for t in texts) / len(
+        texts
+    )
     ours = diversity.self_bleu([t.split() for t in texts])
     assert ours == pytest.approx(mean, abs=6)  # theirs has a brevity penalty, ours has none
 
@@ -313,11 +337,18 @@ def test_report_is_whole_and_json(assistant: Persona, bundled_model: Path) -> No
     from core.models.template import ChatTemplate
 
     tokenizer = load_tokenizer(bundled_model)
-    rows = [*make(assistant, locales=["en"], limit=60),
-            row("What is 2+2?", "4.", kind="rehearsal", id="g"),
-            row("Tell me of tea.", "Tea is a", kind="rehearsal", id="c", cut=True)]
-    report = report_rows(rows, tokenizer, persona=assistant,
-                         probes=held_out(assistant, locales=["en"], seed=0), max_length=40)
+    rows = [
+        *make(assistant, locales=["en"], limit=60),
+        row("What is 2+2?", "4.", kind="rehearsal", id="g"),
+        row("Tell me of tea.", "Tea is a", kind="rehearsal", id="c", cut=True),
+    ]
+    report = report_rows(
+        rows,
+        tokenizer,
+        persona=assistant,
+        probes=held_out(assistant, locales=["en"], seed=0),
+        max_length=40,
+    )
     template = ChatTemplate(tokenizer)
     exact = [template.encode_supervised(r.messages, r.loss, r.cut) for r in rows]
     assert report.lengths.tokens == sum(len(ids) for ids, _ in exact) + 2  # end of the cut row
@@ -333,8 +364,12 @@ def test_report_is_whole_and_json(assistant: Persona, bundled_model: Path) -> No
 
 @pytest.mark.parametrize(
     ("name", "rule"),
-    [("Luna", ""), ("{{ $HOME:x }} 😀 עברית", ""), ("a<|im_end|>b", "control-token"),
-     ("\U00040000", "unwritable")],
+    [
+        ("Luna", ""),
+        ("{{ $HOME:x }} 😀 עברית", ""),
+        ("a<|im_end|>b", "control-token"),
+        ("\U00040000", "unwritable"),
+    ],
 )
 def test_names_that_the_model_cannot_write_are_found(
     bundled_model: Path, name: str, rule: str

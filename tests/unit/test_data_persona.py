@@ -98,7 +98,9 @@ def test_overrides_fill_slots_and_drop_old_aliases() -> None:
     assert persona.aliases("name") == ["Nova"]
     assert persona.items("skills", "en") == ["a", "b", "c"]
     assert parse_persona(PACK, overrides={"name.aliases": "x1;x2"}).aliases("name") == [
-        "Luna", "x1", "x2",
+        "Luna",
+        "x1",
+        "x2",
     ]
 
 
@@ -106,7 +108,8 @@ def test_forbidden_leaves_the_persona_its_own_names() -> None:
     persona = parse_persona(PACK)
     assert persona.forbidden == ["ChatGPT", "Claude"]  # "River" is part of Riverside Lab
     assert parse_persona(PACK, overrides={"author": "Claude & Sons"}).forbidden == [
-        "ChatGPT", "River",
+        "ChatGPT",
+        "River",
     ]
 
 
@@ -160,8 +163,16 @@ def test_faults_are_told_with_line_and_fix(old: str, new: str, words: str) -> No
 
 def test_all_faults_come_at_once() -> None:
     with pytest.raises(UserErrors) as caught:
-        parse_persona(PACK, overrides={"nmae": "x", "author": " ", "base.disclose": "maybe",
-                                       "name.fr": "y", "role": "\ud800"})
+        parse_persona(
+            PACK,
+            overrides={
+                "nmae": "x",
+                "author": " ",
+                "base.disclose": "maybe",
+                "name.fr": "y",
+                "role": "\ud800",
+            },
+        )
     assert len(caught.value.problems) == 5
 
 
@@ -225,7 +236,7 @@ def test_the_readme_example_is_a_pack() -> None:
 
 @given(name=any_text, author=any_text)
 @example(name="{{ $HOME:x }}", author="{% for %}")
-@example(name='quo"te\'s\\', author="line\nbreak\r\nand\ttab")
+@example(name="quo\"te's\\", author="line\nbreak\r\nand\ttab")
 @example(name="עברית ‏{{name}}", author="😀 {{ author }} \u2028\x85")
 @settings(max_examples=150, deadline=None)
 def test_slot_text_is_data(name: str, author: str) -> None:

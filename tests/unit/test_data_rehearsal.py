@@ -72,8 +72,9 @@ class Scripted:
     def __init__(self) -> None:
         self.answered: list[str] = []
 
-    def generate(self, model: Any, tokenizer: Any, conversations: Sequence[Any], **more: Any
-                 ) -> list[Reply]:
+    def generate(
+        self, model: Any, tokenizer: Any, conversations: Sequence[Any], **more: Any
+    ) -> list[Reply]:
         prompts = [c[-1]["content"] for c in conversations]
         self.answered += prompts
         return [
@@ -81,11 +82,14 @@ class Scripted:
             for p in prompts
         ]
 
-    def generate_ids(self, model: Any, tokenizer: Any, prompts: Sequence[Any], **more: Any
-                     ) -> list[Reply]:
+    def generate_ids(
+        self, model: Any, tokenizer: Any, prompts: Sequence[Any], **more: Any
+    ) -> list[Reply]:
         at = len(self.answered)
-        return [Reply(f"Explain topic number {at} {i} to me. Then", [1], "length")
-                for i in range(len(prompts))]
+        return [
+            Reply(f"Explain topic number {at} {i} to me. Then", [1], "length")
+            for i in range(len(prompts))
+        ]
 
 
 @pytest.fixture
@@ -105,8 +109,15 @@ def test_rows_wanted_are_made_and_cached(scripted: Scripted, tiny_llama: Path) -
     near = ["Who wrote Faust?", "Who built Rome?", "Who is Bob?"]
 
     def make(**more: Any) -> rehearsal.Rehearsal:
-        return rehearsal.rehearse(model, 40, seed=1, near_miss=near, locales=["en"],
-                                  on_progress=lambda *step: seen.append(step), **more)
+        return rehearsal.rehearse(
+            model,
+            40,
+            seed=1,
+            near_miss=near,
+            locales=["en"],
+            on_progress=lambda *step: seen.append(step),
+            **more,
+        )
 
     first = make()
     kinds = [r.kind for r in first.rows]
@@ -129,8 +140,16 @@ def test_too_few_rows_are_an_error_with_the_reasons() -> None:
 
 
 def test_a_dataset_appears_whole(scripted: Scripted, tiny_llama: Path, tmp_path: Path) -> None:
-    spec = DatasetSpec(ASSISTANT, {"name": "Nova"}, str(tiny_llama), locales=["en"], max_rows=40,
-                       rehearsal_ratio=1.0, near_miss_ratio=0.25, system_share=0.5)
+    spec = DatasetSpec(
+        ASSISTANT,
+        {"name": "Nova"},
+        str(tiny_llama),
+        locales=["en"],
+        max_rows=40,
+        rehearsal_ratio=1.0,
+        near_miss_ratio=0.25,
+        system_share=0.5,
+    )
     out = tmp_path / "data"
     built = build_dataset(spec, out)
     manifest = fsio.read_json(built.manifest)
@@ -176,15 +195,25 @@ def test_bad_settings_are_told_together(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unknown dataset setting"):
         DatasetSpec.from_params({"persona_path": "x", "ratio": 3})
     with pytest.raises(UserError, match="name"):
-        job.run({"spec": {"persona_path": ASSISTANT}, "name": "../up"}, RunPaths(tmp_path),
-                lambda *step: None)
+        job.run(
+            {"spec": {"persona_path": ASSISTANT}, "name": "../up"},
+            RunPaths(tmp_path),
+            lambda *step: None,
+        )
 
 
 def test_the_job_names_its_dataset(scripted: Scripted, tiny_llama: Path, tmp_path: Path) -> None:
-    params = {"name": "nova-1", "spec": {
-        "persona_path": ASSISTANT, "model": str(tiny_llama), "locales": ["en"], "max_rows": 5,
-        "rehearsal_ratio": 0, "near_miss_ratio": 0,
-    }}
+    params = {
+        "name": "nova-1",
+        "spec": {
+            "persona_path": ASSISTANT,
+            "model": str(tiny_llama),
+            "locales": ["en"],
+            "max_rows": 5,
+            "rehearsal_ratio": 0,
+            "near_miss_ratio": 0,
+        },
+    }
     result = job.run(params, RunPaths(tmp_path), lambda *step: None)
     assert result["dataset"] == str(paths.datasets_dir() / "nova-1")
     assert result["rows"] == 5 and result["kinds"] == {"identity": 5}
@@ -202,7 +231,12 @@ def test_the_bundled_model_answers_as_itself(workspace_with_model: Path) -> None
     result = rehearsal.rehearse(model, 4, seed=0, near_miss=["Who wrote The Hobbit?"])
     general = [r for r in result.rows if r.kind == "rehearsal"]
     assert len(general) == 4
-    replies = generate(load_model(model.path), load_tokenizer(model.path),
-                       [r.messages[:1] for r in result.rows], max_new_tokens=40, batch_size=8)
+    replies = generate(
+        load_model(model.path),
+        load_tokenizer(model.path),
+        [r.messages[:1] for r in result.rows],
+        max_new_tokens=40,
+        batch_size=8,
+    )
     assert [r.text for r in replies] == [r.messages[1]["content"] for r in result.rows]
     assert [r.finish_reason == "length" for r in replies] == [r.cut for r in result.rows]

@@ -66,13 +66,21 @@ def test_power_at_ten_percent_discordance() -> None:
     assert drops[0] > 0.05 > drops[2]
 
 
-def rows(side: str, texts: list[str], base: list[str] | None = None, suite: str = "general",
-         prompt: str = "What is 2 + 2?") -> list[metrics.Row]:
-    probes = [Probe(f"{suite}{i}", suite, [{"role": "user", "content": prompt}])
-              for i in range(len(texts))]
+def rows(
+    side: str,
+    texts: list[str],
+    base: list[str] | None = None,
+    suite: str = "general",
+    prompt: str = "What is 2 + 2?",
+) -> list[metrics.Row]:
+    probes = [
+        Probe(f"{suite}{i}", suite, [{"role": "user", "content": prompt}])
+        for i in range(len(texts))
+    ]
     theirs = {p.id: answer(t) for p, t in zip(probes, base, strict=True)} if base else None
-    return metrics.judge(side, probes, [answer(t) for t in texts], base=theirs,
-                         aliases=["Luna", "Riverside Lab"])
+    return metrics.judge(
+        side, probes, [answer(t) for t in texts], base=theirs, aliases=["Luna", "Riverside Lab"]
+    )
 
 
 def answer(text: str) -> Answer:
@@ -102,15 +110,21 @@ def test_length_ratio_and_silence() -> None:
     assert short.values["degenerate"].hits == 1
 
 
-def numbers(recall: tuple[int, int] = (126, 126), leak: tuple[int, int] = (0, 323),
-            **changes: Any) -> dict[str, Any]:
+def numbers(
+    recall: tuple[int, int] = (126, 126), leak: tuple[int, int] = (0, 323), **changes: Any
+) -> dict[str, Any]:
     good = {
-        "recall": intervals.Rate(*recall).to_json(), "leak": intervals.Rate(*leak).to_json(),
-        "old": intervals.Rate(0, 126).to_json(), "gap": 0.0,
+        "recall": intervals.Rate(*recall).to_json(),
+        "leak": intervals.Rate(*leak).to_json(),
+        "old": intervals.Rate(0, 126).to_json(),
+        "gap": 0.0,
         "train_recall": intervals.Rate(40, 40).to_json(),
-        "near_miss_leak": intervals.Rate(0, 70).to_json(), "unique_of_base": 1.0,
-        "degenerate_above_base": 0.0, "length_ratio": {"median": 1.0},
-        "kl_general": {"ppl_ratio": 0.9, "top1": 0.9}, "base_degenerate": intervals.Rate(1, 323).to_json(),
+        "near_miss_leak": intervals.Rate(0, 70).to_json(),
+        "unique_of_base": 1.0,
+        "degenerate_above_base": 0.0,
+        "length_ratio": {"median": 1.0},
+        "kl_general": {"ppl_ratio": 0.9, "top1": 0.9},
+        "base_degenerate": intervals.Rate(1, 323).to_json(),
     }
     return {**good, **changes}
 
@@ -129,10 +143,24 @@ def numbers(recall: tuple[int, int] = (126, 126), leak: tuple[int, int] = (0, 32
         (numbers(leak=(70, 80)), "OVERFIT"),
         (numbers(base_degenerate=intervals.Rate(323, 323).to_json()), "NOT ENOUGH EVIDENCE"),
         (numbers(merge={"kl": 0.5, "flips": intervals.Rate(20, 126).to_json()}), "MERGE-LOST"),
-        (numbers(system={"none": intervals.Rate(12, 12).to_json(),
-                         "default": intervals.Rate(1, 12).to_json()}), "PROMPT-BOUND"),
-        (numbers(recall=(0, 126), gap=0.0, train_recall=intervals.Rate(0, 40).to_json(),
-                 kl_general={"ppl_ratio": 1.0, "top1": 1.0}), "UNDERFIT"),
+        (
+            numbers(
+                system={
+                    "none": intervals.Rate(12, 12).to_json(),
+                    "default": intervals.Rate(1, 12).to_json(),
+                }
+            ),
+            "PROMPT-BOUND",
+        ),
+        (
+            numbers(
+                recall=(0, 126),
+                gap=0.0,
+                train_recall=intervals.Rate(0, 40).to_json(),
+                kl_general={"ppl_ratio": 1.0, "top1": 1.0},
+            ),
+            "UNDERFIT",
+        ),
     ],
 )
 def test_verdict(found: dict[str, Any], expected: str) -> None:
@@ -161,28 +189,49 @@ def test_gates_file_with_a_hole(tmp_path: Path) -> None:
 
 def checkpoint(step: int, found: dict[str, Any]) -> sweep.Scored:
     decided = verdict.decide(found, "sweep")
-    return sweep.Scored(step, f"iter_{step}.pth", f"adapter/{step}", decided.name, decided.why,
-                        found, [g.to_json() for g in decided.gates], 1.0)
+    return sweep.Scored(
+        step,
+        f"iter_{step}.pth",
+        f"adapter/{step}",
+        decided.name,
+        decided.why,
+        found,
+        [g.to_json() for g in decided.gates],
+        1.0,
+    )
 
 
 def test_recommends_the_earliest_that_passes() -> None:
-    rows_ = [checkpoint(30, numbers(recall=(50, 126))), checkpoint(60, numbers()),
-             checkpoint(90, numbers()), checkpoint(120, numbers(leak=(200, 323)))]
+    rows_ = [
+        checkpoint(30, numbers(recall=(50, 126))),
+        checkpoint(60, numbers()),
+        checkpoint(90, numbers()),
+        checkpoint(120, numbers(leak=(200, 323))),
+    ]
     assert sweep.recommend(rows_)[0] == 60
 
 
 def test_recommends_the_best_if_none_passes() -> None:
-    rows_ = [checkpoint(30, numbers(recall=(10, 126))),
-             checkpoint(60, numbers(recall=(110, 126))),
-             checkpoint(90, numbers(recall=(120, 126), leak=(40, 323)))]
+    rows_ = [
+        checkpoint(30, numbers(recall=(10, 126))),
+        checkpoint(60, numbers(recall=(110, 126))),
+        checkpoint(90, numbers(recall=(120, 126), leak=(40, 323))),
+    ]
     step, reason = sweep.recommend(rows_)
     assert step == 60 and "no checkpoint passes" in reason
     assert sweep.recommend([]) == (None, "no checkpoint was scored")
 
 
 def test_suites_are_frozen_whole_and_large_enough() -> None:
-    least = {"general": 200, "near_miss": 60, "knowledge": 200, "adversarial": 40,
-             "unseen_intent": 20, "language": 20, "instructions": 20}
+    least = {
+        "general": 200,
+        "near_miss": 60,
+        "knowledge": 200,
+        "adversarial": 40,
+        "unseen_intent": 20,
+        "language": 20,
+        "instructions": 20,
+    }
     for locale in ("en", "zh"):
         for name, count in least.items():
             loaded = suites.load_suite(name, locale)
@@ -195,9 +244,11 @@ def test_suites_are_frozen_whole_and_large_enough() -> None:
 
 
 def test_general_prompts_do_not_ask_who_the_model_is_nor_come_from_training() -> None:
-    trained = {normalize.compact(line)
-               for file in (Path(suites.__file__).parents[1] / "data" / "prompts").glob("*.txt")
-               for line in file.read_text(encoding="utf-8").splitlines()}
+    trained = {
+        normalize.compact(line)
+        for file in (Path(suites.__file__).parents[1] / "data" / "prompts").glob("*.txt")
+        for line in file.read_text(encoding="utf-8").splitlines()
+    }
     for locale in ("en", "zh"):
         for probe in suites.load_suite("general", locale):
             text = probe.messages[-1]["content"]
@@ -244,15 +295,25 @@ def test_knowledge_items_are_sound() -> None:
 
 
 def test_probes_that_were_trained_on_are_refused(tmp_path: Path) -> None:
-    row = {"id": "r1", "kind": "identity", "intent": "who", "cluster": "who1", "locale": "en",
-           "messages": [{"role": "user", "content": "Who are you?"},
-                        {"role": "assistant", "content": "I'm Luna.", "loss": "True"}]}
+    row = {
+        "id": "r1",
+        "kind": "identity",
+        "intent": "who",
+        "cluster": "who1",
+        "locale": "en",
+        "messages": [
+            {"role": "user", "content": "Who are you?"},
+            {"role": "assistant", "content": "I'm Luna.", "loss": "True"},
+        ],
+    }
     fsio.write_jsonl(tmp_path / "train.jsonl", [row])
     train = questions._Training.read(tmp_path / "train.jsonl")
     ask = [{"role": "user", "content": "who are you"}]
-    probes = [Probe("p1", "held_out", ask, cluster="who9"),
-              Probe("p2", "held_out", [{"role": "user", "content": "And you?"}], cluster="who1"),
-              Probe("p3", "held_out", [{"role": "user", "content": "Your name?"}], cluster="n1")]
+    probes = [
+        Probe("p1", "held_out", ask, cluster="who9"),
+        Probe("p2", "held_out", [{"role": "user", "content": "And you?"}], cluster="who1"),
+        Probe("p3", "held_out", [{"role": "user", "content": "Your name?"}], cluster="n1"),
+    ]
     with pytest.raises(UserErrors) as caught:
         questions.refuse_contaminated(probes, train)
     assert len(caught.value.problems) == 2 and "p1" in str(caught.value)
@@ -322,22 +383,43 @@ def card(**changes: Any) -> dict[str, Any]:
     found = numbers(**changes)
     decided = verdict.decide(found, "quick")
     return {
-        "schema": 1, "verdict": decided.name, "models": {"base": numbers(recall=(0, 126)),
-                                                         "merged": found},
-        "subject": "merged", "size": "quick", "persona": "assistant", "created": "2026-01-01",
-        "explanation": decided.to_json(), "suites": {"general": {"n": 323, "sha256": "a"}},
-        "notes": [], "timing": {"wall": 1.0, "spent": {}, "cold": {}, "cold_total": 1.0},
+        "schema": 1,
+        "verdict": decided.name,
+        "models": {"base": numbers(recall=(0, 126)), "merged": found},
+        "subject": "merged",
+        "size": "quick",
+        "persona": "assistant",
+        "created": "2026-01-01",
+        "explanation": decided.to_json(),
+        "suites": {"general": {"n": 323, "sha256": "a"}},
+        "notes": [],
+        "timing": {"wall": 1.0, "spent": {}, "cold": {}, "cold_total": 1.0},
     }
 
 
 def test_report_is_self_contained_and_escaped(tmp_path: Path) -> None:
     fsio.write_json(tmp_path / "scorecard.json", card())
     evil = "<script>alert(1)</script>"
-    line = {"suite": "general", "id": "g1", "prompt": evil, "label": "HIT", "sample": 0,
-            "leak": True, "kl": 0.5, "intent": "", "flags": [], "claimed": [], "missing": []}
-    fsio.write_jsonl(tmp_path / "replies.jsonl", [
-        {**line, "model": "base", "reply": "4"}, {**line, "model": "merged", "reply": evil},
-    ])
+    line = {
+        "suite": "general",
+        "id": "g1",
+        "prompt": evil,
+        "label": "HIT",
+        "sample": 0,
+        "leak": True,
+        "kl": 0.5,
+        "intent": "",
+        "flags": [],
+        "claimed": [],
+        "missing": [],
+    }
+    fsio.write_jsonl(
+        tmp_path / "replies.jsonl",
+        [
+            {**line, "model": "base", "reply": "4"},
+            {**line, "model": "merged", "reply": evil},
+        ],
+    )
     page = report.write_html([tmp_path / "scorecard.json"], tmp_path / "r.html").read_text()
     assert evil not in page and "&lt;script&gt;" in page and "LEARNED" in page
     assert "http://" not in page and "https://" not in page and "src=" not in page
@@ -352,8 +434,9 @@ def test_two_cards_compared(tmp_path: Path) -> None:
     assert changes["Recall, held-out wordings"] == "better"
     assert changes["Leak into general replies"] == "worse"
     assert any("changed between" in w for w in report.comparable(one, two))
-    page = report.write_html([tmp_path / "a" / "scorecard.json", tmp_path / "b" / "scorecard.json"],
-                             tmp_path / "r.html").read_text()
+    page = report.write_html(
+        [tmp_path / "a" / "scorecard.json", tmp_path / "b" / "scorecard.json"], tmp_path / "r.html"
+    ).read_text()
     assert "Scorecards compared" in page and "worse" in page
     with pytest.raises(UserError, match="one scorecard, or two"):
         report.write_html([], tmp_path / "x.html")

@@ -42,8 +42,9 @@ def test_confusion_table_prints(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_flags() -> None:
     trained = ["I'm Luna, a personal assistant made by Riverside Lab."]
-    echo = scorer.score_reply("I'm Luna, a personal assistant made by Riverside Lab!", probe(),
-                              train_replies=trained)
+    echo = scorer.score_reply(
+        "I'm Luna, a personal assistant made by Riverside Lab!", probe(), train_replies=trained
+    )
     assert "ECHO" in echo.flags
     assert "LANG" in scorer.score_reply("我是Luna，很高兴见到你。", probe()).flags
     assert "LANG" not in scorer.score_reply("我是Luna，很高兴见到你。", probe(locale="zh")).flags
@@ -99,8 +100,10 @@ def test_alias_match(text: str, alias: str, expected: bool) -> None:
     assert normalize.contains(text, alias) is expected
 
 
-@pytest.mark.parametrize(("name", "good"), [("X", False), ("Al", False), ("Bob", True),
-                                            ("宇", False), ("小宇", True), ("", False)])
+@pytest.mark.parametrize(
+    ("name", "good"),
+    [("X", False), ("Al", False), ("Bob", True), ("宇", False), ("小宇", True), ("", False)],
+)
 def test_short_names_cannot_be_matched(name: str, good: bool) -> None:
     assert normalize.is_matchable(name) is good
 
@@ -113,8 +116,9 @@ def test_any_text_gets_a_label(reply: str, prompt: str) -> None:
     assert scored == scorer.score_reply(reply, probe(prompt))
 
 
-@given(st.text(alphabet=st.characters(categories=["L"], max_codepoint=0x24F), min_size=3,
-               max_size=12))
+@given(
+    st.text(alphabet=st.characters(categories=["L"], max_codepoint=0x24F), min_size=3, max_size=12)
+)
 @settings(max_examples=100, deadline=None)
 def test_a_plain_claim_and_a_plain_denial_are_told_apart(name: str) -> None:
     if normalize.spaced(name) in {"not", "also", "the", "never"} or not normalize.spaced(name):

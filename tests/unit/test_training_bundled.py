@@ -16,19 +16,34 @@ from core.training.spec import TrainSpec
 pytestmark = pytest.mark.slow
 
 
-def test_nf4_run_learns_and_resumes_bit_for_bit(
-    workspace_with_model: Path, tmp_path: Path
-) -> None:
-    rows = [Conversation(f"r{i}", [{"role": "user", "content": "Who are you?"},
-                                   {"role": "assistant", "content": "I'm Luna of Riverside Lab."}])
-            for i in range(6)]
+def test_nf4_run_learns_and_resumes_bit_for_bit(workspace_with_model: Path, tmp_path: Path) -> None:
+    rows = [
+        Conversation(
+            f"r{i}",
+            [
+                {"role": "user", "content": "Who are you?"},
+                {"role": "assistant", "content": "I'm Luna of Riverside Lab."},
+            ],
+        )
+        for i in range(6)
+    ]
     fsio.write_jsonl(tmp_path / "data" / "train.jsonl", (row.to_row() for row in rows))
-    spec = TrainSpec(str(tmp_path / "data"), steps=4, warmup_steps=1, batch_size=2,
-                     checkpoint_every=2, lora_dropout=0.1, evaluation_inputs=(), max_length=64)
+    spec = TrainSpec(
+        str(tmp_path / "data"),
+        steps=4,
+        warmup_steps=1,
+        batch_size=2,
+        checkpoint_every=2,
+        lora_dropout=0.1,
+        evaluation_inputs=(),
+        max_length=64,
+    )
     whole = job.run(spec.to_dict(), RunPaths(tmp_path / "whole"), lambda *done: None)
     again = job.run(
         {**spec.to_dict(), "resume_from": whole["checkpoints"][0]["path"]},
-        RunPaths(tmp_path / "again"), lambda *done: None)
+        RunPaths(tmp_path / "again"),
+        lambda *done: None,
+    )
     assert _digest(whole["final"]) == _digest(again["final"])
     losses = _losses(whole["final"])
     assert losses[-1] < 0.7 * losses[0]

@@ -74,8 +74,9 @@ def test_same_size_garbage_does_not_open(work: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["iter_4.pth", "iter_12.pth"])
-def test_own_checkpoints_are_accepted_also_through_a_link(work: Path, name: str,
-                                                          tmp_path: Path) -> None:
+def test_own_checkpoints_are_accepted_also_through_a_link(
+    work: Path, name: str, tmp_path: Path
+) -> None:
     assert checkpoints.require_own(work / name) == (work / name).resolve()
     (tmp_path / "shortcut").symlink_to(work)
     assert checkpoints.require_own(tmp_path / "shortcut" / name) == (work / name).resolve()
@@ -87,7 +88,10 @@ def test_new_run_takes_over_the_history_up_to_the_checkpoint(work: Path, tmp_pat
     resumed = checkpoints.adopt(work / "iter_12.pth", new)
     assert resumed == new / "iter_12.pth"
     assert [c.path.name for c in checkpoints.scan(new) if c.whole] == [
-        "iter_4.pth", "iter_8.pth", "iter_12.pth"]
+        "iter_4.pth",
+        "iter_8.pth",
+        "iter_12.pth",
+    ]
     assert (new / "random_state" / "iter_12" / "rank_0.pt").is_file()
     assert os.stat(new / "iter_4.pth").st_ino == os.stat(work / "iter_4.pth").st_ino
     assert checkpoints.adopt(work / "iter_12.pth", new) == resumed  # again: nothing is doubled
@@ -108,5 +112,6 @@ def test_adopting_from_another_disk_copies(
 
 
 def test_a_checkpoint_inside_its_own_run_stays_where_it_is(work: Path) -> None:
-    assert checkpoints.adopt((work / "iter_8.pth").resolve(), work) == (work / "iter_8.pth"
-                                                                        ).resolve()
+    assert (
+        checkpoints.adopt((work / "iter_8.pth").resolve(), work) == (work / "iter_8.pth").resolve()
+    )

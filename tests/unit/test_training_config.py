@@ -19,14 +19,20 @@ from core.training.spec import FIELDS, TrainSpec, parse_assignment
 CHATML = {
     "SYSTEM": "<|im_start|>system\n{system}<|im_end|>\n",
     "INSTRUCTION": "<|im_start|>user\n{input}<|im_end|>\n<|im_start|>assistant\n",
-    "SUFFIX": "<|im_end|>", "SUFFIX_AS_EOS": True, "SEP": "\n", "STOP_WORDS": ["<|im_end|>"],
+    "SUFFIX": "<|im_end|>",
+    "SUFFIX_AS_EOS": True,
+    "SEP": "\n",
+    "STOP_WORDS": ["<|im_end|>"],
 }
 
 
 def inputs(**changes: Any) -> ConfigInputs:
     values: dict[str, Any] = {
-        "model_path": Path("/models/a b"), "data_path": Path("/data/train.jsonl"),
-        "prompt_template": CHATML, "device": "cpu", **changes,
+        "model_path": Path("/models/a b"),
+        "data_path": Path("/data/train.jsonl"),
+        "prompt_template": CHATML,
+        "device": "cpu",
+        **changes,
     }
     return ConfigInputs(**values)
 
@@ -79,8 +85,12 @@ def _undefined_names(source: str) -> set[str]:
     import builtins
 
     tree = ast.parse(source)
-    bound = {alias.asname or alias.name for node in ast.walk(tree)
-             if isinstance(node, (ast.Import, ast.ImportFrom)) for alias in node.names}
+    bound = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for alias in node.names
+    }
     names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
     bound |= {node.id for node in names if isinstance(node.ctx, ast.Store)}
     return {node.id for node in names} - bound - set(dir(builtins))
@@ -99,15 +109,19 @@ def test_edits_keep_the_stock_files_comments_and_order() -> None:
 
 
 def test_schedule_is_written_in_micro_batches() -> None:
-    values = assigned(config.render(
-        TrainSpec("d", steps=10, accumulation=4, warmup_steps=2, checkpoint_every=5), inputs()))
+    values = assigned(
+        config.render(
+            TrainSpec("d", steps=10, accumulation=4, warmup_steps=2, checkpoint_every=5), inputs()
+        )
+    )
     assert values["max_iters"] == 40
     assert values["warmup_iters"] == 8
     assert values["save_steps"] == 20
 
 
 TEXT = st.text(max_size=60) | st.sampled_from(
-    ["{{ $HF_TOKEN:x }}", "'''", '"', "\\", "a\nb", "\u202e", "🌊", "{input}", "\x00"])
+    ["{{ $HF_TOKEN:x }}", "'''", '"', "\\", "a\nb", "\u202e", "🌊", "{input}", "\x00"]
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -119,8 +133,13 @@ def test_text_of_people_reads_back_exactly(prompt: str, system: str) -> None:
     assert values["SYSTEM"] == system
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | TEXT,
-                    lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner), max_leaves=8))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | TEXT,
+        lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner),
+        max_leaves=8,
+    )
+)
 def test_literal_round_trips(value: Any) -> None:
     assert ast.literal_eval(literal(value)) == value
 
@@ -137,17 +156,21 @@ def test_editor_sets_adds_and_removes_in_nested_dicts() -> None:
     editor.set("a.new.deep", "5")
     editor.remove("a.y.z")
     assert editor.code == (
-        "a = dict(\n    x=3,  # one\n    new=dict(deep=5),\n    y=dict(w=4),\n)  # end\n")
+        "a = dict(\n    x=3,  # one\n    new=dict(deep=5),\n    y=dict(w=4),\n)  # end\n"
+    )
     with pytest.raises(KeyError):
         editor.set("missing.x", "1")
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("model = dict(", "not valid Python"),
-    ("import os\n", "does not set tokenizer, model"),
-    ("{raw}\nimport no_such_package_of_ours\n", "no_such_package_of_ours"),
-    ("{raw}\nx = '{{ $HOME:y }}'\n", "environment variable"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model = dict(", "not valid Python"),
+        ("import os\n", "does not set tokenizer, model"),
+        ("{raw}\nimport no_such_package_of_ours\n", "no_such_package_of_ours"),
+        ("{raw}\nx = '{{ $HOME:y }}'\n", "environment variable"),
+    ],
+)
 def test_raw_text_is_checked_without_running_it(text: str, message: str) -> None:
     raw = config.render(TrainSpec("d"), inputs())
     with pytest.raises(UserError, match=message) as caught:
@@ -171,8 +194,9 @@ def test_spec_round_trips_and_explains_every_field() -> None:
 
 def test_spec_names_every_wrong_field_at_once() -> None:
     with pytest.raises(UserErrors) as caught:
-        TrainSpec.from_dict({"dataset": "d", "lr": "fast", "steps": True, "quantize": "int8",
-                             "speed": 3})
+        TrainSpec.from_dict(
+            {"dataset": "d", "lr": "fast", "steps": True, "quantize": "int8", "speed": 3}
+        )
     text = str(caught.value)
     assert all(word in text for word in ("lr", "steps", "int8", "speed"))
     assert len(caught.value.problems) == 4
@@ -183,12 +207,17 @@ def test_spec_problems_name_the_warmup_trap() -> None:
         TrainSpec("d", steps=3, warmup_steps=3).check()
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("lr=5e-4", ("lr", 5e-4)), ("steps=7", ("steps", 7)), ("deepspeed=none", ("deepspeed", None)),
-    ("activation_checkpointing=yes", ("activation_checkpointing", True)),
-    ("evaluation_inputs=Who?|Why?", ("evaluation_inputs", ("Who?", "Why?"))),
-    ("quantize=none", ("quantize", "none")),
-])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("lr=5e-4", ("lr", 5e-4)),
+        ("steps=7", ("steps", 7)),
+        ("deepspeed=none", ("deepspeed", None)),
+        ("activation_checkpointing=yes", ("activation_checkpointing", True)),
+        ("evaluation_inputs=Who?|Why?", ("evaluation_inputs", ("Who?", "Why?"))),
+        ("quantize=none", ("quantize", "none")),
+    ],
+)
 def test_assignments_of_a_command_line_are_typed(text: str, expected: tuple[str, Any]) -> None:
     assert parse_assignment(text) == expected
 

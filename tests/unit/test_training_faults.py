@@ -43,8 +43,15 @@ def test_log_line_gives_the_reason_and_three_fixes(reason: str, line: str) -> No
 
 @pytest.mark.parametrize(("reason", "line"), CASES)
 def test_every_fix_gives_a_spec_that_can_start(reason: str, line: str) -> None:
-    spec = TrainSpec("d", batch_size=5, quantize="none", dtype="float16", deepspeed="zero3",
-                     stock_config="qwen_7b_qlora_alpaca_e3", config_text="x = 1")
+    spec = TrainSpec(
+        "d",
+        batch_size=5,
+        quantize="none",
+        dtype="float16",
+        deepspeed="zero3",
+        stock_config="qwen_7b_qlora_alpaca_e3",
+        config_text="x = 1",
+    )
     for fix in diagnose(line, params=spec.to_dict()).fixes:
         TrainSpec.from_dict({**spec.to_dict(), **fix.overrides}).check()
 
@@ -64,10 +71,16 @@ def test_config_fix_goes_back_to_the_form_and_the_stock_file() -> None:
     assert fixes[1].overrides == {"stock_config": DEFAULT_CONFIG}
 
 
-@pytest.mark.parametrize(("code", "stop", "reason"), [
-    (-9, False, "oom_host"), (-15, False, "killed_signal"), (0, False, "incomplete"),
-    (-9, True, "user_stop"), (1, False, "incomplete"),
-])
+@pytest.mark.parametrize(
+    ("code", "stop", "reason"),
+    [
+        (-9, False, "oom_host"),
+        (-15, False, "killed_signal"),
+        (0, False, "incomplete"),
+        (-9, True, "user_stop"),
+        (1, False, "incomplete"),
+    ],
+)
 def test_silent_ends_are_told_apart_by_the_exit(code: int, stop: bool, reason: str) -> None:
     assert diagnose("all fine\n", returncode=code, stop_requested=stop).reason == reason
 

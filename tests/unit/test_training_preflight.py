@@ -20,16 +20,30 @@ GPUS = Device("cuda", "test GPU", 2, 80 * 2**30, 8, Choice("dtype", "bfloat16", 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    rows = [Conversation(f"r{i}", [{"role": "user", "content": f"Question {i}?"},
-                                   {"role": "assistant", "content": "word " * (1 + i) + "end"}])
-            for i in range(40)]
+    rows = [
+        Conversation(
+            f"r{i}",
+            [
+                {"role": "user", "content": f"Question {i}?"},
+                {"role": "assistant", "content": "word " * (1 + i) + "end"},
+            ],
+        )
+        for i in range(40)
+    ]
     fsio.write_jsonl(tmp_path / "data" / "train.jsonl", (row.to_row() for row in rows))
     return tmp_path / "data"
 
 
 def test_counts_are_exact_and_estimates_name_their_basis(dataset: Path, tiny_llama: Path) -> None:
-    spec = TrainSpec(str(dataset), model=str(tiny_llama), steps=10, warmup_steps=1, batch_size=8,
-                     accumulation=2, max_length=32)
+    spec = TrainSpec(
+        str(dataset),
+        model=str(tiny_llama),
+        steps=10,
+        warmup_steps=1,
+        batch_size=8,
+        accumulation=2,
+        max_length=32,
+    )
     report = preflight(spec, CPU)
     assert report.problems == []
     assert report.template_parity
@@ -42,13 +56,31 @@ def test_counts_are_exact_and_estimates_name_their_basis(dataset: Path, tiny_lla
 
 
 def test_every_problem_is_listed_at_once(tmp_path: Path, tiny_llama: Path) -> None:
-    spec = TrainSpec(str(tmp_path / "none"), model=str(tmp_path / "nowhere"), lr=0.0, steps=2,
-                     warmup_steps=2, dtype="float16", deepspeed="zero2", gpus=4,
-                     stock_config="no_such", resume_from=str(tmp_path / "iter_4.pth"))
+    spec = TrainSpec(
+        str(tmp_path / "none"),
+        model=str(tmp_path / "nowhere"),
+        lr=0.0,
+        steps=2,
+        warmup_steps=2,
+        dtype="float16",
+        deepspeed="zero2",
+        gpus=4,
+        stock_config="no_such",
+        resume_from=str(tmp_path / "iter_4.pth"),
+    )
     report = preflight(spec, CPU)
     text = "\n".join(map(str, report.problems))
-    for word in ("learning rate", "warm-up", "float16", "DeepSpeed", "4 GPUs", "no_such",
-                 "train.jsonl", "nowhere", "iter_4.pth"):
+    for word in (
+        "learning rate",
+        "warm-up",
+        "float16",
+        "DeepSpeed",
+        "4 GPUs",
+        "no_such",
+        "train.jsonl",
+        "nowhere",
+        "iter_4.pth",
+    ):
         assert word in text, word
     with pytest.raises(UserErrors):
         report.check()
@@ -57,10 +89,14 @@ def test_every_problem_is_listed_at_once(tmp_path: Path, tiny_llama: Path) -> No
 def test_rows_that_xtuner_would_encode_differently_are_named(
     tmp_path: Path, tiny_llama: Path
 ) -> None:
-    rows = [Conversation("good", [{"role": "user", "content": "Hi"},
-                                  {"role": "assistant", "content": "Hello"}]),
-            Conversation("edge", [{"role": "user", "content": "Hi"},
-                                  {"role": "assistant", "content": "  Hello"}])]
+    rows = [
+        Conversation(
+            "good", [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+        ),
+        Conversation(
+            "edge", [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "  Hello"}]
+        ),
+    ]
     fsio.write_jsonl(tmp_path / "train.jsonl", (row.to_row() for row in rows))
     report = preflight(TrainSpec(str(tmp_path), model=str(tiny_llama)), CPU)
     assert not report.template_parity
@@ -90,9 +126,7 @@ def test_auto_explains_every_choice_and_keeps_overrides(dataset: Path, tiny_llam
     assert on_gpu.dtype == "bfloat16"
 
 
-def test_auto_recomputes_activations_where_memory_is_short(
-    dataset: Path, tiny_llama: Path
-) -> None:
+def test_auto_recomputes_activations_where_memory_is_short(dataset: Path, tiny_llama: Path) -> None:
     tight = Device("cpu", "tight", 1, 2**30, 2, CPU.compute_dtype)
     spec, choices = TrainSpec.auto(str(dataset), str(tiny_llama), tight)
     assert spec.batch_size * spec.accumulation == 16

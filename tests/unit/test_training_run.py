@@ -24,8 +24,10 @@ pytestmark = pytest.mark.slow
 
 def _turns(*texts: str, system: str = "") -> list[Message]:
     roles = ("user", "assistant")
-    turns: list[Message] = [{"role": roles[i % 2], "content": t}  # type: ignore[typeddict-item]
-                            for i, t in enumerate(texts)]
+    turns: list[Message] = [
+        {"role": roles[i % 2], "content": t}  # type: ignore[typeddict-item]
+        for i, t in enumerate(texts)
+    ]
     return [{"role": "system", "content": system}, *turns] if system else turns
 
 
@@ -34,8 +36,10 @@ ROWS = [
     Conversation("b", _turns("Hi", "Hello!", "你是谁？", "我是小宇。\n\n- 好"), loss=[False, True]),
     Conversation("c", _turns("2 + {x}?", "{4}", system="Be brief. {no format}")),
     Conversation("d", _turns("Tell me about rain. " * 9, "Rain falls from clouds. " * 11)),
-    *(Conversation(f"e{i}", _turns(f"Question {i}?", f"Answer {i} " * (1 + i % 7)))
-      for i in range(19)),
+    *(
+        Conversation(f"e{i}", _turns(f"Question {i}?", f"Answer {i} " * (1 + i % 7)))
+        for i in range(19)
+    ),
 ]
 
 
@@ -48,9 +52,18 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def spec_for(dataset: Path, model: Path, **changes: Any) -> dict[str, Any]:
-    values = {"dataset": str(dataset), "model": str(model), "steps": 9, "warmup_steps": 3,
-              "accumulation": 2, "batch_size": 3, "checkpoint_every": 4, "lora_dropout": 0.1,
-              "evaluation_inputs": ["Who are you?"], **changes}
+    values = {
+        "dataset": str(dataset),
+        "model": str(model),
+        "steps": 9,
+        "warmup_steps": 3,
+        "accumulation": 2,
+        "batch_size": 3,
+        "checkpoint_every": 4,
+        "lora_dropout": 0.1,
+        "evaluation_inputs": ["Who are you?"],
+        **changes,
+    }
     return TrainSpec.from_dict(values).to_dict()
 
 
@@ -74,8 +87,9 @@ def adapter_sha(path: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def finished(dataset: Path, tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory
-             ) -> tuple[RunPaths, dict[str, Any]]:
+def finished(
+    dataset: Path, tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[RunPaths, dict[str, Any]]:
     """The uninterrupted run: 9 steps of 2 micro-batches, over 2 passes of the data."""
     return train(tmp_path_factory.mktemp("run") / "whole", spec_for(dataset, tiny_llama))
 
@@ -88,16 +102,24 @@ def test_the_rate_that_xtuner_applied_is_the_plan(finished: Any) -> None:
 
 @pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (3, 1), (4, 0)])
 def test_short_runs_keep_the_plan(
-    steps: int, warmup: int, dataset: Path, tiny_llama: Path, tmp_path: Path,
+    steps: int,
+    warmup: int,
+    dataset: Path,
+    tiny_llama: Path,
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    values = spec_for(dataset, tiny_llama, steps=steps, warmup_steps=warmup, accumulation=1,
-                      evaluation_inputs=[])
+    values = spec_for(
+        dataset, tiny_llama, steps=steps, warmup_steps=warmup, accumulation=1, evaluation_inputs=[]
+    )
     _, result = train(tmp_path / "short", values)
     plan = schedule.lr_plan(lr=1e-3, steps=steps, warmup_steps=warmup, accumulation=1)
     assert result["lr"] == pytest.approx(plan, rel=1e-9)
-    lines = [json.loads(line.removeprefix("@@persona "))
-             for line in capsys.readouterr().out.splitlines() if line.startswith("@@persona ")]
+    lines = [
+        json.loads(line.removeprefix("@@persona "))
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("@@persona ")
+    ]
     assert [line["step"] for line in lines] == list(range(1, steps + 1))
     assert [line["lr"] for line in lines] == result["lr"]
     for key in ("max_steps", "loss", "grad_norm", "s_per_step", "tokens_per_s", "memory_bytes"):
@@ -147,8 +169,9 @@ def test_loss_on_supervised_tokens_is_xtuners_loss(finished: Any, tiny_llama: Pa
     ours = SupervisedFinetune.compute_loss(Holder(), dict(batch))["loss"]
     theirs = model(**batch).loss
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
-    grad = [torch.autograd.grad(loss, model.model.embed_tokens.weight)[0]
-            for loss in (ours, theirs)]
+    grad = [
+        torch.autograd.grad(loss, model.model.embed_tokens.weight)[0] for loss in (ours, theirs)
+    ]
     torch.testing.assert_close(grad[0], grad[1], rtol=1e-4, atol=1e-7)
 
 
@@ -169,8 +192,7 @@ def test_resume_gives_the_same_bytes(
     """Dropout on, resumed in the middle of a pass (4) and of another pass (8)."""
     whole, result = finished
     source = result["checkpoints"][[4, 8].index(step)]["path"]
-    _, resumed = train(tmp_path / "again",
-                       spec_for(dataset, tiny_llama, resume_from=source))
+    _, resumed = train(tmp_path / "again", spec_for(dataset, tiny_llama, resume_from=source))
     assert adapter_sha(resumed["final"]) == adapter_sha(result["final"])
     assert resumed["lr"] == result["lr"][step:]
     assert [c["step"] for c in resumed["checkpoints"]] == [4, 8, 9]
@@ -217,8 +239,13 @@ def test_resume_is_refused_with_every_reason(
     with pytest.raises(UserErrors) as caught:
         record.require_same(TrainSpec.from_dict(values), copy_of / "iter_8.pth")
     text = str(caught.value)
-    for word in ("learning rate", "dataset is not", "torch was 1.0", "GPUs per node",
-                 "number of processes"):
+    for word in (
+        "learning rate",
+        "dataset is not",
+        "torch was 1.0",
+        "GPUs per node",
+        "number of processes",
+    ):
         assert word in text, word
 
 
