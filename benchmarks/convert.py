@@ -3,8 +3,8 @@
     python benchmarks/convert.py [--model DIR] [--rank 16]
 
 Makes a QLoRA config and a checkpoint as XTuner saves it (LoRA on every linear layer, AdamW state,
-message hub), then converts it with both engines, each in a process of its own, timed from start to exit and
-also without imports. Prints the ratios and whether every tensor is equal, bit for bit.
+message hub), then converts it with both engines, each in a process of its own, timed from start
+to exit and also without imports. Prints the ratios and whether every tensor is equal, bit for bit.
 """
 
 from __future__ import annotations
