@@ -17,11 +17,11 @@ MODEL_CACHE = Path(
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests with real browsers and real processes may be starved on a loaded machine: try again.
 
-    A test that fails three times in a row is broken, not starved.
+    A test that fails twice in a row is broken, not starved.
     """
     for item in items:
         if {"e2e", "faults"} & set(item.path.parts):
-            item.add_marker(pytest.mark.flaky(reruns=2, reruns_delay=3))
+            item.add_marker(pytest.mark.flaky(reruns=1, reruns_delay=3))
 
 
 @pytest.fixture(autouse=True)

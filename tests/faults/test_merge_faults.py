@@ -18,6 +18,9 @@ from core.paths import REPO
 from core.weights.merge import merge
 from tests.fakes import tiny_models as tiny
 
+#: A kill at every single write takes minutes: run with ``pytest -m soak``.
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
+
 
 def _hashes(folder: Path) -> dict[str, str]:
     return {
