@@ -87,30 +87,6 @@ class Rehearsal:
     from_cache: bool = False
 
 
-def rehearsal_rows(
-    model: ModelRef,
-    n: int,
-    *,
-    seed: int,
-    near_miss: Sequence[str] = (),
-    max_new_tokens: int = 40,
-    locales: Sequence[str] | None = None,
-    avoid: Sequence[str] = (),
-    on_progress: OnProgress | None = None,
-) -> list[Conversation]:
-    """``rehearse(...).rows``."""
-    return rehearse(
-        model,
-        n,
-        seed=seed,
-        near_miss=near_miss,
-        max_new_tokens=max_new_tokens,
-        locales=locales,
-        avoid=avoid,
-        on_progress=on_progress,
-    ).rows
-
-
 def rehearse(
     model: ModelRef,
     n: int,
