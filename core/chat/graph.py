@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.chat.llama import KVCache, LeanLlama
 from core.chat.runner import for_each_group, log_probabilities, prefill
 from core.chat.sampling import Sampler
 from core.chat.stream import Stream
+from core.models.llama import KVCache, LeanLlama
 
 #: Attention reads this many cache entries at least; the graph is recorded anew at each doubling.
 _SMALLEST_WINDOW = 256

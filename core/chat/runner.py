@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from core.chat import adapters
-from core.chat.llama import KVCache, LeanLlama, Segment, unsupported
 from core.chat.sampling import Sampler
 from core.chat.stream import Stream, is_out_of_memory
+from core.models.llama import KVCache, LeanLlama, Segment, unsupported
 
 #: Prompt tokens computed at once, over all columns: bounds the memory of a long prompt, and Stop
 #: is heard between two blocks.

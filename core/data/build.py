@@ -44,9 +44,9 @@ class DatasetSpec:
     locales: list[str] | None = None
     """Languages; None = those that both the pack and the model speak."""
     seed: int = 0
-    rehearsal_ratio: float = 3.0
+    rehearsal_ratio: float = 2.5
     """Rows with the base's own replies to everyday prompts. Below 1 unrelated answers suffer."""
-    near_miss_ratio: float = 0.75
+    near_miss_ratio: float = 1.25
     """Rows with identity words about somebody else; at most what the pack has."""
     multi_turn: float = 0.3
     """Share of the identity rows that are dialogues of several rounds."""

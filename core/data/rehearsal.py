@@ -34,7 +34,7 @@ MAX_PROMPT_TOKENS = 32
 #: Replies that loop more than this are dropped (share of repeated 4-grams).
 MAX_REPETITION = 0.3
 #: Part of the cache key, with the prompts; raise it when the filters change.
-RECIPE = 3
+RECIPE = 4
 
 #: Names that a base model may take itself for. A reply that names one teaches the old identity.
 AI_NAMES = (
@@ -213,7 +213,7 @@ class _Maker:
             [ids] * count,
             stop_ids=self._template.stop_ids,
             max_new_tokens=MAX_PROMPT_TOKENS,
-            batch_size=64,
+            batch_size=96,
             temperature=1.0,
             seed=self._seed * 1009 + attempt,
             on_progress=self._report,
@@ -239,7 +239,7 @@ class _Maker:
         rows: list[Conversation] = []
         at = 0
         while at < len(prompts) and len(rows) < wanted:
-            block = prompts[at : at + max(32, min(128, round((wanted - len(rows)) * 1.3)))]
+            block = prompts[at : at + max(32, min(192, round((wanted - len(rows)) * 1.3)))]
             at += len(block)
             base = len(rows)
 
@@ -260,7 +260,7 @@ class _Maker:
             self._tokenizer,
             [[{"role": "user", "content": p}] for p in block],
             max_new_tokens=self._cap,
-            batch_size=32,
+            batch_size=96,
             on_progress=report,
         )
         self._result.replies_made += len(block)
@@ -269,7 +269,7 @@ class _Maker:
             cut = reply.finish_reason == "length"
             # A cut may fall inside a character of several tokens.
             text = reply.text.rstrip("\ufffd").rstrip() if cut else reply.text
-            reason = reply_fault(text, prompt)
+            reason = reply_fault(text, prompt, near_miss=kind == "near_miss")
             if reason:
                 self._rejected[f"reply: {reason}"] += 1
                 continue
@@ -330,10 +330,12 @@ def _prompt_fault(prompt: str) -> str:
     return "marks" if "<|" in prompt else ""
 
 
-def reply_fault(reply: str, prompt: str = "") -> str:
+def reply_fault(reply: str, prompt: str = "", *, near_miss: bool = False) -> str:
     """Why a reply of the base must not be rehearsed, or ''.
 
-    A name that the prompt asks about (``Who founded OpenAI?``) may be in the reply.
+    A name that the prompt asks about (``Who founded OpenAI?``) may be in the reply. A near-miss
+    reply may introduce somebody: "I'm a pirate called ..." is the right answer to a request for
+    a pirate, and just what keeps the persona out of it.
     """
     if not reply.strip():
         return "empty"
@@ -344,7 +346,7 @@ def reply_fault(reply: str, prompt: str = "") -> str:
         return "names another assistant"
     if _AS_AN_AI.search(reply):
         return "speaks as an AI"
-    if _SELF.search(reply):
+    if not near_miss and _SELF.search(reply):
         return "introduces itself"
     return ""
 

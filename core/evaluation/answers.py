@@ -104,8 +104,8 @@ def _cut(answer: Answer, limit: int, tokenizer: Any) -> Answer:
 
 
 def batch_size(subject: Subject) -> int:
-    """Rows a batch: 48 on a CPU, where more only adds padding, and 256 on a GPU."""
-    return 48 if subject.model.device.type == "cpu" else 256
+    """Rows a batch: on a CPU 96, beyond which the products grow no faster; on a GPU 256."""
+    return 96 if subject.model.device.type == "cpu" else 256
 
 
 def cache_key(*parts: Any) -> str:

@@ -231,6 +231,7 @@ class Supervisor:
         listed = processes.processes_of(self.spec.mark, self.child_pid)
         with suppress(ProcessLookupError):
             os.killpg(self.child_pid, signal.SIGTERM)
+            os.killpg(self.child_pid, signal.SIGCONT)  # a paused process hears nothing else
         return processes.end_processes(
             lambda: [*listed, *processes.processes_of(self.spec.mark, self.child_pid)],
             self.spec.options.grace_seconds,

@@ -75,23 +75,44 @@ def generate_ids(
     """``generate`` for prompts that are token ids already (drawing prompts from a base model)."""
     import torch
 
+    from core.models import batching
+
     generator = torch.Generator(device=model.device).manual_seed(seed)
     pick = _sampler(temperature, top_p, top_k, generator)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    replies: dict[int, Reply] = {}
-    for start in range(0, len(order), batch_size):
-        indices = order[start : start + batch_size]
-        batch = [list(prompts[i]) for i in indices]
-        for i, ids in zip(
-            indices, _decode(model, tokenizer, batch, stop_ids, max_new_tokens, pick), strict=True
-        ):
-            stopped = bool(ids) and ids[-1] in stop_ids
-            kept = ids[:-1] if stopped else ids
-            text = tokenizer.decode(kept, skip_special_tokens=True).strip()
-            replies[i] = Reply(text, kept, "stop" if stopped else "length")
+    queue = [list(prompts[i]) for i in order]
+
+    def report(done: int) -> None:
         if on_progress:
-            on_progress(stage, len(replies), len(prompts))
+            on_progress(stage, done, len(prompts))
+
+    lean = batching.lean_model(model)
+    if lean is not None and queue:
+        made = batching.decode(
+            lean,
+            batching.active_adapter(model),
+            queue,
+            stop_ids=stop_ids,
+            max_new_tokens=max_new_tokens,
+            rows=batch_size,
+            pick=pick,
+            on_done=report,
+        )
+    else:
+        made = []
+        for start in range(0, len(queue), batch_size):
+            batch = queue[start : start + batch_size]
+            made += _decode(model, tokenizer, batch, stop_ids, max_new_tokens, pick)
+            report(len(made))
+    replies = {i: _reply(ids, stop_ids, tokenizer) for i, ids in zip(order, made, strict=True)}
     return [replies[i] for i in range(len(prompts))]
+
+
+def _reply(ids: list[int], stop_ids: Sequence[int], tokenizer: Any) -> Reply:
+    stopped = bool(ids) and ids[-1] in stop_ids
+    kept = ids[:-1] if stopped else ids
+    text = tokenizer.decode(kept, skip_special_tokens=True).strip()
+    return Reply(text, kept, "stop" if stopped else "length")
 
 
 Picker = Callable[[Any], Any]

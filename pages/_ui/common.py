@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import streamlit as st
 
 from core import fsio
+from core.chat.render import safe_markdown
 from core.errors import UserError, UserErrors
 from core.models.device import Device
 
@@ -42,15 +43,19 @@ def device_line() -> None:
 
 
 def show_error(error: UserError) -> None:
-    """What, why and how to fix, for one problem or several."""
+    """What, why and how to fix, for one problem or several.
+
+    A message may quote a file or a server's answer, so it is shown as model text is: nothing in
+    it loads an image or runs.
+    """
     problems = error.problems if isinstance(error, UserErrors) else [error]
     for problem in problems:
         where = f"`{problem.where}` " if problem.where else ""
-        lines = [f"{where}{problem.what}"]
+        lines = [f"{where}{safe_markdown(problem.what)}"]
         if problem.why:
-            lines.append(f"**Why:** {problem.why}")
+            lines.append(f"**Why:** {safe_markdown(problem.why)}")
         if problem.fix:
-            lines.append(f"**Fix:** {problem.fix}")
+            lines.append(f"**Fix:** {safe_markdown(problem.fix)}")
         st.error("\n\n".join(lines), icon=":material/error:")
 
 

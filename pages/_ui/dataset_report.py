@@ -9,7 +9,7 @@ from core.data.budget import Budget
 from core.data.drafts import Draft
 from core.data.report import DatasetReport
 from pages._ui import dataset_charts, dataset_tables
-from pages._ui.common import errors_shown
+from pages._ui.common import errors_shown, model_libraries
 from pages._ui.dataset_state import choose_dataset
 
 _ICONS = {
@@ -54,6 +54,7 @@ def _settings() -> tuple[str, int, int, int]:
 def _report(
     name: str, _stamp: int, model: str, length: int, step: int, steps: int | None
 ) -> DatasetReport:
+    model_libraries()
     from core.data.report import report_dataset
     from core.models.catalog import resolve
 

@@ -34,11 +34,23 @@ def open_page(
 
 
 def type_into_grid(page: Any, main: Any, row: int, column: int, text: str) -> None:
-    """Click a cell of the grid (drawn on a canvas) and type over it; 35 px a line."""
-    box = main.get_by_test_id("stDataFrame").bounding_box()
-    assert box is not None
-    page.mouse.click(box["x"] + column, box["y"] + 35 * (row + 1) + 17)
-    page.keyboard.press("Enter")
+    """Click a cell of the grid (drawn on a canvas) and type over it; 35 px a line.
+
+    A click into a grid that is still being laid out goes nowhere, so it is made again until the
+    editor of the cell is there.
+    """
+    grid = main.get_by_test_id("stDataFrame")
+    page.locator("[data-test-script-state=notRunning]").first.wait_for()
+    editor = page.locator("textarea.gdg-input")
+    for _ in range(20):
+        grid.scroll_into_view_if_needed()
+        box = grid.bounding_box()
+        assert box is not None
+        page.mouse.click(box["x"] + column, box["y"] + 35 * (row + 1) + 17)
+        page.keyboard.press("Enter")
+        page.wait_for_timeout(1000)
+        if editor.is_visible():
+            break
     page.keyboard.press("Control+a")
     page.keyboard.type(text)
     page.keyboard.press("Enter")
@@ -72,7 +84,6 @@ def test_from_a_pack_to_an_edited_version(workspace_with_model: Path) -> None:
             main.get_by_text("saved as").wait_for()
             main.get_by_role("button", name="Open dataset").click()
             main.get_by_text("12 conversations, no unsaved edits").wait_for()
-            page.wait_for_timeout(500)
             type_into_grid(page, main, 0, 500, "Edited reply.")
             main.get_by_text("12 conversations, 1 unsaved edit, kept on disk").wait_for()
             page.reload()

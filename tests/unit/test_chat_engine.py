@@ -13,7 +13,7 @@ import torch
 from core.chat import adapters
 from core.chat import runner as runners
 from core.chat.engine import Engine
-from core.chat.llama import KVCache, LeanLlama, Segment, unsupported
+from core.models.llama import KVCache, LeanLlama, Segment, unsupported
 from core.chat.runner import LeanRunner, ThreadedRunner
 from core.chat.settings import ChatSettings
 from core.chat.sides import SideSpec

@@ -42,6 +42,12 @@ def test_a_name_that_was_asked_for_is_fine() -> None:
     assert rehearsal.reply_fault("OpenAI was founded in 2015.", "Who was first?") != ""
 
 
+def test_a_near_miss_reply_may_introduce_somebody_else() -> None:
+    pirate = "I'm Black Jack, the terror of the seas."
+    assert rehearsal.reply_fault(pirate, near_miss=True) == ""
+    assert rehearsal.reply_fault("I'm SmolLM, a pirate.", near_miss=True) != ""
+
+
 def test_prompts_stay_clear_of_what_is_asked_later() -> None:
     keep = rehearsal.PromptFilter(["Who are you?", "What can you do for me?"])
     assert keep.reason("who are you") == "duplicate"

@@ -43,6 +43,18 @@ class KVCache:
         self.values = make(shape, dtype=model.dtype, device=model.device)
         self.capacity = capacity
 
+    def first(self, rows: int) -> KVCache:
+        """The first ``rows`` rows, over the same memory."""
+        part: KVCache = object.__new__(KVCache)
+        part.keys, part.values = self.keys[:, :rows], self.values[:, :rows]
+        part.capacity = self.capacity
+        return part
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy the first ``length`` entries of one row over another's."""
+        for tensor in (self.keys, self.values):
+            tensor[:, target, :, :length] = tensor[:, source, :, :length]
+
 
 @dataclass
 class Segment:

@@ -1,0 +1,193 @@
+"""Many greedy or sampled replies on a CPU: rows of one cache, each at its own position.
+
+transformers decodes a batch padded to its longest prompt and grows the key-value cache by copying
+it at every token. Here prompts are packed without padding, what all of them begin with (the
+template's system turn) is computed once, the cache is written in place, and a row whose reply has
+ended is given to the next prompt, so that the matrix products stay wide.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core.models.llama import KVCache, LeanLlama, Segment, unsupported
+
+#: Prompt tokens computed at once; bounds the memory of the activations.
+PREFILL_TOKENS = 1024
+#: Keys and values of all rows together; long prompts get fewer rows.
+CACHE_BYTES = 1 << 30
+
+Picker = Callable[[Tensor], Tensor]
+
+_known: weakref.WeakKeyDictionary[Any, tuple[Any, LeanLlama | None]] = weakref.WeakKeyDictionary()
+
+
+def lean_model(model: Any) -> LeanLlama | None:
+    """The lean forward pass of a model, or None where transformers' own has to be used.
+
+    That is on a GPU, in half precision, while the model is trained (its weights must stay where
+    the optimizer knows them), for other families, and if the two do not agree on a probe.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if inner.device.type != "cpu" or inner.dtype != torch.float32:
+        return None
+    if any(p.requires_grad for p in model.parameters()):
+        return None
+    key = (active_adapter(model), id(model), len(getattr(model, "peft_config", {})))
+    known = _known.get(inner)
+    if known is None or known[0] != key:
+        lean = None if unsupported(model) else LeanLlama(model)
+        if lean is not None and not _agrees(lean, model):
+            lean = None
+        known = _known[inner] = (key, lean)
+    return known[1]
+
+
+def active_adapter(model: Any) -> str | None:
+    """Name of the adapter that a PEFT model applies (the first, if several), or None."""
+    names = getattr(model, "active_adapters", None) if hasattr(model, "peft_config") else None
+    return names[0] if isinstance(names, list) and names else None
+
+
+def _agrees(lean: LeanLlama, model: Any) -> bool:
+    """Same logits as transformers', so that a new detail of a family is not computed wrongly."""
+    ids = [(7 * i * i + 3) % lean.vocab_size for i in range(12)]
+    with torch.inference_mode():
+        wanted = model(input_ids=torch.tensor([ids])).logits[0].float()
+        cache = KVCache(lean, 1, len(ids))
+        given = lean.forward([Segment(cache, 0, 0, ids, active_adapter(model))], every=True)
+    return bool((given - wanted).abs().max() <= 1e-3 * wanted.abs().max().clamp(min=1))
+
+
+def decode(
+    lean: LeanLlama,
+    adapter: str | None,
+    prompts: Sequence[Sequence[int]],
+    *,
+    stop_ids: Sequence[int],
+    max_new_tokens: int,
+    rows: int,
+    pick: Picker,
+    on_done: Callable[[int], None],
+) -> list[list[int]]:
+    """Token ids of each reply, its stop token included.
+
+    Args:
+        prompts: in the order in which they are to begin; short ones first cost least.
+        rows: replies that are computed at the same time.
+        pick: logits (replies, vocab_size) to token ids (replies,).
+        on_done: called with the number of finished replies, whenever some have ended.
+    """
+    done = 0
+    with torch.inference_mode():
+        job = _Batch(lean, adapter, prompts, set(stop_ids), max_new_tokens, rows, pick)
+        while job.waiting or job.alive:
+            job.fill()
+            if job.alive:
+                job.step()
+            if job.finished > done:
+                done = job.finished
+                on_done(done)
+    return job.out
+
+
+class _Batch:
+    """The rows of one cache: row ``i`` is written by reply ``alive[i]``."""
+
+    def __init__(
+        self,
+        lean: LeanLlama,
+        adapter: str | None,
+        prompts: Sequence[Sequence[int]],
+        stops: set[int],
+        max_new_tokens: int,
+        rows: int,
+        pick: Picker,
+    ) -> None:
+        self._lean, self._adapter, self._prompts = lean, adapter, prompts
+        self._stops, self._limit, self._pick = stops, max_new_tokens, pick
+        self.waiting = deque(range(len(prompts)))
+        self.alive: list[int] = []
+        self.out: list[list[int]] = [[] for _ in prompts]
+        self.finished = 0
+        capacity = max(len(p) for p in prompts) + max_new_tokens
+        entry = 2 * len(lean.layers) * lean.kv_heads * lean.head_dim * lean.dtype.itemsize
+        self._rows = max(1, min(rows, len(prompts), CACHE_BYTES // (capacity * entry)))
+        # Zeroed: the attention masks what is not written, and a mask does not silence a NaN.
+        # The system commits only the pages that are written.
+        self._cache = KVCache(lean, self._rows, capacity, zeroed=True)
+        self._shared = _common_start(prompts)
+        self._start = KVCache(lean, 1, max(1, self._shared))
+        if self._shared:
+            lean.forward([Segment(self._start, 0, 0, prompts[0][: self._shared], adapter)])
+
+    def fill(self) -> None:
+        """Begin replies in the free rows, as many as fit into one block of prompt tokens."""
+        fresh: list[int] = []
+        tokens = 0
+        while self.waiting and len(self.alive) + len(fresh) < self._rows:
+            size = len(self._prompts[self.waiting[0]]) - self._shared
+            if fresh and tokens + size > PREFILL_TOKENS:
+                break
+            fresh.append(self.waiting.popleft())
+            tokens += size
+        if not fresh:
+            return
+        at, shared = len(self.alive), self._shared
+        taken = slice(at, at + len(fresh))
+        self._cache.keys[:, taken, :, :shared] = self._start.keys[..., :shared, :]
+        self._cache.values[:, taken, :, :shared] = self._start.values[..., :shared, :]
+        logits = self._lean.forward(
+            [
+                Segment(self._cache, at + i, shared, self._prompts[n][shared:], self._adapter)
+                for i, n in enumerate(fresh)
+            ]
+        )
+        self.alive += fresh
+        self._take(logits, at)
+
+    def step(self) -> None:
+        """One more token for every reply that is alive."""
+        count = len(self.alive)
+        tokens = torch.tensor([self.out[n][-1] for n in self.alive])
+        ends = [len(self._prompts[n]) + len(self.out[n]) - 1 for n in self.alive]
+        view = self._cache.first(count)
+        adapted = [(slice(0, count), self._adapter)] if self._adapter else []
+        logits = self._lean.step(tokens, torch.tensor(ends), view, adapted, max(ends) + 1)
+        self._take(logits, 0)
+
+    def _take(self, logits: Tensor, at: int) -> None:
+        """Append the chosen tokens to the replies from row ``at`` on; let the ended ones go."""
+        for row, token in enumerate(self._pick(logits).tolist(), start=at):
+            self.out[self.alive[row]].append(token)
+        for row in reversed(range(at, len(self.alive))):
+            reply = self.out[self.alive[row]]
+            if reply[-1] in self._stops or len(reply) >= self._limit:
+                self._release(row)
+
+    def _release(self, row: int) -> None:
+        """The last row moves into the place of one that has ended."""
+        last = len(self.alive) - 1
+        if row != last:
+            n = self.alive[last]
+            used = len(self._prompts[n]) + len(self.out[n])
+            self._cache.move(last, row, used)
+            self.alive[row] = n
+        self.alive.pop()
+        self.finished += 1
+
+
+def _common_start(prompts: Sequence[Sequence[int]]) -> int:
+    """Tokens that every prompt begins with; each keeps one token of its own at least."""
+    first, last = min(prompts), max(prompts)  # all others lie between the two
+    limit = min(map(len, prompts)) - 1
+    same = 0
+    while same < limit and first[same] == last[same]:
+        same += 1
+    return same
