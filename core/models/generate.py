@@ -96,6 +96,8 @@ def generate_ids(
             max_new_tokens=max_new_tokens,
             rows=batch_size,
             pick=pick,
+            # Sampling draws from one generator, in an order that must not depend on threads.
+            threads=torch.get_num_threads() if temperature <= 0 else 1,
             on_done=report,
         )
     else:

@@ -107,9 +107,6 @@ def prepare_environment(spec: TrainSpec, work: Path) -> None:
     os.environ.setdefault("MKL_SERVICE_FORCE_INTEL", "1")
     os.environ.setdefault("MKL_THREADING_LAYER", "GNU")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # By default OpenMP threads spin for milliseconds at every barrier. Beside any other program
-    # that takes cores from the thread they wait for: a step then took 10 to 100 times longer.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if spec.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # Rows are tokenized in a second; a cache beyond this run could only be stale.
