@@ -51,9 +51,9 @@ def type_into_grid(page: Any, main: Any, row: int, column: int, text: str) -> No
         page.wait_for_timeout(1000)
         if editor.is_visible():
             break
-    page.keyboard.press("Control+a")
-    page.keyboard.type(text)
-    page.keyboard.press("Enter")
+    editor.fill(text)
+    assert editor.input_value() == text
+    editor.press("Enter")
 
 
 def test_from_a_pack_to_an_edited_version(workspace_with_model: Path) -> None:
