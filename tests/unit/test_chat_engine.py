@@ -13,11 +13,11 @@ import torch
 from core.chat import adapters
 from core.chat import runner as runners
 from core.chat.engine import Engine
-from core.models.llama import KVCache, LeanLlama, Segment, unsupported
 from core.chat.runner import LeanRunner, ThreadedRunner
 from core.chat.settings import ChatSettings
 from core.chat.sides import SideSpec
 from core.conversation import Message
+from core.models.llama import KVCache, LeanLlama, Segment, unsupported
 from core.models.load import load_model, load_tokenizer
 
 GREEDY = ChatSettings(max_new_tokens=24)
