@@ -219,7 +219,7 @@ class _Batch:
 
 def _common_start(prompts: Sequence[Sequence[int]]) -> int:
     """Tokens that every prompt begins with; each keeps one token of its own at least."""
-    first, last = min(prompts), max(prompts)  # all others lie between the two
+    first, last = min(map(list, prompts)), max(map(list, prompts))  # the rest lie between
     limit = min(map(len, prompts)) - 1
     same = 0
     while same < limit and first[same] == last[same]:
