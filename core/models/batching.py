@@ -29,7 +29,7 @@ CACHE_BYTES = 1 << 29
 
 Picker = Callable[[Tensor], Tensor]
 
-_known: weakref.WeakKeyDictionary[Any, tuple[Any, LeanLlama | None]] = weakref.WeakKeyDictionary()
+_known: weakref.WeakKeyDictionary[Any, tuple[int, LeanLlama | None]] = weakref.WeakKeyDictionary()
 
 
 def lean_model(model: Any) -> LeanLlama | None:
@@ -43,20 +43,30 @@ def lean_model(model: Any) -> LeanLlama | None:
         return None
     if any(p.requires_grad for p in model.parameters()):
         return None
-    key = (active_adapter(model), id(model), len(getattr(model, "peft_config", {})))
-    known = _known.get(inner)
-    if known is None or known[0] != key:
+    # By the outer model: an adapter that is swapped for another comes with a new one.
+    adapters = len(getattr(model, "peft_config", {}))
+    known = _known.get(model)
+    if known is None or known[0] != adapters:
         lean = None if unsupported(model) else LeanLlama(model)
         if lean is not None and not _agrees(lean, model):
             lean = None
-        known = _known[inner] = (key, lean)
+        known = _known[model] = (adapters, lean)
     return known[1]
 
 
 def active_adapter(model: Any) -> str | None:
-    """Name of the adapter that a PEFT model applies (the first, if several), or None."""
-    names = getattr(model, "active_adapters", None) if hasattr(model, "peft_config") else None
-    return names[0] if isinstance(names, list) and names else None
+    """Name of the adapter that a PEFT model applies just now, or None.
+
+    Raises:
+        ValueError: it applies several.
+    """
+    if not hasattr(model, "peft_config"):
+        return None
+    layer = next(m for m in model.modules() if hasattr(m, "lora_A"))
+    names = [] if layer.disable_adapters else list(layer.active_adapters)
+    if len(names) > 1:
+        raise ValueError(f"several adapters are active: {', '.join(names)}")
+    return names[0] if names else None
 
 
 def _agrees(lean: LeanLlama, model: Any) -> bool:

@@ -61,7 +61,9 @@ def load_model(
     nf4: bool = False,
     adapter: Path | None = None,
 ) -> Any:
-    """A causal LM in eval mode (PeftModel with an adapter) on ``device``, by default the one found.
+    """A causal LM in eval mode, frozen, on ``device``, by default the one found.
+
+    A PeftModel if there is an adapter.
 
     Args:
         dtype: ``auto`` is the device's compute dtype (float32 on a CPU); ``stored`` the file's own.
@@ -96,4 +98,5 @@ def load_model(
 
         model = PeftModel.from_pretrained(model, str(adapter))
     model.eval()
+    model.requires_grad_(False)  # for answers only; ``batching`` may then fuse the weights
     return model

@@ -1,0 +1,103 @@
+"""Replies decoded in rows of one cache equal transformers' own, whatever shares the cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from core.models import batching
+from core.models.generate import generate
+from core.models.load import load_model, load_tokenizer
+
+CONVERSATIONS = [
+    [{"role": "user", "content": f"Tell me about number {i}" + " and more" * (i % 7)}]
+    for i in range(23)
+]
+
+
+@pytest.fixture(scope="module")
+def adapted(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter that changes what the tiny model says."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("adapter")
+    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False)
+    get_peft_model(load_model(tiny_llama), config).save_pretrained(str(folder))
+    return folder
+
+
+def replies(model: Any, tokenizer: Any, **options: Any) -> list[list[int]]:
+    made = generate(model, tokenizer, CONVERSATIONS, max_new_tokens=12, **options)
+    return [r.token_ids for r in made]
+
+
+@pytest.mark.parametrize("with_adapter", [False, True])
+def test_rows_equal_transformers(
+    tiny_llama: Path, adapted: Path, with_adapter: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = load_tokenizer(tiny_llama)
+    model = load_model(tiny_llama, adapter=adapted if with_adapter else None)
+    assert batching.lean_model(model) is not None
+    seen: list[int] = []
+    given = replies(
+        model, tokenizer, batch_size=3, on_progress=lambda stage, done, total: seen.append(done)
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(batching, "lean_model", lambda model: None)
+        wanted = replies(model, tokenizer, batch_size=5)
+    assert given == wanted
+    assert seen == sorted(seen) and seen[-1] == len(CONVERSATIONS)
+    if with_adapter:
+        assert given != replies(load_model(tiny_llama), tokenizer)
+
+
+def test_a_swapped_adapter_is_noticed(tiny_llama: Path, adapted: Path) -> None:
+    """The pool takes one adapter out and puts another in, on one resident base."""
+    from core.evaluation.pool import Loadable, Pool
+    from tests.fakes import tiny_models
+
+    ref = tiny_models.ref_of(tiny_llama)
+    with Pool({"base": Loadable(ref), "tuned": Loadable(ref, adapted)}) as pool:
+        said = []
+        for side in ("base", "tuned", "base", "tuned"):
+            with pool.use(side) as subject:
+                assert batching.lean_model(subject.model) is not None
+                said.append(replies(subject.model, subject.tokenizer))
+                if side == "tuned":
+                    with subject.model.disable_adapter():
+                        assert replies(subject.model, subject.tokenizer) == said[0]
+    assert said[0] == said[2] != said[1] == said[3]
+
+
+def test_a_model_that_is_trained_keeps_its_weights(tiny_llama: Path) -> None:
+    model = load_model(tiny_llama)
+    model.requires_grad_(True)
+    assert batching.lean_model(model) is None
+
+
+def test_an_interrupt_ends_all_shares(tiny_llama: Path) -> None:
+    def interrupt(stage: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    model, tokenizer = load_model(tiny_llama), load_tokenizer(tiny_llama)
+    with pytest.raises(KeyboardInterrupt):
+        replies(model, tokenizer, batch_size=2, on_progress=interrupt)
+
+
+def test_a_fault_in_a_share_is_raised(tiny_llama: Path) -> None:
+    lean = batching.lean_model(load_model(tiny_llama))
+    assert lean is not None
+
+    def broken(logits: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no token")
+
+    with pytest.raises(RuntimeError, match="no token"):
+        batching.decode(
+            lean, None, [[5, 6], [5, 7], [5, 8]],
+            stop_ids=[2], max_new_tokens=3, rows=2, pick=broken, threads=2,
+            on_done=lambda done: None,
+        )  # fmt: skip
