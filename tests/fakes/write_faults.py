@@ -1,6 +1,6 @@
 """Kill, or run out of disk, at every call that touches the disk.
 
-    python -m tests.fakes.write_faults INPUTS OUT
+    python -m tests.fakes.write_faults INPUTS OUT [WORK ...]
 
 A process of its own that imports everything, starts no thread, and forks once a trial: forking a
 test process that has run torch or tokenizers can hang on a lock that some thread held. Prints one
@@ -15,6 +15,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,10 +132,16 @@ def _judge(name: str, act: str, inputs: Path, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Every piece of work under every fault."""
+    """The pieces of work that were named (default: all) under every fault."""
     inputs, folder = Path(sys.argv[1]), Path(sys.argv[2])
     folder.mkdir()
-    found = {f"{n} {a}": _judge(n, a, inputs, folder) for n in WORK for a in ACTS}
+    found = {}
+    for name in sys.argv[3:] or WORK:
+        for act in ACTS:
+            start = time.monotonic()
+            found[f"{name} {act}"] = _judge(name, act, inputs, folder)
+            took = time.monotonic() - start
+            print(f"{name} {act}: {took:.0f} s", file=sys.stderr, flush=True)
     print("RESULT " + json.dumps(found))
 
 
