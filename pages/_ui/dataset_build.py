@@ -65,7 +65,7 @@ def _settings(form: dict[str, Any]) -> None:
         0.0,
         2.0,
         float(form.get("near_miss_ratio", _DEFAULT.near_miss_ratio)),
-        0.1,
+        0.05,
         key="mix-near",
         help="Questions that sound like identity but are about somebody else, answered by the "
         "base model.",
