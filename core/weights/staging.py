@@ -85,11 +85,11 @@ def staged(out: Path, inputs: Sequence[Path] = ()) -> Iterator[Path]:
             _fsync(file)
         _fsync(partial)
         os.rename(partial, out)
+        _fsync(out.parent)
     except OSError as error:
         raise disk_error(out, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    _fsync(out.parent)
 
 
 def _fsync(path: Path) -> None:

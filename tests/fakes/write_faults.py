@@ -16,6 +16,7 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,7 @@ def _child(work: Callable[[], Any], at: int, act: Callable[[], None], report: in
     except UserError:
         status = 3
     except BaseException:
+        traceback.print_exc()
         status = 4
     write(report, str(count).encode())
     os._exit(status)

@@ -19,8 +19,13 @@ from core.weights.merge import merge
 from tests.fakes import tiny_models as tiny
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-#: A kill at every write of a GGUF takes minutes: run with ``pytest -m soak``.
-WORK = [["merge"], ["convert"], ["ollama"], pytest.param(["gguf"], marks=pytest.mark.soak)]
+#: Those with many writes take many minutes: run them with ``pytest -m soak``.
+WORK = [
+    ["convert"],
+    ["ollama"],
+    pytest.param(["merge"], marks=pytest.mark.soak),
+    pytest.param(["gguf"], marks=pytest.mark.soak),
+]
 
 
 def _hashes(folder: Path) -> dict[str, str]:
@@ -67,7 +72,8 @@ def test_at_every_write(inputs: tuple[Any, Path], tmp_path: Path, work: list[str
     line = next((x for x in done.stdout.splitlines() if x.startswith("RESULT ")), None)
     assert line, done.stderr[-3000:]
     found = json.loads(line.removeprefix("RESULT "))
-    assert {name: result["bad"] for name, result in found.items()} == {name: [] for name in found}
+    bad = {name: result["bad"] for name, result in found.items() if result["bad"]}
+    assert not bad, f"{bad}\n{done.stderr[-6000:]}"
     assert len(found) == 2 and all(result["calls"] >= 4 for result in found.values())
     assert _hashes(folder) == before
 
