@@ -27,12 +27,15 @@ def draw(sides: list[SideSpec], settings: ChatSettings, system: str) -> None:
     session = compare_state.session()
     view, names, blind = _toolbar(session, settings)
     if session is not None:
+        # Looked up before the turns: a reply that ends meanwhile is then drawn twice for a moment,
+        # not left out until the next click.
+        live = session.live
         if session.save_error:
             st.warning(session.save_error, icon=":material/save:")
         for index in range(len(session.transcript.turns)):
             _turn(session, index, settings, view, names, blind)
-        if session.live is not None:
-            _stream(session, session.live, blind)
+        if live is not None:
+            _stream(session, live, blind)
         _confirm_cut(session, settings)
     prompt = st.chat_input("Ask all columns", key="compare_prompt")
     if prompt:
