@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 #: Those with many writes take many minutes: run them with ``pytest -m soak``.
 WORK = [
     ["convert"],
-    ["ollama"],
+    pytest.param(["ollama"], marks=pytest.mark.soak),
     pytest.param(["merge"], marks=pytest.mark.soak),
     pytest.param(["gguf"], marks=pytest.mark.soak),
 ]
