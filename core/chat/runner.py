@@ -14,7 +14,7 @@ from torch import Tensor
 from core.chat import adapters
 from core.chat.sampling import Sampler
 from core.chat.stream import Stream, is_out_of_memory
-from core.models.llama import KVCache, LeanLlama, Segment, unsupported
+from core.models.llama import KVCache, LeanLlama, Segment, agrees, inner_model, unsupported
 
 #: Prompt tokens computed at once, over all columns: bounds the memory of a long prompt, and Stop
 #: is heard between two blocks.
@@ -49,7 +49,7 @@ class ThreadedRunner:
     name = "transformers"
 
     def __init__(self, model: Any) -> None:
-        self._model = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._model = inner_model(model)
         self._vocab = int(model.get_output_embeddings().weight.shape[0])
 
     def run(self, streams: Sequence[Stream], threads: int) -> None:
@@ -233,7 +233,7 @@ def make_runner(model: Any) -> Runner:
     if unsupported(model):
         return ThreadedRunner(model)
     lean = LeanLlama(model)
-    if not agrees(lean, model):
+    if not all_agree(lean, model):
         return ThreadedRunner(model)
     if lean.device.type == "cuda":
         from core.chat.graph import GraphRunner
@@ -242,28 +242,15 @@ def make_runner(model: Any) -> Runner:
     return LeanRunner(lean)
 
 
-def agrees(lean: LeanLlama, model: Any) -> bool:
-    """Whether both forward passes give the same logits for the base and for every adapter.
+def all_agree(lean: LeanLlama, model: Any) -> bool:
+    """For the base and for every adapter."""
+    inner = inner_model(model)
 
-    A family may gain a new detail in a later transformers release; then the general runner takes
-    over instead of answering wrongly.
-    """
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    names: list[str | None] = [None, *getattr(model, "peft_config", {})]
-    # Any ids will do: each position must agree whatever the text says.
-    ids = [(7 * i * i + 3) % lean.vocab_size for i in range(12)]
-    with torch.inference_mode():
-        for name in names:
-            with adapters.using(name):
-                wanted = inner(torch.tensor([ids], device=lean.device)).logits[0].float()
-            cache = KVCache(lean, 1, len(ids))
-            first = lean.forward([Segment(cache, 0, 0, ids[:8], name)], every=True)
-            rest = [
-                lean.forward([Segment(cache, 0, i, ids[i : i + 1], name)]) for i in range(8, 12)
-            ]
-            given = torch.cat([first, *rest]).float()
-            # Rounding of half precision is 2^-8; a wrong detail is off by far more than that.
-            allowed = 1e-3 if lean.dtype == torch.float32 else 0.1
-            if (given - wanted).abs().max() > allowed * wanted.abs().max().clamp(min=1):
+    def logits(ids: Tensor) -> Tensor:
+        return inner(ids).logits[0]
+
+    for name in (None, *getattr(model, "peft_config", {})):
+        with adapters.using(name):
+            if not agrees(lean, name, logits):
                 return False
     return True

@@ -202,7 +202,7 @@ class _Maker:
 
     def _draw(self, count: int, attempt: int = 0) -> list[str]:
         """Let the base write user turns of its own."""
-        from core.models.generate import generate_ids
+        from core.models.generate import ROWS_ON_CPU, generate_ids
 
         mark = "@PROMPT@"
         head = self._template.render([{"role": "user", "content": mark}]).split(mark)[0]
@@ -213,7 +213,7 @@ class _Maker:
             [ids] * count,
             stop_ids=self._template.stop_ids,
             max_new_tokens=MAX_PROMPT_TOKENS,
-            batch_size=96,
+            batch_size=ROWS_ON_CPU,
             temperature=1.0,
             seed=self._seed * 1009 + attempt,
             on_progress=self._report,
@@ -253,14 +253,14 @@ class _Maker:
     def _answer_block(
         self, block: Sequence[str], kind: Kind, report: Callable[[str, int, int], None]
     ) -> list[Conversation]:
-        from core.models.generate import generate
+        from core.models.generate import ROWS_ON_CPU, generate
 
         replies = generate(
             self._model,
             self._tokenizer,
             [[{"role": "user", "content": p}] for p in block],
             max_new_tokens=self._cap,
-            batch_size=96,
+            batch_size=ROWS_ON_CPU,
             on_progress=report,
         )
         self._result.replies_made += len(block)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.models.llama import KVCache, LeanLlama, Segment, unsupported
+from core.models.llama import KVCache, LeanLlama, Segment, agrees, inner_model, unsupported
 
 #: Prompt tokens computed at once; bounds the memory of the activations.
 PREFILL_TOKENS = 1024
@@ -32,51 +32,38 @@ Picker = Callable[[Tensor], Tensor]
 _known: weakref.WeakKeyDictionary[Any, tuple[int, LeanLlama | None]] = weakref.WeakKeyDictionary()
 
 
-def lean_model(model: Any) -> LeanLlama | None:
-    """The lean forward pass of a model, or None where transformers' own has to be used.
+def lean_model(model: Any) -> tuple[LeanLlama, str | None] | None:
+    """The lean forward pass of a model and the adapter that it applies just now.
 
-    That is on a GPU, in half precision, while the model is trained (its weights must stay where
-    the optimizer knows them), for other families, and if the two do not agree on a probe.
+    None where transformers' own pass has to be used: on a GPU, in half precision, while the model
+    is trained (its weights must stay where the optimizer knows them), with several adapters at a
+    time, for other families, and if the two do not agree on a probe.
     """
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = inner_model(model)
     if inner.device.type != "cpu" or inner.dtype != torch.float32:
         return None
     if any(p.requires_grad for p in model.parameters()):
         return None
+    active = _active_adapters(model)
+    if len(active) > 1:
+        return None
+    adapter = active[0] if active else None
     # By the outer model: an adapter that is swapped for another comes with a new one.
     adapters = len(getattr(model, "peft_config", {}))
     known = _known.get(model)
     if known is None or known[0] != adapters:
         lean = None if unsupported(model) else LeanLlama(model)
-        if lean is not None and not _agrees(lean, model):
+        if lean is not None and not agrees(
+            lean, adapter, lambda ids: model(input_ids=ids).logits[0]
+        ):
             lean = None
         known = _known[model] = (adapters, lean)
-    return known[1]
+    return None if known[1] is None else (known[1], adapter)
 
 
-def active_adapter(model: Any) -> str | None:
-    """Name of the adapter that a PEFT model applies just now, or None.
-
-    Raises:
-        ValueError: it applies several.
-    """
-    if not hasattr(model, "peft_config"):
-        return None
-    layer = next(m for m in model.modules() if hasattr(m, "lora_A"))
-    names = [] if layer.disable_adapters else list(layer.active_adapters)
-    if len(names) > 1:
-        raise ValueError(f"several adapters are active: {', '.join(names)}")
-    return names[0] if names else None
-
-
-def _agrees(lean: LeanLlama, model: Any) -> bool:
-    """Same logits as transformers', so that a new detail of a family is not computed wrongly."""
-    ids = [(7 * i * i + 3) % lean.vocab_size for i in range(12)]
-    with torch.inference_mode():
-        wanted = model(input_ids=torch.tensor([ids])).logits[0].float()
-        cache = KVCache(lean, 1, len(ids))
-        given = lean.forward([Segment(cache, 0, 0, ids, active_adapter(model))], every=True)
-    return bool((given - wanted).abs().max() <= 1e-3 * wanted.abs().max().clamp(min=1))
+def _active_adapters(model: Any) -> list[str]:
+    layer = next((m for m in model.modules() if hasattr(m, "lora_A")), None)
+    return [] if layer is None or layer.disable_adapters else list(layer.active_adapters)
 
 
 def decode(
@@ -112,14 +99,18 @@ def decode(
             torch.set_num_threads(1)  # OpenMP keeps this number per thread
         mine = [prompts[i] for i in share]
         done = 0
-        with torch.inference_mode():
-            job = _Batch(lean, adapter, mine, set(stop_ids), max_new_tokens, rows, pick)
-            while (job.waiting or job.alive) and not over.is_set():
-                job.fill()
-                if job.alive:
-                    job.step()
-                finished.put(job.finished - done)
-                done = job.finished
+        try:
+            with torch.inference_mode():
+                job = _Batch(lean, adapter, mine, set(stop_ids), max_new_tokens, rows, pick)
+                while (job.waiting or job.alive) and not over.is_set():
+                    job.fill()
+                    if job.alive:
+                        job.step()
+                    finished.put(job.finished - done)
+                    done = job.finished
+        except BaseException:
+            over.set()  # the other shares need not go on
+            raise
         return job.out
 
     total = 0
@@ -133,7 +124,7 @@ def decode(
                     if more:
                         on_done(total)
         finally:
-            over.set()  # an interrupt, or a failure of one share, ends the others
+            over.set()  # an interrupt ends all shares
     out: list[list[int]] = [[] for _ in prompts]
     for share, future in zip(shares, futures, strict=True):
         for i, ids in zip(share, future.result(), strict=True):

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from core.conversation import Message, OnProgress
 from core.models.template import ChatTemplate
+
+if TYPE_CHECKING:
+    from core.models.batching import Picker
+
+#: Replies computed at a time where many are wanted; with more, a CPU is hardly faster.
+ROWS_ON_CPU = 96
 
 
 @dataclass(frozen=True)
@@ -89,8 +95,7 @@ def generate_ids(
     lean = batching.lean_model(model)
     if lean is not None and queue:
         made = batching.decode(
-            lean,
-            batching.active_adapter(model),
+            *lean,
             queue,
             stop_ids=stop_ids,
             max_new_tokens=max_new_tokens,
@@ -115,9 +120,6 @@ def _reply(ids: list[int], stop_ids: Sequence[int], tokenizer: Any) -> Reply:
     kept = ids[:-1] if stopped else ids
     text = tokenizer.decode(kept, skip_special_tokens=True).strip()
     return Reply(text, kept, "stop" if stopped else "length")
-
-
-Picker = Callable[[Any], Any]
 
 
 def _sampler(temperature: float, top_p: float, top_k: int, generator: Any) -> Picker:

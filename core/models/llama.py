@@ -13,7 +13,7 @@ fused ones, so it stays usable (training-time checks, scoring) and costs no seco
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,7 +123,7 @@ class LeanLlama:
         reason = unsupported(model)
         if reason:
             raise ValueError(reason)
-        inner = _inner(model)
+        inner = inner_model(model)
         config = inner.config
         self.dtype, self.device = inner.dtype, inner.device
         self.heads = int(config.num_attention_heads)
@@ -143,17 +143,19 @@ class LeanLlama:
 
     def tables(self, length: int) -> tuple[Tensor, Tensor]:
         """cos and sin of the rotary embedding, each (>= length, head_dim / 2), float32."""
-        if self._tables is None or self._tables[0].shape[0] < length:
+        tables = self._tables
+        if tables is None or tables[0].shape[0] < length:
             size = max(256, 1 << (length - 1).bit_length())
             positions = torch.arange(size, device=self.device)[None]
             like = torch.empty(0, dtype=torch.float32, device=self.device)
             cos, sin = self._rotary(like, positions)
             half = self.head_dim // 2
-            self._tables = (
+            tables = (
                 cos[0, :, :half].to(self.dtype).contiguous(),
                 sin[0, :, :half].to(self.dtype).contiguous(),
             )
-        return self._tables
+            self._tables = tables
+        return tables  # not the attribute: another thread may have set a shorter one meanwhile
 
     def forward(self, segments: Sequence[Segment], *, every: bool = False) -> Tensor:
         """Append the segments to their caches.
@@ -296,7 +298,7 @@ class LeanLlama:
 
 def unsupported(model: Any) -> str:
     """Why ``LeanLlama`` cannot compute this model ('' if it can)."""
-    inner = _inner(model)
+    inner = inner_model(model)
     config = inner.config
     if config.model_type not in _FAMILIES:
         return f"model type {config.model_type}"
@@ -317,7 +319,30 @@ def unsupported(model: Any) -> str:
     return ""
 
 
-def _inner(model: Any) -> Any:
+def agrees(lean: LeanLlama, adapter: str | None, logits: Callable[[Tensor], Tensor]) -> bool:
+    """Whether the lean pass gives the logits of transformers' own.
+
+    A family may gain a new detail in a later transformers release; then the general path takes
+    over instead of answering wrongly.
+
+    Args:
+        logits: token ids (1, 12) to logits (12, vocab_size), computed with the same adapter.
+    """
+    # Any ids will do: each position must agree whatever the text says.
+    ids = [(7 * i * i + 3) % lean.vocab_size for i in range(12)]
+    with torch.inference_mode():
+        wanted = logits(torch.tensor([ids], device=lean.device)).float()
+        cache = KVCache(lean, 1, len(ids))
+        first = lean.forward([Segment(cache, 0, 0, ids[:8], adapter)], every=True)
+        rest = [lean.forward([Segment(cache, 0, i, ids[i : i + 1], adapter)]) for i in range(8, 12)]
+        given = torch.cat([first, *rest]).float()
+    # Rounding of half precision is 2^-8; a wrong detail is off by far more than that.
+    allowed = 1e-3 if lean.dtype == torch.float32 else 0.1
+    return bool((given - wanted).abs().max() <= allowed * wanted.abs().max().clamp(min=1))
+
+
+def inner_model(model: Any) -> Any:
+    """The transformers model inside a PEFT model, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 

@@ -89,15 +89,15 @@ def test_an_interrupt_ends_all_shares(tiny_llama: Path) -> None:
 
 
 def test_a_fault_in_a_share_is_raised(tiny_llama: Path) -> None:
-    lean = batching.lean_model(load_model(tiny_llama))
-    assert lean is not None
+    found = batching.lean_model(load_model(tiny_llama))
+    assert found is not None
 
     def broken(logits: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("no token")
 
     with pytest.raises(RuntimeError, match="no token"):
         batching.decode(
-            lean, None, [[5, 6], [5, 7], [5, 8]],
+            *found, [[5, 6], [5, 7], [5, 8]],
             stop_ids=[2], max_new_tokens=3, rows=2, pick=broken, threads=2,
             on_done=lambda done: None,
         )  # fmt: skip

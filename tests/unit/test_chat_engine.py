@@ -204,9 +204,9 @@ def test_half_precision_agrees_too(tiny_llama: Path) -> None:
 def test_a_wrong_detail_is_noticed(tiny_llama: Path) -> None:
     model = load_model(tiny_llama)
     lean = LeanLlama(model)
-    assert runners.agrees(lean, model)
+    assert runners.all_agree(lean, model)
     lean.eps = 0.5
-    assert not runners.agrees(lean, model)
+    assert not runners.all_agree(lean, model)
 
 
 def test_the_batched_step_equals_the_packed_forward(tiny_llama: Path, adapter: Path) -> None:
