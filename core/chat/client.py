@@ -24,7 +24,8 @@ OnEvent = Callable[[Event], None]
 #: is fetched with the login that ``hf auth login`` stored.
 _ENVIRONMENT = (
     "PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "PERSONA_HOME",
-    "PERSONA_CHAT_IDLE_S", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES",
+    "PERSONA_CHAT_IDLE_S", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT",
+    "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES",
     "CUDA_HOME", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT",
 )  # fmt: skip
 
