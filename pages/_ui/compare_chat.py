@@ -96,7 +96,7 @@ def _turn(
     if st.session_state.get("compare_editing") == (transcript.id, index):
         _edit(session, index, settings)
         return
-    draw_turn(turn, sides, index, view, names, seats)
+    draw_turn(turn, sides, index, view, names, seats, blind=blind and not turn.vote)
     with st.container(horizontal=True):
         if session.live is None and st.button(
             "Edit", icon=":material/edit:", key=f"compare_edit_{index}", type="tertiary",

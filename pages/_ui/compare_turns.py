@@ -32,16 +32,24 @@ def draw_prompt(text: str) -> None:
 
 
 def draw_turn(
-    turn: Turn, sides: list[SideSpec], index: int, view: str, names: list[str], seats: list[str]
+    turn: Turn,
+    sides: list[SideSpec],
+    index: int,
+    view: str,
+    names: list[str],
+    seats: list[str],
+    *,
+    blind: bool,
 ) -> None:
     """A finished turn.
 
     Args:
-        seats: column ids from left to right; labels are hidden while it is a blind vote.
+        seats: column ids from left to right.
+        blind: hide what gives the models away: labels, speed, details. Not to be told from
+            ``seats``: the shuffled order of two columns is the plain one half of the time.
     """
     draw_prompt(turn.prompt)
     by_id = {s.id: s for s in sides}
-    blind = seats != [s.id for s in sides] and not turn.vote
     for place, (column, side_id) in enumerate(zip(st.columns(len(seats)), seats, strict=True), 1):
         reply = turn.replies.get(side_id)
         with column, st.container(border=True, key=f"reply_{index}_{side_id}"):

@@ -12,7 +12,7 @@ import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from core import fsio, paths
-from core.chat import transcripts
+from core.chat import transcripts, votes
 from core.chat.settings import ChatSettings
 from core.chat.sides import SideSpec
 from core.chat.transcripts import Reply, Turn
@@ -65,7 +65,12 @@ def test_an_empty_workspace_offers_the_base_and_the_prompted_base(workspace: Pat
     assert "No evaluation yet" in words(app.info)
 
 
-def test_ask_vote_and_open_again(tiny_workspace: Path) -> None:
+@pytest.mark.parametrize("swapped", [False, True])
+def test_ask_vote_and_open_again(
+    tiny_workspace: Path, swapped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blind whichever way the columns were shuffled."""
+    monkeypatch.setattr(votes, "seats", lambda chat, turn, sides: sorted(sides, reverse=swapped))
     app = open_page()
     assert app.selectbox(key="compare_side_b").value == "Merged: 20261124-luna / export/merged"
     app.number_input(key="compare_max_new_tokens").set_value(6)
@@ -74,9 +79,9 @@ def test_ask_vote_and_open_again(tiny_workspace: Path) -> None:
     assert not app.exception
     assert "**Reply 1**" in words(app.caption)
     assert "tokens/s" not in words(app.caption), "speed would give the model away"
-    votes = [b for b in app.button if str(b.key).startswith("compare_vote_0_")]
-    assert [b.label for b in votes] == ["Left is better", "Right is better", "Tie", "Both bad"]
-    votes[2].click().run()
+    choices = [b for b in app.button if str(b.key).startswith("compare_vote_0_")]
+    assert [b.label for b in choices] == ["Left is better", "Right is better", "Tie", "Both bad"]
+    choices[2].click().run()
     assert "**Reply 1**" not in words(app.caption)
     assert "6 tokens" in words(app.caption)
     assert "1 votes: 1 ties" in words(app.caption)
