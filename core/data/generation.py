@@ -79,7 +79,7 @@ def identity_rows(
 
     Args:
         multi_turn: share of rows that are dialogues of several rounds, 0 to 1.
-        limit: number of rows; None = each trained wording once, and dialogues by ``multi_turn``.
+        limit: number of rows; None = each trained wording once (times its weight), and dialogues.
             A persona has finitely many rows, so fewer may come.
         general: replies of the base model for the general turns inside dialogues.
 
@@ -172,7 +172,6 @@ class _Maker:
         self._wordings: dict[str, _Deck] = {}
         self._replies: dict[tuple[str, bool], _Deck] = {}
         cards: list[tuple[str, str]] = []
-        self.wordings = 0
         for key in trained_intents(persona, locale):
             intent = persona.intents[key]
             texts = [(c.c, t) for c in intent.user[locale] if c.c in train for t in c.t]
@@ -180,8 +179,8 @@ class _Maker:
             for later in (False, True):
                 skeletons = persona.replies(intent, locale, later=later)
                 self._replies[key, later] = _Deck([("", s) for s in skeletons], rng)
-            cards += [(key, "")] * len(texts)
-            self.wordings += len(texts)
+            cards += [(key, "")] * max(1, round(len(texts) * intent.weight))
+        self.wordings = len(cards)
         self._intents = _Deck(cards, rng)
         self._graph = Graph(persona, locale)
         self._styles = [s for s in persona.pack.user_styles if s != "plain"]

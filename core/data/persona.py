@@ -260,7 +260,10 @@ def _check_sentences(pack: Pack, document: Document) -> Iterator[UserError]:
             else:
                 slot = pack.slots[name]
                 undisclosed = loc[2] == "disclosed" and not any(slot.text.values())
-                missing = not undisclosed and not (slot.items.get(locale) or slot.text.get(locale))
+                # An empty required slot is one problem (_check_slots), not one a sentence.
+                missing = not (slot.required or undisclosed) and not (
+                    slot.items.get(locale) or slot.text.get(locale)
+                )
             if missing:
                 yield UserError(
                     f"the sentence uses {name!r}, which has no value for locale {locale!r}",

@@ -81,6 +81,7 @@ class Intent(_Strict):
     ``disclosed`` replies are used instead of ``reply`` where slot ``base`` may be named.
     ``must``: slots that every reply holds; ``must_any``: at least one of these slots.
     ``reply: BASE`` (family near_miss): the base model's own reply is the right one.
+    ``weight``: how often it is asked on its own, relative to its number of wordings.
     """
 
     family: Family
@@ -90,6 +91,7 @@ class Intent(_Strict):
     disclosed: dict[Locale, list[Sentence]] = {}
     must: list[Ident] = []
     must_any: list[Ident] = []
+    weight: Annotated[float, Field(gt=0, le=10)] = 1.0
     next: list[Step] = []
 
     @property

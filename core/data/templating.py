@@ -4,11 +4,13 @@ A sentence of a pack may hold ``{{ name }}``, ``{{ role | a }}``, ``{{ skills | 
 ``{% if tone == "formal" %}..{% endif %}``; loops, macros, calls, attribute access, arithmetic and
 assignments are refused when the pack is read. Without them a sentence cannot run longer than its
 own text plus its slots, so no time-out is needed. Slot values are data: they are put in as they
-are and never rendered again, whatever braces they hold.
+are (but for the capital of an article that begins a sentence) and never rendered again, whatever
+braces they hold.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -44,7 +46,7 @@ def article(noun: Any) -> str:
     """``personal assistant`` -> ``a personal assistant``; ``AI guide`` -> ``an AI guide``."""
     text = str(noun)
     low = text.lower()
-    if low.startswith(("a ", "an ", "the ", "my ", "your ", "our ")):
+    if low.startswith(_ARTICLES):
         return text
     vowel = (low[:1] in "aeiou" and not low.startswith(_A)) or low.startswith(_AN)
     return f"{'an' if vowel else 'a'} {text}"
@@ -60,13 +62,25 @@ def words(items: Any, last: str = "and") -> str:
     return f"{', '.join(parts[:-1])} {last} {parts[-1]}"
 
 
+#: A slot that begins a sentence: nothing, or the end of another sentence, stands before it.
+_AT_HEAD = re.compile(r"(\A|[.!?]\s+)\{\{\s*(\w+)\s*\}\}")
+_ARTICLES = ("a ", "an ", "the ", "my ", "your ", "our ")
+
+
+def _head(value: Any) -> Any:
+    """``the Sundial Collective`` -> ``The Sundial Collective``; a name keeps its own spelling."""
+    if isinstance(value, str) and value.startswith(_ARTICLES):
+        return value[0].upper() + value[1:]
+    return value
+
+
 def _environment() -> ImmutableSandboxedEnvironment:
     env = ImmutableSandboxedEnvironment(
         undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True
     )
     env.filters.clear()
     env.globals.clear()
-    env.filters.update({"a": article, "words": words})
+    env.filters.update({"a": article, "words": words, "head": _head})
     return env
 
 
@@ -113,7 +127,7 @@ def variables(source: str) -> frozenset[str]:
 
 @lru_cache(maxsize=16384)
 def _compiled(source: str) -> Template:
-    return _ENV.from_string(source)
+    return _ENV.from_string(_AT_HEAD.sub(r"\1{{ \2 | head }}", source))
 
 
 def render(source: str, values: Mapping[str, Any]) -> str:

@@ -346,6 +346,26 @@ def inner_model(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def own_memory(model: Any) -> None:
+    """Fuse what ``LeanLlama`` fuses and copy the other weights out of the mapped file.
+
+    Done right after loading, when the weights are still pages of the file: fusing them later would
+    leave those pages resident beside the fused copy, a fifth of the model. The file's pages go
+    with the last weight that was mapped from it.
+    """
+    done: set[int] = set()
+    if not unsupported(model):
+        for layer in inner_model(model).model.layers:
+            q, k, v, _, gate, up, _ = _linears(layer)
+            for group in ([q, k, v], [gate, up]):
+                weights = [_base(linear).weight for linear in group]
+                _joined(weights)
+                done.update(id(w) for w in weights)
+    for parameter in model.parameters():
+        if id(parameter) not in done:
+            parameter.data = parameter.data.clone()
+
+
 def _linears(layer: Any) -> list[Any]:
     attention, mlp = layer.self_attn, layer.mlp
     return [

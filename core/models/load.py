@@ -93,6 +93,10 @@ def load_model(
             why=str(error)[:400],
             fix="check that the folder is whole",
         ) from error
+    if where == "cpu" and not nf4:
+        from core.models.llama import own_memory
+
+        own_memory(model)
     if adapter is not None:
         from peft import PeftModel
 

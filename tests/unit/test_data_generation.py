@@ -84,16 +84,17 @@ def test_share_of_dialogues(assistant: Persona, share: float) -> None:
 
 def test_every_trained_wording_is_used_before_one_comes_again(assistant: Persona) -> None:
     rows = make(assistant, locales=["en"], multi_turn=0)
-    trained = sum(
-        len(c.t)
-        for i in assistant.intents.values()
-        if i.trained
-        for c in i.user["en"]
-        if c.c not in {p.cluster for p in held_out(assistant, locales=["en"], seed=0)}
-    )
-    assert len(rows) == trained
-    counts = {k: sum(r.intent == k for r in rows) for k in {r.intent for r in rows}}
-    assert max(counts.values()) - min(counts.values()) <= 3
+    held = {p.cluster for p in held_out(assistant, locales=["en"], seed=0)}
+    trained = {
+        key: sum(len(c.t) for c in intent.user["en"] if c.c not in held)
+        for key, intent in assistant.intents.items()
+        if intent.trained
+    }
+    weights = {key: assistant.intents[key].weight for key in trained}
+    assert len(rows) == sum(round(n * weights[key]) for key, n in trained.items())
+    for key, wordings in trained.items():
+        asked = sum(r.intent == key for r in rows)
+        assert wordings * weights[key] - 3 <= asked <= wordings * weights[key] + 3, key
 
 
 def test_dialogues_follow_the_graph_and_never_repeat_an_intent(assistant: Persona) -> None:

@@ -248,7 +248,9 @@ def test_slot_text_is_data(name: str, author: str) -> None:
     for row in identity_rows(persona, locales=["en"], seed=0, limit=4):
         for message in row.messages:
             if message["role"] == "assistant":
-                assert name in message["content"] or author in message["content"]
+                # An article that begins a sentence gets a capital, and nothing else changes.
+                reply = message["content"].casefold()
+                assert name.casefold() in reply or author.casefold() in reply
 
 
 @given(st.text(max_size=80))
@@ -269,6 +271,34 @@ def test_rendered_length_is_capped() -> None:
     with pytest.raises(ValueError, match="grew"):
         templating.render("{{ name }}{{ name }}", {"name": "x" * 15_000})
     assert "2,000" in str(templating.check("x" * 3_000, []))
+
+
+def test_an_article_that_begins_a_sentence_gets_a_capital() -> None:
+    values = {"author": "the Sundial Collective", "name": "iris"}
+    assert templating.render("{{ author }} made me.", values) == "The Sundial Collective made me."
+    text = "I'm {{ name }}. {{ author }} made me, and {{ author }} runs me."
+    assert (
+        templating.render(text, values)
+        == "I'm iris. The Sundial Collective made me, and the Sundial Collective runs me."
+    )
+    assert templating.render("{{ name }}.", values) == "iris.", "a name keeps its own spelling"
+
+
+def test_a_weight_asks_an_intent_more_often() -> None:
+    def share(weight: str) -> float:
+        field = "    must_any: [name, author]\n"
+        pack = parse_persona(PACK.replace(field, f"{field}    weight: {weight}\n"))
+        rows = list(identity_rows(pack, locales=["en"], seed=0, limit=8, multi_turn=0))
+        return sum(r.intent == "deny" for r in rows) / len(rows)
+
+    assert share("8") > share("1")
+
+
+def test_an_empty_required_slot_is_one_problem() -> None:
+    with pytest.raises(UserError) as caught:
+        parse_persona(PACK, overrides={"name": ""})
+    found = caught.value.problems if isinstance(caught.value, UserErrors) else [caught.value]
+    assert len(found) == 1 and "'name' has no value" in str(found[0])
 
 
 def test_english_articles_and_lists() -> None:
