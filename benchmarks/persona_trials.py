@@ -161,13 +161,18 @@ def run_all(
     work = Path(args.work).resolve()
     work.mkdir(parents=True, exist_ok=True)
     catalog.resolve(args.model)  # prepared once, not by every process
-    waiting, active, started = list(trials), {}, time.monotonic()
+    waiting, started = list(trials), time.monotonic()
+    active: dict[subprocess.Popen[bytes], Trial] = {}
+    gpus = _gpus()
+    on: dict[subprocess.Popen[bytes], str] = {}
     while waiting or active:
         late = time.monotonic() - started > args.limit
         while waiting and len(active) < args.parallel and not late:
             trial = waiting.pop(0)
             if not _result(work, trial).is_file():
-                active[_start(trial, work, args)] = trial
+                gpu = min(gpus, key=lambda g: sum(on[p] == g for p in active), default="")
+                process = _start(trial, work, args, gpu)
+                active[process], on[process] = trial, gpu
         if late and waiting:
             print(f"time limit: {len(waiting)} trials not started; run again to go on", flush=True)
             waiting = []
@@ -182,11 +187,18 @@ def run_all(
     return [fsio.read_json(_result(work, t)) for t in trials if _result(work, t).is_file()]
 
 
+def _gpus() -> list[str]:
+    """Indices of the GPUs; empty without one."""
+    import torch
+
+    return [str(i) for i in range(torch.cuda.device_count())]
+
+
 def _result(work: Path, trial: Trial) -> Path:
     return work / trial.name / "result.json"
 
 
-def _start(trial: Trial, work: Path, args: argparse.Namespace) -> subprocess.Popen[bytes]:
+def _start(trial: Trial, work: Path, args: argparse.Namespace, gpu: str) -> subprocess.Popen[bytes]:
     folder = work / trial.name
     folder.mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 2) // args.parallel)
@@ -194,8 +206,10 @@ def _start(trial: Trial, work: Path, args: argparse.Namespace) -> subprocess.Pop
         **os.environ,
         "OMP_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
     }
+    if gpu:
+        env["CUDA_VISIBLE_DEVICES"] = gpu
     with (folder / "log.txt").open("wb") as log:
         return subprocess.Popen(
             [
