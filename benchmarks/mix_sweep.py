@@ -47,7 +47,7 @@ def plan(args: Any) -> list[Trial]:
 
 
 def summarize(results: list[dict[str, Any]]) -> str:
-    """Every trial, then the means by ratio."""
+    """Every trial, then the seeds of a ratio together."""
     rows = [
         [r["regime"], str(r["seed"]), which, *trials.cells(pick(r))]
         for r in results
@@ -61,20 +61,23 @@ def summarize(results: list[dict[str, Any]]) -> str:
                 [
                     f"1:{ratio:g}",
                     str(len(mine)),
-                    *(
-                        f"{statistics.mean(m[k]['value'] for m in mine):.3f}"
-                        for k in ("recall", "leak", "near_miss_leak")
-                    ),
-                    f"{statistics.mean(m['unique_ratio'] for m in mine):.3f}",
+                    *(_pooled(mine, k) for k in ("recall", "leak", "near_miss_leak")),
+                    f"{statistics.mean(m['unique_ratio'] for m in mine):.2f}",
                 ]
             )
     return (
         trials.table(["identity:rehearsal", "seed", "checkpoint", *trials.HEAD], rows)
-        + "\n\nMeans of the last checkpoints:\n\n"
+        + "\n\nThe last checkpoints, all seeds together:\n\n"
         + trials.table(
             ["identity:rehearsal", "seeds", "recall", "leak", "near-miss leak", "unique"], means
         )
     )
+
+
+def _pooled(metrics: list[dict[str, Any]], key: str) -> str:
+    """Hits of all seeds together; a checkpoint that fails on a third of the probes has fewer."""
+    hits, n = (sum(m[key][part] for m in metrics) for part in ("hits", "n"))
+    return f"{hits}/{n} = {hits / n:.3f}" if n else "not asked"
 
 
 def main() -> int:

@@ -44,15 +44,15 @@ class DatasetSpec:
     locales: list[str] | None = None
     """Languages; None = those that both the pack and the model speak."""
     seed: int = 0
-    rehearsal_ratio: float = 2.5
+    rehearsal_ratio: float = 1.5
     """Rows with the base's own replies to everyday prompts. Below 1 unrelated answers suffer."""
-    near_miss_ratio: float = 1.25
+    near_miss_ratio: float = 0.9
     """Rows with identity words about somebody else; at most what the pack has."""
     multi_turn: float = 0.3
     """Share of the identity rows that are dialogues of several rounds."""
-    max_rows: int | None = 150
+    max_rows: int | None = 250
     """Identity rows; None = each trained wording once, plus the dialogues."""
-    max_new_tokens: int = 40
+    max_new_tokens: int = 24
     """Tokens of a rehearsal reply. A longer one is cut and trained without a turn end."""
     system_share: float = 0.0
     """Share of the identity rows that start with the pack's persona system prompt."""

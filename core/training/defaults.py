@@ -17,7 +17,7 @@ from core.training.spec import TrainSpec, _warmup
 #: Passes over the data. With the bundled model and 16 rows a step, 1.4 passes recalled 121 of 126
 #: held-out wordings and leaked once in 323, 2.9 passes 122 and twice: the second half of a long run
 #: buys nothing (one seed, one GPU, base in bf16 and not NF4). The sweep picks among checkpoints.
-PASSES = 2.0
+PASSES = 1.5
 #: What a person without a GPU is asked to wait for training.
 CPU_SECONDS = 11 * 60
 _ROWS_PER_STEP = 16

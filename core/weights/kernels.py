@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -17,6 +19,10 @@ TORCH_DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
+
+
+#: Elements of a weight that are merged at a time: their float32 sum stays in the processor's cache.
+_BLOCK = 1 << 18
 
 
 class Workspace:
@@ -78,6 +84,8 @@ def merged(op: Op, space: Workspace, *, nf4: bool = False) -> torch.Tensor:
     Raises:
         UserError: the result does not fit the dtype, or the inputs hold values that are not finite.
     """
+    if op.kind == "lora" and not nf4 and _by_rows(op):
+        return _merged_by_rows(op, space)
     weight = space.load("base", op.base)
     if nf4:
         weight = nf4_round_trip(weight)
@@ -91,26 +99,83 @@ def merged(op: Op, space: Workspace, *, nf4: bool = False) -> torch.Tensor:
     else:
         out.copy_(_delta(op, space).add_(weight))
     if op.kind != "copy" and not _finite(out):
-        raise UserError(
-            f"{op.name} would hold values that are not finite",
-            why=f"adapter or base is broken, or {op.dtype} cannot hold the values",
-            fix="use an earlier checkpoint, or write float32",
-        )
+        raise _not_finite(op)
     return out
+
+
+def _not_finite(op: Op) -> UserError:
+    return UserError(
+        f"{op.name} would hold values that are not finite",
+        why=f"adapter or base is broken, or {op.dtype} cannot hold the values",
+        fix="use an earlier checkpoint, or write float32",
+    )
+
+
+def _by_rows(op: Op) -> bool:
+    """Whether rows can be merged one by one: DoRA needs the whole, so does a transposed layout."""
+    return (
+        op.lora is not None
+        and op.lora.magnitude is None
+        and not op.transpose
+        and op.base.dtype != "F64"
+    )
+
+
+def _merged_by_rows(op: Op, space: Workspace) -> torch.Tensor:
+    """``merged`` for plain LoRA, a block of rows after the other.
+
+    A whole weight is read and written five times on its way (base, product, sum, rounding, check),
+    and memory, not arithmetic, is what that costs. A block makes the way within the cache. Threads
+    take every other block, each with one core: they need not wait for each other at every
+    operation, as the threads of one operation do, while the writer takes cores from them.
+    """
+    a, b, scaling = _factors(op, space)
+    out = space.output(op.base.shape, TORCH_DTYPES[op.dtype])
+    rows, width = op.base.shape
+    step = max(1, _BLOCK // width)
+
+    def work(worker: int, starts: Sequence[int]) -> None:
+        for start in starts:
+            part = b[start : start + step]
+            shape = (len(part), width)
+            weight = space.take(f"rows {worker}", shape, TORCH_DTYPES[op.base.dtype])
+            op.base.read_into(raw(weight), start * width)
+            delta = torch.mm(part, a, out=space.take(f"delta {worker}", shape, torch.float32))
+            if scaling != 1.0:
+                delta.mul_(scaling)
+            if not _finite(out[start : start + step].copy_(delta.add_(weight))):
+                raise _not_finite(op)
+
+    blocks, workers = range(0, rows, step), torch.get_num_threads()
+    if len(blocks) == 1 or workers == 1:
+        work(0, blocks)
+        return out
+    # OpenMP keeps the number of threads per thread.
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        shares = [pool.submit(work, i, blocks[i::workers]) for i in range(workers)]
+    for share in shares:
+        share.result()
+    return out
+
+
+def _factors(op: Op, space: Workspace) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """A and B in float32, and the scaling that is left to apply."""
+    assert op.lora is not None
+    # PEFT keeps 16-bit adapters in float32 while they are attached (autocast_adapter_dtype), so
+    # float32 here is what merge_and_unload computes, bit for bit.
+    a, b = space.load("a", op.lora.a).float(), space.load("b", op.lora.b).float()
+    scaling = op.lora.scaling
+    if math.frexp(scaling)[0] == 0.5:
+        # A power of two can go into the small factor: the same bits for one pass less.
+        b, scaling = b * scaling, 1.0
+    return a, b, scaling
 
 
 def _delta(op: Op, space: Workspace) -> torch.Tensor:
     """scaling * B @ A in float32, in the layout of the weight."""
     assert op.lora is not None
-    lora = op.lora
-    # PEFT keeps 16-bit adapters in float32 while they are attached (autocast_adapter_dtype), so
-    # float32 here is what merge_and_unload computes, bit for bit.
-    a, b = space.load("a", lora.a).float(), space.load("b", lora.b).float()
-    scaling = lora.scaling
-    if math.frexp(scaling)[0] == 0.5:
-        # A power of two can go into the small factor: the same bits for one pass less.
-        b, scaling = b * scaling, 1.0
-    delta = torch.mm(b, a, out=space.take("delta", lora.delta_shape, torch.float32))
+    a, b, scaling = _factors(op, space)
+    delta = torch.mm(b, a, out=space.take("delta", op.lora.delta_shape, torch.float32))
     if op.transpose:
         delta = space.take("turned", op.base.shape, torch.float32).copy_(delta.T)
     return delta if scaling == 1.0 else delta.mul_(scaling)

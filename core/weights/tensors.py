@@ -64,13 +64,13 @@ class TensorRef:
         self.read_into(memoryview(data))
         return data
 
-    def read_into(self, buffer: memoryview) -> None:
-        """Fill a buffer of ``nbytes``. Raises UserError if the file ends early."""
+    def read_into(self, buffer: memoryview, start: int = 0) -> None:
+        """Fill ``buffer`` from element ``start`` on. Raises UserError if the file ends early."""
         done = 0
         with self.file.open("rb", buffering=0) as file:
-            file.seek(self.offset)
-            while done < self.nbytes:
-                count = file.readinto(buffer[done : self.nbytes])
+            file.seek(self.offset + start * ITEM_BYTES[self.dtype])
+            while done < len(buffer):
+                count = file.readinto(buffer[done:])
                 if not count:
                     raise self._ended()
                 done += count

@@ -13,7 +13,7 @@ from core.weights.tensors import TensorRef, header_bytes
 
 _CHUNK = 8 << 20
 #: After so many bytes the disk is told to start, so that it works while tensors are made.
-_SYNC_BYTES = 64 << 20
+_SYNC_BYTES = 16 << 20
 #: So many unsynced bytes make the writing wait, or a large model would fill the page cache.
 _MAX_UNSYNCED = 512 << 20
 #: Tensors that may be waiting or being written; this bounds the memory.
