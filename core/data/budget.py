@@ -6,11 +6,16 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-#: Optimizer steps and exposures of a row that public recipes and our own runs learn an identity in.
-STEPS = (100, 200)
-EXPOSURES = (5, 15)
+#: Passes over the data that a run makes unless told otherwise. In our sweeps of the bundled model
+#: (README, benchmarks/mix_sweep.py) recall was highest after 1 to 2 passes and fell from there on.
+PASSES = 1.5
+MIN_STEPS = 20
+#: Optimizer steps and exposures of a row that our runs learned an identity in. Public recipes with
+#: few different wordings need more: 100 to 200 steps, 5 to 15 exposures.
+STEPS = (60, 150)
+EXPOSURES = (1.2, 8)
 #: Below this many steps nothing is learned; above this many exposures wordings are memorised.
-TOO_FEW_STEPS, TOO_MANY_EXPOSURES = 60, 30
+TOO_FEW_STEPS, TOO_MANY_EXPOSURES = 45, 30
 #: One sentence with more than this share of the loss tokens is what the model will say to anything.
 SENTENCE_SHARE = 0.05
 
@@ -57,7 +62,7 @@ def plan(
 
     Args:
         rows_per_step: batch size x accumulation x number of devices.
-        steps: optimizer steps; or ``epochs``; neither = 5 passes, at least 100 steps.
+        steps: optimizer steps; or ``epochs``; neither = what a run does by default.
         largest_sentence_share: share of the loss tokens that the most repeated reply has.
     """
     if rows < 1 or rows_per_step < 1:
@@ -71,8 +76,11 @@ def plan(
             [Advice("error", "there are no rows", "nothing can be learned")],
         )
     if steps is None:
-        passes = epochs if epochs is not None else max(5.0, STEPS[0] * rows_per_step / rows)
-        steps = max(1, math.floor(passes * rows / rows_per_step))
+        steps = (
+            default_steps(rows, rows_per_step)
+            if epochs is None
+            else max(1, math.floor(epochs * rows / rows_per_step))
+        )
     exposures = steps * rows_per_step / rows
     general = rows - identity_rows if general_rows is None else general_rows
     advice = [_steps(steps), _exposures(exposures), _mix(general, identity_rows)]
@@ -93,6 +101,11 @@ def plan(
         round(exposures * identity_rows),
         advice,
     )
+
+
+def default_steps(rows: int, rows_per_step: int) -> int:
+    """Optimizer steps of a run that was not told otherwise: ``PASSES`` over the data."""
+    return max(MIN_STEPS, math.ceil(PASSES * rows / rows_per_step))
 
 
 def _steps(steps: int) -> Advice:
@@ -151,6 +164,6 @@ def _mix(general: int, identity: int) -> Advice:
         return Advice(
             "warning",
             f"general : identity is {ratio:.1f} : 1",
-            "below 1 : 1 unrelated answers mention the persona; 3 : 1 is a good start",
+            "below 1 : 1 unrelated answers mention the persona; 2 : 1 is a good start",
         )
     return Advice("ok", f"general : identity is {ratio:.1f} : 1", "2 to 6 : 1 is usual")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from core.data import budget
 from core.models import catalog
 from core.models.device import Choice, Device
 from core.models.load import load_tokenizer
@@ -14,10 +15,6 @@ from core.models.template import ChatTemplate
 from core.training import cost, rows
 from core.training.spec import TrainSpec, _warmup
 
-#: Passes over the data. With the bundled model and 16 rows a step, 1.4 passes recalled 121 of 126
-#: held-out wordings and leaked once in 323, 2.9 passes 122 and twice: the second half of a long run
-#: buys nothing (one seed, one GPU, base in bf16 and not NF4). The sweep picks among checkpoints.
-PASSES = 1.5
 #: What a person without a GPU is asked to wait for training.
 CPU_SECONDS = 11 * 60
 _ROWS_PER_STEP = 16
@@ -82,13 +79,13 @@ def _batch(
     """
     # Eight rows keep a CPU's matrix units as busy as sixteen, in half the memory.
     most = _ROWS_PER_STEP if device.kind == "cuda" else _ROWS_PER_STEP // 2
-    budget, mean = cost.budget(device), stats.kept / max(1, len(stats.lengths))
+    room, mean = cost.budget(device), stats.kept / max(1, len(stats.lengths))
     batch = most
     while batch > 1:
         spec = _sketch(dtype, batch, activation_checkpointing=True)
         if cost.memory_bytes(
             shape, spec, stats.longest
-        ) <= budget and batch * mean <= cost.token_capacity(shape, spec, budget):
+        ) <= room and batch * mean <= cost.token_capacity(shape, spec, room):
             break
         batch //= 2
     batch = pick("batch_size", batch, f"the largest that fits in memory, up to {most}")
@@ -118,13 +115,13 @@ def _steps(
     device: Device, shape: cost.Shape, stats: rows.RowStats, rows_per_step: int
 ) -> tuple[int, str]:
     usable = max(1, len(stats.lengths))
-    wanted = max(20, math.ceil(PASSES * usable / rows_per_step))
-    reason = f"{PASSES:g} passes over {usable} rows"
+    wanted = budget.default_steps(usable, rows_per_step)
+    reason = f"{budget.PASSES:g} passes over {usable} rows"
     if device.kind != "cpu":
         return wanted, reason
     mean = sum(stats.lengths) / usable
     seconds = mean * rows_per_step / cost.tokens_per_second(device, shape)
-    affordable = max(20, int(CPU_SECONDS / max(seconds, 1e-9)))
+    affordable = max(budget.MIN_STEPS, int(CPU_SECONDS / max(seconds, 1e-9)))
     if wanted <= affordable:
         return wanted, reason
     passes = affordable * rows_per_step / usable

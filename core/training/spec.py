@@ -78,8 +78,8 @@ class TrainSpec:
     steps: int = _about(
         1,
         "Optimizer steps",
-        "How often the weights change. Three passes over the data are "
-        "enough to learn an identity; more begins to cost general ability.",
+        "How often the weights change. One to two passes over many different "
+        "rows are enough to learn an identity; more begins to cost general ability.",
         120,
         minimum=1,
     )
