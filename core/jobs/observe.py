@@ -79,10 +79,16 @@ def progress_of(run: RunPaths) -> Progress:
     if not counts:
         return Progress()
     stage, done, total, now = counts[-1]
-    same = [c for c in counts if c[0] == stage and c[2] == total and c[1] <= done]
+    # Stages that share a total count on (an evaluation's suites), so their rate is one rate; a
+    # count that starts anew is other work. The end of one suite alone jumped from 1 to 28 minutes.
+    first = counts[-1]
+    for count in reversed(counts):
+        if count[2] != total or count[1] > first[1]:
+            break
+        first = count
     eta = None
-    if total and len(same) > 1 and done > same[0][1] and now > same[0][3]:
-        eta = (total - done) * (now - same[0][3]) / (done - same[0][1])
+    if total and done > first[1] and now > first[3]:
+        eta = (total - done) * (now - first[3]) / (done - first[1])
     return Progress(stage, done, total, eta)
 
 

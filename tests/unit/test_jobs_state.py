@@ -219,6 +219,14 @@ def test_progress_gives_the_time_left(tmp_path: Path) -> None:
     assert observe.progress_of(RunPaths(tmp_path / "none")).total == 0
 
 
+def test_stages_that_count_on_share_a_rate(tmp_path: Path) -> None:
+    run = RunPaths(tmp_path)
+    writer = journal.Journal(run.metrics)
+    for t, stage, done in ((0, "held_out", 0), (40, "held_out", 40), (41, "general", 41)):
+        writer.append({"t": t, "type": "progress", "stage": stage, "done": done, "total": 100})
+    assert observe.progress_of(run).eta_seconds == pytest.approx(59)
+
+
 def test_elapsed_never_counts_another_boot() -> None:
     assert observe.elapsed({}, None) is None
     assert observe.elapsed({"boot_id": "other", "monotonic": 0.0}, None) is None
