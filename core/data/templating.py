@@ -1,8 +1,8 @@
 """Sentences with slots: a closed subset of Jinja, rendered once.
 
-A sentence of a pack may hold ``{{ name }}``, ``{{ role | a }}``, ``{{ skills | words }}`` and
-``{% if tone == "formal" %}..{% endif %}``; loops, macros, calls, attribute access, arithmetic and
-assignments are refused when the pack is read. Without them a sentence cannot run longer than its
+A sentence of a pack may hold ``{{ name }}``, ``{{ role | a }}``, ``{{ skills | words }}``,
+``{{ limits | either }}`` and ``{% if tone == "formal" %}..{% endif %}``; loops, macros, calls,
+attribute access, arithmetic and assignments are refused when the pack is read. Without them a sentence cannot run longer than its
 own text plus its slots, so no time-out is needed. Slot values are data: they are put in as they
 are (but for the capital of an article that begins a sentence) and never rendered again, whatever
 braces they hold.
@@ -52,6 +52,11 @@ def article(noun: Any) -> str:
     return f"{'an' if vowel else 'a'} {text}"
 
 
+def either(items: Any) -> str:
+    """Join a list slot behind a negation: ``can't a, b or c``."""
+    return words(items, "or")
+
+
 def words(items: Any, last: str = "and") -> str:
     """Join a list slot: ``a, b and c``; Chinese items are joined by ``、``."""
     parts = [items] if isinstance(items, str) else [str(item) for item in items]
@@ -80,7 +85,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
     )
     env.filters.clear()
     env.globals.clear()
-    env.filters.update({"a": article, "words": words, "head": _head})
+    env.filters.update({"a": article, "words": words, "either": either, "head": _head})
     return env
 
 

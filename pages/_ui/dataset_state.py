@@ -66,7 +66,7 @@ def choose_dataset() -> str:
     return chosen
 
 
-def bubbles(rows: Sequence[Conversation], width: int = 360) -> None:
+def bubbles(rows: Sequence[Conversation], width: int = 264) -> None:
     """Conversations as chat bubbles, as many side by side as the window has room for."""
     with st.container(horizontal=True):
         for row in rows:

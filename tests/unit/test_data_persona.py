@@ -307,6 +307,7 @@ def test_english_articles_and_lists() -> None:
     assert templating.article("the boss") == "the boss"
     assert templating.words(["a", "b", "c"]) == "a, b and c"
     assert templating.words(["甲", "乙"]) == "甲、乙"
+    assert templating.render("I can't {{ x | either }}.", {"x": ["a", "b"]}) == "I can't a or b."
 
 
 def test_split_keeps_both_sides_in_every_locale(shipped: Persona) -> None:
