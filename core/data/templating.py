@@ -2,10 +2,10 @@
 
 A sentence of a pack may hold ``{{ name }}``, ``{{ role | a }}``, ``{{ skills | words }}``,
 ``{{ limits | either }}`` and ``{% if tone == "formal" %}..{% endif %}``; loops, macros, calls,
-attribute access, arithmetic and assignments are refused when the pack is read. Without them a sentence cannot run longer than its
-own text plus its slots, so no time-out is needed. Slot values are data: they are put in as they
-are (but for the capital of an article that begins a sentence) and never rendered again, whatever
-braces they hold.
+attribute access, arithmetic and assignments are refused when the pack is read. Without them a
+sentence cannot run longer than its own text plus its slots, so no time-out is needed. Slot values
+are data: they are put in as they are (but for the capital of an article that begins a sentence)
+and never rendered again, whatever braces they hold.
 """
 
 from __future__ import annotations
