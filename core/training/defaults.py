@@ -116,7 +116,7 @@ def _steps(
 ) -> tuple[int, str]:
     usable = max(1, len(stats.lengths))
     wanted = budget.default_steps(usable, rows_per_step)
-    reason = f"{budget.PASSES:g} passes over {usable} rows"
+    reason = f"{wanted * rows_per_step / usable:.2g} passes over {usable} rows"
     if device.kind != "cpu":
         return wanted, reason
     mean = sum(stats.lengths) / usable
