@@ -71,7 +71,7 @@ def test_every_kind_of_stock_config_takes_the_edits(name: str, dtype: Any) -> No
     data = editor.value("train_dataloader.dataset")
     assert editor.value(f"{data}.dataset_map_fn") == "openai_map_fn"
     assert editor.value(f"{data}.map_num_proc") == "None"
-    assert editor.value("model.lora.r") == "16"
+    assert editor.value("model.lora.r") == str(spec.lora_r)
     assert editor.value("model.llm.trust_remote_code") == "False"
     assert "EvaluateChatHook," not in (editor.value("custom_hooks") or "")
     wrapper = "OptimWrapper" if dtype == "float32" else "AmpOptimWrapper"
