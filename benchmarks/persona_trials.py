@@ -162,22 +162,21 @@ def run_all(
     work.mkdir(parents=True, exist_ok=True)
     catalog.resolve(args.model)  # prepared once, not by every process
     waiting, started = list(trials), time.monotonic()
-    active: dict[subprocess.Popen[bytes], Trial] = {}
+    active: dict[subprocess.Popen[bytes], tuple[Trial, str]] = {}
     gpus = _gpus()
-    on: dict[subprocess.Popen[bytes], str] = {}
     while waiting or active:
         late = time.monotonic() - started > args.limit
         while waiting and len(active) < args.parallel and not late:
             trial = waiting.pop(0)
             if not _result(work, trial).is_file():
-                gpu = min(gpus, key=lambda g: sum(on[p] == g for p in active), default="")
-                process = _start(trial, work, args, gpu)
-                active[process], on[process] = trial, gpu
+                taken = [gpu for _, gpu in active.values()]
+                gpu = min(gpus, key=taken.count, default="")
+                active[_start(trial, work, args, gpu)] = trial, gpu
         if late and waiting:
             print(f"time limit: {len(waiting)} trials not started; run again to go on", flush=True)
             waiting = []
         for process in [p for p in active if p.poll() is not None]:
-            trial = active.pop(process)
+            trial, _ = active.pop(process)
             if process.returncode:
                 log = (work / trial.name / "log.txt").read_text(errors="replace")
                 print(f"FAILED {trial.name}\n{log[-1500:]}", flush=True)

@@ -93,7 +93,7 @@ def rehearse(
     *,
     seed: int,
     near_miss: Sequence[str] = (),
-    max_new_tokens: int = 40,
+    max_new_tokens: int,
     locales: Sequence[str] | None = None,
     avoid: Sequence[str] = (),
     on_progress: OnProgress | None = None,

@@ -40,6 +40,9 @@ _ALLOWED = (
 )
 _AN = ("hour", "honest", "heir", "honour", "honor")
 _A = ("uni", "use", "usu", "eu", "one", "once", "ut")
+_ARTICLES = ("a ", "an ", "the ", "my ", "your ", "our ")
+#: A slot that begins a sentence: nothing, or the end of another sentence, stands before it.
+_AT_HEAD = re.compile(r"(\A|[.!?]\s+)\{\{\s*(\w+)\s*\}\}")
 
 
 def article(noun: Any) -> str:
@@ -65,11 +68,6 @@ def words(items: Any, last: str = "and") -> str:
     if len(parts) < 2:
         return "".join(parts)
     return f"{', '.join(parts[:-1])} {last} {parts[-1]}"
-
-
-#: A slot that begins a sentence: nothing, or the end of another sentence, stands before it.
-_AT_HEAD = re.compile(r"(\A|[.!?]\s+)\{\{\s*(\w+)\s*\}\}")
-_ARTICLES = ("a ", "an ", "the ", "my ", "your ", "our ")
 
 
 def _head(value: Any) -> Any:

@@ -311,7 +311,7 @@ def unsupported(model: Any) -> str:
     if window and window < config.max_position_embeddings:
         return "sliding window"
     for layer in inner.model.layers:
-        for linear in _linears(layer):
+        for linear in itertools.chain(*_fused_groups(layer)):
             if type(_base(linear)) is not torch.nn.Linear:
                 return f"quantized weights ({type(_base(linear)).__name__})"
             if any(getattr(linear, "lora_variant", {}).values()):
@@ -356,22 +356,25 @@ def own_memory(model: Any) -> None:
     done: set[int] = set()
     if not unsupported(model):
         for layer in inner_model(model).model.layers:
-            q, k, v, _, gate, up, _ = _linears(layer)
-            for group in ([q, k, v], [gate, up]):
+            for group in _fused_groups(layer):
                 weights = [_base(linear).weight for linear in group]
-                _joined(weights)
-                done.update(id(w) for w in weights)
+                if len(weights) > 1:
+                    _joined(weights)
+                    done.update(id(w) for w in weights)
     for parameter in model.parameters():
         if id(parameter) not in done:
             parameter.data = parameter.data.clone()
 
 
-def _linears(layer: Any) -> list[Any]:
+def _fused_groups(layer: Any) -> tuple[list[Any], list[Any], list[Any], list[Any]]:
+    """The linear layers that read the same input: q, k and v; output; gate and up; down."""
     attention, mlp = layer.self_attn, layer.mlp
-    return [
-        attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj,
-        mlp.gate_proj, mlp.up_proj, mlp.down_proj,
-    ]  # fmt: skip
+    return (
+        [attention.q_proj, attention.k_proj, attention.v_proj],
+        [attention.o_proj],
+        [mlp.gate_proj, mlp.up_proj],
+        [mlp.down_proj],
+    )
 
 
 def _base(linear: Any) -> Any:
@@ -379,16 +382,16 @@ def _base(linear: Any) -> Any:
 
 
 def _layer(layer: Any) -> _Layer:
-    q, k, v, out, gate, up, down = _linears(layer)
+    qkv, out, gate_up, down = (_fuse(group) for group in _fused_groups(layer))
     attention = layer.self_attn
     q_norm, k_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
     return _Layer(
         norm_in=layer.input_layernorm.weight.detach(),
-        qkv=_fuse([q, k, v]),
-        out=_fuse([out]),
+        qkv=qkv,
+        out=out,
         norm_mlp=layer.post_attention_layernorm.weight.detach(),
-        gate_up=_fuse([gate, up]),
-        down=_fuse([down]),
+        gate_up=gate_up,
+        down=down,
         q_norm=q_norm.weight.detach() if q_norm is not None else None,
         k_norm=k_norm.weight.detach() if k_norm is not None else None,
     )

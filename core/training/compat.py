@@ -191,10 +191,12 @@ def loss_on_supervised_tokens() -> None:
     from xtuner.model import sft
     from xtuner.parallel.sequence import get_sequence_parallel_world_size
 
+    from core.models.llama import inner_model
+
     original = sft.SupervisedFinetune.compute_loss
 
     def compute_loss(self: Any, data: Any, data_samples: Any = None) -> Any:
-        llm = self.llm.get_base_model() if hasattr(self.llm, "get_base_model") else self.llm
+        llm = inner_model(self.llm)
         head = llm.get_output_embeddings()
         if head is None or not _has_plain_head(llm) or get_sequence_parallel_world_size() > 1:
             return original(self, data, data_samples)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from core import fsio, paths
+from core.data import budget
 from core.errors import UserError, UserErrors
 from core.models import catalog, device
 from core.models.device import Device
@@ -18,8 +19,6 @@ from core.training.spec import TrainSpec
 
 #: Start-up: importing XTuner, loading and quantizing the base, tokenizing.
 _STARTUP_SECONDS = 20.0
-#: More passes than this over the same rows begin to cost general ability in our trials.
-_MANY_PASSES = 8.0
 
 
 @dataclass(frozen=True)
@@ -199,7 +198,7 @@ def _data_facts(
             )
         )
     exposures = spec.steps * spec.rows_per_step / usable if usable else 0.0
-    if exposures > _MANY_PASSES:
+    if exposures > budget.EXPOSURES[1]:
         warnings.append(f"every row is seen {exposures:.1f} times: general ability may suffer")
     if 0 < exposures < 1:
         warnings.append(f"only {exposures:.0%} of the rows are ever seen")

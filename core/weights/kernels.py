@@ -84,7 +84,7 @@ def merged(op: Op, space: Workspace, *, nf4: bool = False) -> torch.Tensor:
     Raises:
         UserError: the result does not fit the dtype, or the inputs hold values that are not finite.
     """
-    if op.kind == "lora" and not nf4 and _by_rows(op):
+    if _by_rows(op) and not nf4:
         return _merged_by_rows(op, space)
     weight = space.load("base", op.base)
     if nf4:

@@ -96,7 +96,8 @@ def _turn(
     if st.session_state.get("compare_editing") == (transcript.id, index):
         _edit(session, index, settings)
         return
-    draw_turn(turn, sides, index, view, names, seats, blind=blind and not turn.vote)
+    hidden = blind and not turn.vote
+    draw_turn(turn, sides, index, view, names, seats, blind=hidden)
     with st.container(horizontal=True):
         if session.live is None and st.button(
             "Edit", icon=":material/edit:", key=f"compare_edit_{index}", type="tertiary",
@@ -104,7 +105,7 @@ def _turn(
         ):  # fmt: skip
             st.session_state["compare_editing"] = (transcript.id, index)
             st.rerun()
-        if blind and not turn.vote:
+        if hidden:
             for caption, vote in vote_choices(seats).items():
                 st.button(
                     caption, key=f"compare_vote_{index}_{vote}",

@@ -122,7 +122,7 @@ def test_rows_wanted_are_made_and_cached(scripted: Scripted, tiny_llama: Path) -
             near_miss=near,
             locales=["en"],
             on_progress=lambda *step: seen.append(step),
-            **more,
+            **{"max_new_tokens": 40, **more},
         )
 
     first = make()
@@ -234,7 +234,8 @@ def test_the_bundled_model_answers_as_itself(workspace_with_model: Path) -> None
     from core.models.load import load_model, load_tokenizer
 
     model = resolve("bundled")
-    result = rehearsal.rehearse(model, 4, seed=0, near_miss=["Who wrote The Hobbit?"])
+    near = ["Who wrote The Hobbit?"]
+    result = rehearsal.rehearse(model, 4, seed=0, near_miss=near, max_new_tokens=40)
     general = [r for r in result.rows if r.kind == "rehearsal"]
     assert len(general) == 4
     replies = generate(
