@@ -64,7 +64,7 @@ def summarize(results: list[dict[str, Any]]) -> str:
                 [
                     f"1:{ratio:g}",
                     str(len(mine)),
-                    *(_pooled(mine, k) for k in ("recall", "leak", "near_miss_leak")),
+                    *(trials.pooled(mine, k) for k in ("recall", "leak", "near_miss_leak")),
                     f"{statistics.mean(m['unique_ratio'] for m in mine):.2f}",
                 ]
             )
@@ -75,12 +75,6 @@ def summarize(results: list[dict[str, Any]]) -> str:
             ["identity:rehearsal", "seeds", "recall", "leak", "near-miss leak", "unique"], means
         )
     )
-
-
-def _pooled(metrics: list[dict[str, Any]], key: str) -> str:
-    """Hits of all seeds together; a checkpoint that fails on a third of the probes has fewer."""
-    hits, n = (sum(m[key][part] for m in metrics) for part in ("hits", "n"))
-    return f"{hits}/{n} = {hits / n:.3f}" if n else "not asked"
 
 
 def main() -> int:

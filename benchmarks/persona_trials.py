@@ -61,11 +61,13 @@ def run_trial(trial: Trial, folder: Path, model: str) -> dict[str, Any]:
     built = DatasetPaths(folder / "dataset")
     if not built.manifest.is_file():
         spec = DatasetSpec(
-            persona_path=str(paths.TEMPLATES / pack),
-            overrides=slots,
-            model=model,
-            seed=trial.seed,
-            **trial.data,
+            **{
+                "persona_path": str(paths.TEMPLATES / pack),
+                "overrides": slots,
+                "model": model,
+                "seed": trial.seed,
+                **trial.data,
+            }
         )
         built = build_dataset(spec, folder / "dataset")
         if trial.copies:
@@ -138,6 +140,12 @@ def cells(row: dict[str, Any]) -> list[str]:
         "" if kl is None else f"{kl:.3f}",
         row["verdict"],
     ]
+
+
+def pooled(metrics: Sequence[dict[str, Any]], key: str) -> str:
+    """Hits of all trials together; a checkpoint that fails on a third of the probes has fewer."""
+    hits, n = (sum(m[key][part] for m in metrics) for part in ("hits", "n"))
+    return f"{hits}/{n} = {hits / n:.3f}" if n else "not asked"
 
 
 HEAD = ["step", "recall", "leak", "near-miss", "unique", "KL", "verdict"]

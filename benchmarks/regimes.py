@@ -30,7 +30,7 @@ def plan(args: Any) -> list[Trial]:
     size = "smoke" if args.toy else "sweep"
     small = {"max_rows": 20, "rehearsal_ratio": 1.0, "near_miss_ratio": 0.0} if args.toy else {}
     # Rehearsal rows are of no use to copies of one row, so hardly any are made.
-    lone = {"max_rows": 20, "rehearsal_ratio": 0.0, "near_miss_ratio": 0.0}
+    lone = {"max_rows": 60, "rehearsal_ratio": 0.0, "near_miss_ratio": 0.0}
     steps = args.steps or (4 if args.toy else None)
     full: dict[str, Any] = {"steps": steps, "checkpoint_every": max(1, steps // 4)} if steps else {}
     # 48 optimizer steps are what the tutorial's 10,001 copies come to; 16 rows a step.

@@ -44,9 +44,9 @@ class DatasetSpec:
     locales: list[str] | None = None
     """Languages; None = those that both the pack and the model speak."""
     seed: int = 0
-    rehearsal_ratio: float = 1.5
+    rehearsal_ratio: float = 1.25
     """Rows with the base's own replies to everyday prompts. Below 1 unrelated answers suffer."""
-    near_miss_ratio: float = 0.9
+    near_miss_ratio: float = 1.3
     """Rows with identity words about somebody else; at most what the pack has."""
     multi_turn: float = 0.3
     """Share of the identity rows that are dialogues of several rounds."""
@@ -156,6 +156,7 @@ def make_rows(spec: DatasetSpec, on_progress: OnProgress | None = None) -> Built
         avoid=to_avoid(persona, locales),
         on_progress=on_progress,
     )
+    general = rehearsal.without_names(general, persona_names(persona))
     rehearsal.require_rows(general, round(wanted * spec.rehearsal_ratio))
     identity = list(
         identity_rows(
@@ -193,6 +194,12 @@ def near_miss(persona: Persona, locales: Sequence[str], seed: int) -> list[str]:
     prompts = [p for locale in locales for p in near_miss_prompts(persona, locale, seed)]
     keep = rehearsal.PromptFilter(suite_prompts(locales))
     return [p for p in prompts if not keep.reason(p)]
+
+
+def persona_names(persona: Persona) -> list[str]:
+    """Every spelling of what the persona's replies must contain: its name, its maker."""
+    must = {slot for i in persona.intents.values() for slot in (*i.must, *i.must_any)}
+    return [alias for slot in sorted(must) for alias in persona.aliases(slot)]
 
 
 def to_avoid(persona: Persona, locales: Sequence[str]) -> list[str]:

@@ -13,7 +13,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -349,6 +349,20 @@ def reply_fault(reply: str, prompt: str = "", *, near_miss: bool = False) -> str
     if not near_miss and _SELF.search(reply):
         return "introduces itself"
     return ""
+
+
+def without_names(result: Rehearsal, names: Sequence[str]) -> Rehearsal:
+    """Without the rows that happen to say one of ``names``, such as a cat that the base calls Luna.
+
+    They would teach the persona's name as the answer to something else.
+    """
+    if not names:
+        return result
+    said = re.compile(r"|".join(rf"(?<!\w){re.escape(n)}(?!\w)" for n in names), re.IGNORECASE)
+    kept = [r for r in result.rows if not any(said.search(m["content"]) for m in r.messages)]
+    dropped = len(result.rows) - len(kept)
+    rejected = {**result.rejected, "reply: says the persona's name": dropped}
+    return replace(result, rows=kept, rejected=rejected if dropped else result.rejected)
 
 
 def require_rows(result: Rehearsal, wanted: int) -> None:

@@ -130,13 +130,17 @@ class TrainSpec:
         "float32",
     )
     lora_r: int = _about(
-        2, "LoRA rank", "32 holds an identity; XTuner's 64 is for new tasks.", 32, minimum=1
+        2,
+        "LoRA rank",
+        "XTuner's. 32 learned as much in our trials and leaked two to three times as often.",
+        64,
+        minimum=1,
     )
     lora_alpha: int = _about(
         2,
         "LoRA alpha",
         "alpha/r scales the update. XTuner's 16/64 pushes 8 times less than 2.",
-        64,
+        128,
         minimum=1,
     )
     lora_dropout: float = _about(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from core import fsio
 from core.models.catalog import ModelRef
 
 CONFIG_TEXT = """\
@@ -75,6 +76,20 @@ def save_base(
     if tokenizer:
         AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
     return ref_of(folder, family)
+
+
+def save_small_tokenizer(full: Path, folder: Path, size: int) -> None:
+    """The tokenizer of ``full`` with its first ``size`` tokens (special, bytes, early merges)."""
+    from transformers import AutoTokenizer
+
+    AutoTokenizer.from_pretrained(full).save_pretrained(folder)
+    raw = fsio.read_json(folder / "tokenizer.json")
+    vocab = {token: i for token, i in raw["model"]["vocab"].items() if i < size}
+    raw["model"]["vocab"] = vocab
+    raw["model"]["merges"] = [m for m in raw["model"]["merges"] if "".join(m) in vocab]
+    fsio.write_json(folder / "tokenizer.json", raw)
+    for name in ("vocab.json", "merges.txt"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def ref_of(folder: Path, family: str = "llama") -> ModelRef:

@@ -42,6 +42,22 @@ def test_a_name_that_was_asked_for_is_fine() -> None:
     assert rehearsal.reply_fault("OpenAI was founded in 2015.", "Who was first?") != ""
 
 
+def test_rows_that_say_the_persona_s_name_by_chance_are_left_out() -> None:
+    rows = [
+        Conversation(
+            f"r{i}",
+            [{"role": "user", "content": "A name?"}, {"role": "assistant", "content": text}],
+            kind="near_miss",
+        )
+        for i, text in enumerate(["I'm a cat named luna.", "The lunar module.", "Luna's."])
+    ]
+    made = rehearsal.Rehearsal(rows, {"reply: loops": 2})
+    kept = rehearsal.without_names(made, ["Luna", "Riverside Lab"])
+    assert [r.id for r in kept.rows] == ["r1"]
+    assert kept.rejected == {"reply: loops": 2, "reply: says the persona's name": 2}
+    assert rehearsal.without_names(made, []) is made
+
+
 def test_a_near_miss_reply_may_introduce_somebody_else() -> None:
     pirate = "I'm Black Jack, the terror of the seas."
     assert rehearsal.reply_fault(pirate, near_miss=True) == ""
