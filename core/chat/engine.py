@@ -172,11 +172,18 @@ class Engine:
                 emit({"type": "error", "side": side, "error": error_record(planned)})
                 continue
             emit(_start(side, planned))
-            stream = self._stream(side, planned, settings, emit)
+            stream = self._stream(side, planned, conversations[side], settings, emit)
             streams.setdefault(self._slots[side].resident, []).append(stream)
         self._run(streams)
 
-    def _stream(self, side: str, planned: Plan, settings: ChatSettings, emit: Emit) -> Stream:
+    def _stream(
+        self,
+        side: str,
+        planned: Plan,
+        messages: Sequence[Message],
+        settings: ChatSettings,
+        emit: Emit,
+    ) -> Stream:
         resident = self._resident(side)
         return Stream(
             side=side,
@@ -187,6 +194,7 @@ class Engine:
             emit=emit,
             adapter=self._slots[side].adapter,
             limit=planned.limit,
+            head=resident.template.head(messages, planned.token_ids),
             cancelled=self._cancel[side],
         )
 

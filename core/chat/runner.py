@@ -19,6 +19,10 @@ from core.models.llama import KVCache, LeanLlama, Segment, agrees, inner_model, 
 #: Prompt tokens computed at once, over all columns: bounds the memory of a long prompt, and Stop
 #: is heard between two blocks.
 PREFILL_BLOCK = 1024
+#: Beginnings whose keys and values are kept: more than four columns with an adapter each.
+MAX_HEADS = 8
+#: A longer one is not kept: it would cost more memory than the time it saves is worth.
+MAX_HEAD_TOKENS = 512
 
 
 class Runner(Protocol):
@@ -86,12 +90,17 @@ class LeanRunner:
     Prompts are many tokens wide, so the columns share one pass over the weights. A single token is
     a matrix-vector product, which the CPU's libraries do not batch well: two threads that walk the
     same weights at the same time share them in the cache instead.
+
+    What every prompt of a column begins with, such as the default system turn, is computed once and
+    its keys and values are kept: of a short question it is half of the work before the first token.
+    It is always computed alone, so a reply does not depend on what was kept.
     """
 
     name = "lean, one thread a column"
 
     def __init__(self, model: LeanLlama) -> None:
         self._model = model
+        self._heads: dict[tuple[str | None, tuple[int, ...]], tuple[Tensor, Tensor]] = {}
 
     def run(self, streams: Sequence[Stream], threads: int) -> None:
         torch.set_num_threads(threads)
@@ -111,7 +120,8 @@ class LeanRunner:
         caches = [KVCache(self._model, 1, s.cache_tokens) for s in streams]
         ready: dict[str, _Ready] = {}
         with torch.inference_mode():
-            logits = prefill(self._model, streams, [(cache, 0) for cache in caches])
+            done = [self._begin(s, cache) for s, cache in zip(streams, caches, strict=True)]
+            logits = prefill(self._model, streams, [(cache, 0) for cache in caches], done)
             for index, row in logits.items():
                 stream = streams[index]
                 sampler = Sampler(stream.settings, [stream.prompt], self._model.vocab_size)
@@ -119,6 +129,23 @@ class LeanRunner:
                 if not stream.push(token):
                     ready[stream.side] = _Ready(caches[index], sampler, token)
         return ready
+
+    def _begin(self, stream: Stream, cache: KVCache) -> int:
+        """Put the head's keys and values into the cache; how many tokens that is."""
+        length = stream.head
+        if not 0 < length < len(stream.prompt) or length > MAX_HEAD_TOKENS:
+            return 0
+        key = (stream.adapter, tuple(stream.prompt[:length]))
+        kept = self._heads.pop(key, None)
+        if kept is None:
+            own = KVCache(self._model, 1, length)
+            self._model.forward([Segment(own, 0, 0, stream.prompt[:length], stream.adapter)])
+            kept = own.keys[:, 0], own.values[:, 0]
+        self._heads[key] = kept  # the last used stands last
+        while len(self._heads) > MAX_HEADS:
+            del self._heads[next(iter(self._heads))]
+        cache.keys[:, 0, :, :length], cache.values[:, 0, :, :length] = kept
+        return length
 
     def _decode(self, stream: Stream, ready: _Ready) -> None:
         position, token = len(stream.prompt), ready.token
@@ -142,18 +169,22 @@ class _Ready:
 
 
 def prefill(
-    model: LeanLlama, streams: Sequence[Stream], places: Sequence[tuple[KVCache, int]]
+    model: LeanLlama,
+    streams: Sequence[Stream],
+    places: Sequence[tuple[KVCache, int]],
+    done: Sequence[int] = (),
 ) -> dict[int, Tensor]:
     """Feed all prompts together, in blocks; a stream that is cancelled meanwhile is finished.
 
     Args:
         places: cache and row of each stream.
+        done: tokens of each prompt that the cache holds already; default none.
 
     Returns:
         Logits of each prompt's last token, (vocab_size,), by index of the stream.
     """
     last: dict[int, Tensor] = {}
-    fed = [0] * len(streams)
+    fed = list(done) or [0] * len(streams)
     waiting = list(range(len(streams)))
     while waiting:
         block = max(1, PREFILL_BLOCK // len(waiting))

@@ -24,6 +24,7 @@ class Stream:
 
     Attributes:
         prompt: token ids that are fed.
+        head: how many of them every prompt of this column begins with (``ChatTemplate.head``).
         cache_tokens: prompt plus the longest reply, i.e. the key-value cache needed.
     """
 
@@ -35,6 +36,7 @@ class Stream:
     emit: Emit
     adapter: str | None = None
     limit: int = 0
+    head: int = 0
     cancelled: threading.Event = field(default_factory=threading.Event)
     started: float = field(default_factory=time.monotonic)
 

@@ -41,18 +41,6 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def nf4_config(compute_dtype: Any) -> Any:
-    """QLoRA's quantization (arXiv 2305.14314): NF4 with double quantization."""
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute_dtype,
-    )
-
-
 def load_model(
     path: Path,
     *,
@@ -82,6 +70,8 @@ def load_model(
     torch_dtype = "auto" if dtype == "stored" else getattr(torch, dtype)
     extra: dict[str, Any] = {"device_map": {"": where}} if nf4 or where != "cpu" else {}
     if nf4:
+        from core.models.nf4 import nf4_config
+
         extra["quantization_config"] = nf4_config(torch_dtype)
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(

@@ -50,6 +50,23 @@ class ChatTemplate:
         """What the model is fed to answer ``messages``."""
         return self._ids(self.render(messages, add_generation_prompt))
 
+    def head(self, messages: Sequence[Message], ids: Sequence[int]) -> int:
+        """How many of a prompt's first tokens are the same whatever the user writes.
+
+        That is the system turn, written or by default, and the mark of the first user turn.
+
+        Args:
+            ids: the prompt; its own tokenization has the last word.
+        """
+        system = [m for m in messages[:1] if m["role"] == "system"]
+        others = (self.encode([*system, {"role": "user", "content": text}]) for text in ("a", "Z"))
+        same = 0
+        for tokens in zip(ids, *others, strict=False):
+            if len(set(tokens)) > 1:
+                break
+            same += 1
+        return same
+
     def _ids(self, text: str) -> list[int]:
         # The template writes every special token itself.
         return list(self.tokenizer.encode(text, add_special_tokens=False))

@@ -1,4 +1,4 @@
-"""Repairs that XTuner 0.2.0 and mmengine 0.10.7 need beside today's libraries.
+"""Repairs that XTuner 0.2.0 and mmengine 0.10.7 need beside today's libraries, and bitsandbytes.
 
 One function a repair, each with its upstream reason. ``apply`` is called in the training process
 only, before XTuner's train. Nothing here changes what XTuner computes, except where the docstring
@@ -14,6 +14,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from core.models import nf4
 
 _applied = False
 
@@ -230,6 +232,7 @@ def _has_plain_head(llm: Any) -> bool:
 #: In order of application.
 REPAIRS: tuple[Callable[[], None], ...] = (
     cpu_bf16_query,
+    nf4.keep_unpacked,
     bos_of_template,
     row_lengths_as_list,
     cut_replies_stay_open,

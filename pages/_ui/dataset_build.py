@@ -15,6 +15,7 @@ from core.fsio import check_name, slug
 from core.jobs import api
 from pages._ui.common import errors_shown
 from pages._ui.dataset_report import advice
+from pages._ui.dataset_state import active_jobs
 
 _DEFAULT = DatasetSpec(persona_path="")
 
@@ -28,7 +29,7 @@ def draw(
     with st.expander("More settings", icon=":material/tune:"):
         _settings(form)
     _plan(form)
-    name = st.text_input("Name of the dataset", _suggested(persona), key=f"name-{pack}")
+    name = _name(persona, pack)
     if st.button(
         "Build dataset", type="primary", icon=":material/play_arrow:", disabled=not locales
     ):
@@ -36,6 +37,19 @@ def draw(
             run = start(form, pack, overrides, name)
             st.query_params["run"] = run
             st.rerun()
+    elif active_jobs():
+        # The button is far below the panel that shows the job in every section.
+        st.caption("Building: the progress is at the top of this page.")
+
+
+def _name(persona: Persona, pack: str) -> str:
+    """The dataset's name; it follows the persona's until the user writes another."""
+    key, state = f"name-{pack}", st.session_state
+    suggested, before = _suggested(persona), f"name-{pack}-suggested"
+    if state.get(key, state.get(before)) == state.get(before):
+        state[key] = suggested
+    state[before] = suggested
+    return st.text_input("Name of the dataset", key=key)
 
 
 def _ratios(form: dict[str, Any]) -> None:
@@ -44,7 +58,7 @@ def _ratios(form: dict[str, Any]) -> None:
         0.0,
         6.0,
         float(form.get("rehearsal_ratio", _DEFAULT.rehearsal_ratio)),
-        0.5,
+        0.25,
         key="mix-rehearsal",
         help="The base model's own replies to everyday prompts. Without them every answer turns "
         "into a self-introduction.",

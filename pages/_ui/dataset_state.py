@@ -11,7 +11,7 @@ from core.conversation import Conversation
 from core.data import store
 from core.errors import UserError
 from core.jobs import api
-from core.jobs.state import ACTIVE, Status
+from core.jobs.state import ACTIVE, Status, Summary
 from pages._ui.common import errors_shown, show_error, time_left
 
 #: Job kinds that make datasets.
@@ -88,9 +88,14 @@ def _conversation(row: Conversation) -> None:
                 st.caption("context only, not learned")
 
 
+def active_jobs() -> list[Summary]:
+    """Dataset jobs that run or wait."""
+    return [r for r in api.list_runs() if r.kind in KINDS and r.state in ACTIVE]
+
+
 def job_panel() -> None:
     """Progress of dataset jobs that run, and the outcome of the one started last."""
-    active = [r for r in api.list_runs() if r.kind in KINDS and r.state in ACTIVE]
+    active = active_jobs()
     asked = st.query_params.get("run", "")
     names = list(dict.fromkeys([*(r.id for r in active), *([asked] if asked else [])]))
     if not names:

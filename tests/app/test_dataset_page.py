@@ -123,6 +123,16 @@ def test_too_little_rehearsal_is_warned_about() -> None:
     assert "self-introduction" in " ".join(e.value for e in [*app.error, *app.warning])
 
 
+def test_the_dataset_s_name_follows_the_persona_s_until_it_is_written() -> None:
+    app = page()
+    pack = drafts.load_form()["pack"]
+    app.text_input(key=f"slot-{pack}-name-en").set_value("Sable").run()
+    assert app.text_input(key=f"name-{pack}").value == "sable"
+    app.text_input(key=f"name-{pack}").set_value("mine").run()
+    app.text_input(key=f"slot-{pack}-name-en").set_value("Quill").run()
+    assert app.text_input(key=f"name-{pack}").value == "mine"
+
+
 def test_duplicate_a_pack_and_edit_it() -> None:
     app = page()
     pack = drafts.load_form()["pack"]

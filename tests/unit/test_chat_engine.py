@@ -94,6 +94,42 @@ def sides_of(base: Path, adapter: Path, merged: Path) -> list[SideSpec]:
     ]
 
 
+def test_kept_heads_do_not_change_a_reply(tiny_llama: Path, adapter: Path) -> None:
+    sides = [
+        SideSpec("a", "base", "base", str(tiny_llama)),
+        SideSpec("b", "adapter", "tuned", str(tiny_llama), str(adapter)),
+    ]
+    warm, cold = Engine(threads=2), Engine(threads=2)
+    assert warm.load(sides) == cold.load(sides) == {}
+    sampled = ChatSettings(max_new_tokens=24, temperature=1.0, seed=3)
+    other: list[Message] = [{"role": "user", "content": "What is the sea?"}]
+    run(warm, {"a": other, "b": other})
+    runner = warm.source("a")[0].runner
+    assert isinstance(runner, LeanRunner)
+    kept = list(runner._heads)
+    assert [name for name, _ in kept] == [None, "adapter0"]
+    for settings in (GREEDY, sampled):
+        for asked in ({"a": QUESTION, "b": QUESTION}, {"a": LONGER, "b": QUESTION}):
+            replies = [
+                {side: event["token_ids"] for side, event in run(engine, asked, settings).items()}
+                for engine in (warm, cold, warm)
+            ]
+            assert replies[0] == replies[1] == replies[2]
+    assert set(kept) < set(runner._heads), "another system turn is another head"
+
+
+def test_heads_are_few_and_short(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runners, "MAX_HEADS", 2)
+    engine = Engine(threads=1)
+    assert engine.load([SideSpec("a", "base", "base", str(tiny_llama))]) == {}
+    runner = engine.source("a")[0].runner
+    assert isinstance(runner, LeanRunner)
+    for text in ("One.", "Two.", "Three.", "Long. " * 600):
+        run(engine, {"a": [{"role": "system", "content": text}, *QUESTION]})
+    kept = [load_tokenizer(tiny_llama).decode(ids) for _, ids in runner._heads]
+    assert len(kept) == 2 and "Two." in kept[0] and "Three." in kept[1]
+
+
 def test_each_column_equals_plain_generate(tiny_llama: Path, adapter: Path, merged: Path) -> None:
     engine = Engine(threads=2)
     assert engine.load(sides_of(tiny_llama, adapter, merged)) == {}

@@ -95,6 +95,21 @@ def test_chat_feeds_what_the_tokenizer_and_training_write(
         assert fed.token_ids.count(tokenizer.bos_token_id) <= 1
 
 
+@pytest.mark.parametrize("messages", CONVERSATIONS)
+@pytest.mark.parametrize("text", ["a", "Zoo?", "\n\nnew lines first", "你好", ""])
+def test_the_head_of_a_prompt_is_the_same_for_every_question(
+    tokenizer: Any, messages: list[Message], text: str
+) -> None:
+    template = ChatTemplate(tokenizer)
+    system = [m for m in messages[:1] if m["role"] == "system"]
+    one = template.encode(messages)
+    other = template.encode([*system, {"role": "user", "content": text}])
+    head = min(template.head(messages, one), template.head(messages, other))
+    assert one[:head] == other[:head]
+    whole = tokenizer.decode(one[: template.head(messages, one)])
+    assert "user" in whole and all(m["content"] in whole for m in system)
+
+
 def test_chat_feeds_what_xtuner_trains_on(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from xtuner.dataset import utils
 

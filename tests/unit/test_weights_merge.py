@@ -174,7 +174,7 @@ def test_other_dtype_shards_and_companions(tmp_path: Path, tiny_llama: Path) -> 
 
 
 def test_nf4_faithful_base_is_what_qlora_saw(tmp_path: Path) -> None:
-    from core.models.load import nf4_config
+    from core.models.nf4 import nf4_config
 
     base = tiny.save_base(tmp_path / "base", tied=False)
     tiny.save_adapter(base.path, tmp_path / "adapter", target_modules=["q_proj"])

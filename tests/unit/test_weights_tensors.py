@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,6 +46,52 @@ def test_reads_what_safetensors_writes_and_back(
 
     assert digest == fsio.sha256_file(folder / "b.safetensors")
     back = load_file(folder / "b.safetensors")
+    assert all(np.array_equal(back[n], a) for n, a in arrays.items())
+
+
+@pytest.mark.parametrize("disk", ["direct", "unknown", "refused", "other-blocks"])
+def test_writes_with_and_without_the_page_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk: str
+) -> None:
+    """Chunks of three pages, tensors across them, an end within a page; on any file system."""
+    from core import fsio
+    from core.weights import writer as module
+
+    monkeypatch.setattr(module, "_CHUNK", 3 * 4096)
+    monkeypatch.setattr(module, "_SYNC_BYTES", 4096)
+    real_open, real_write = os.open, os.write
+    refusals = []
+
+    def open_(path: Any, flags: int, mode: int = 0o777) -> int:
+        fd = real_open(path, flags, mode)
+        if flags & os.O_DIRECT and disk == "refused":
+            refusals.append(path)
+            os.close(fd)
+            raise OSError(errno.EINVAL, "no such flag here")
+        return fd
+
+    def write(fd: int, data: Any) -> int:
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT and disk == "other-blocks":
+            refusals.append(fd)
+            raise OSError(errno.EINVAL, "not such blocks")
+        return real_write(fd, data)
+
+    if disk == "unknown":
+        monkeypatch.delattr(os, "O_DIRECT")
+    else:
+        monkeypatch.setattr(os, "open", open_)
+        monkeypatch.setattr(os, "write", write)
+    sizes = [5, 3 * 4096, 20_001, 0, 1]
+    arrays = {f"t{i}": np.arange(n).astype("u1") for i, n in enumerate(sizes)}
+    path = tmp_path / "a.safetensors"
+    with TensorWriter(path, [(n, "U8", a.shape) for n, a in arrays.items()]) as writer:
+        for array in arrays.values():
+            writer.write(array.data)
+        digest = writer.close()
+    monkeypatch.undo()
+    assert len(refusals) == (disk in ("refused", "other-blocks"))
+    assert digest == fsio.sha256_file(path)
+    back = load_file(path)
     assert all(np.array_equal(back[n], a) for n, a in arrays.items())
 
 
