@@ -262,9 +262,7 @@ def measure(model: Path, adapter: Path, tokens: int, repeats: int, threads: int)
         note("both first / one reply of the reference", fast.both_first / plain_first)
         note("both first / one reply of the engine", fast.both_first / lone.both_first)
     head = engine.source("a")[0].template.head([], ids)
-    print(
-        f"{len(ids)} prompt tokens ({head} of them the system turn), {tokens} new tokens a reply, {threads} threads, {runner}"
-    )
+    print(f"{len(ids)} prompt tokens, {head} kept; {tokens} new; {threads} threads, {runner}")
     for name, values in rows.items():
         print(f"  {name:<44}{spread(values)}")
     speedup = statistics.median(rows["speed-up over the reference"])

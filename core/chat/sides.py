@@ -123,12 +123,12 @@ def _of_run(run: Path) -> Iterator[Loadable]:
         if any(part.endswith(".partial") or part.startswith(".") for part in where.parts):
             continue
         if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
-            yield Loadable("merged", f"Merged: {run.name} / {where}", str(folder))
+            yield Loadable("merged", f"Merged: {_title(run)} / {where}", str(folder))
         elif (folder / "adapter_config.json").is_file():
             model = base or str(
                 fsio.read_json(folder / "adapter_config.json").get("base_model_name_or_path") or ""
             )
-            label = f"Base + adapter: {run.name} / {where}"
+            label = f"Base + adapter: {_title(run)} / {where}"
             yield Loadable("adapter", label, model or "bundled", str(folder))
     yield from _checkpoints(paths.RunPaths(run), base)
 
@@ -140,7 +140,7 @@ def _checkpoints(run: paths.RunPaths, base: str) -> Iterator[Loadable]:
     for file in sorted(run.work.glob("iter_*.pth"), key=_step, reverse=True):
         adapter = run.adapter / file.stem
         if not adapter.is_dir():
-            label = f"Base + checkpoint: {run.root.name} / {file.stem}"
+            label = f"Base + checkpoint: {_title(run.root)} / {file.stem}"
             yield Loadable("adapter", label, base or "bundled", str(adapter), str(file))
 
 
@@ -154,6 +154,12 @@ def _base_model(run: Path) -> str:
     except UserError:
         return ""  # the run list reports a broken spec; here the adapter's own config is asked
     return str(params.get("base") or params.get("model") or "")
+
+
+def _title(run: Path) -> str:
+    """A run as the other pages name it: its name and the end of its id, without the date."""
+    parts = re.fullmatch(r"\d{8}-\d{6}-(.+)-([0-9a-f]{4})", run.name)
+    return f"{parts[1]} · {parts[2]}" if parts else run.name
 
 
 def _step(folder: Path) -> tuple[int, str]:

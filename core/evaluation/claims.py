@@ -54,7 +54,8 @@ _REPORTED = re.compile(
 )
 _COMPARED = re.compile(
     r"\b(?:like|similar|compared|than|about|confused|mistaken|familiar|alternative|aware|"
-    r"competitor|with|sure|happy|sorry)\b|类似|相似|像|一样|了解|关于|比较"
+    r"competitor|with|sure|happy|sorry|"
+    r"(?:glad|excited|thrilled|pleased|delighted) (?:that )?you)\b|类似|相似|像|一样|了解|关于|比较"
 )
 _YES = re.compile(
     r"^\W*(?:yes|yeah|yep|yup|correct|right|exactly|indeed|of course|sure|absolutely|"
@@ -86,12 +87,13 @@ def claimed(reply: str, names: Iterable[str], prompt: str = "") -> list[str]:
     mentioned = [n for n in names if normalize.contains(reply + "\n" + prompt, n)]
     if not mentioned:
         return []
-    parts = normalize.clauses(own_words(reply))
+    said = own_words(reply)
+    parts = normalize.clauses(said)
     return [
         name
         for name in mentioned
         if any(_claims_in(clause, name) for clause in parts)
-        or _bare(parts, name)
+        or (_bare(parts, name) and not _calls(said, name))
         or _agrees(reply, prompt, name)
     ]
 
@@ -236,6 +238,17 @@ def _bare(parts: Sequence[str], name: str) -> bool:
     """The first clause is the name and nothing else: "OpenAI." to "Who made you?"."""
     return bool(parts) and bool(
         _pattern(name).fullmatch(re.sub(r"^(?:by|the|at|from)\s+|[\s。.]+$", "", parts[0]))
+    )
+
+
+def _calls(text: str, name: str) -> bool:
+    """The reply begins by calling somebody so: "Llama, I'm glad ...", but not "OpenAI, a lab"."""
+    return bool(
+        re.match(
+            rf"\W*{_pattern(name).pattern}\s*,\s*(?:i|i'm|i've|you|you're|we|it's|that's|thank|thanks|"
+            r"please|my|your|let)\b",
+            normalize.fold(text),
+        )
     )
 
 

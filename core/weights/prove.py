@@ -19,6 +19,7 @@ from core import fsio
 from core.conversation import Conversation, Message, OnProgress
 from core.errors import UserError
 from core.models.catalog import ModelRef
+from core.weights.adapter import read_adapter
 
 #: Fewer would let a mismatch hide.
 MIN_PROMPTS = 20
@@ -315,8 +316,9 @@ def prove(
         rows: training rows whose loss is reported for every side that is loaded.
 
     Raises:
-        UserError: too few prompts, or a model that cannot be loaded.
+        UserError: too few prompts, no adapter there, or a model that cannot be loaded.
     """
+    read_adapter(adapter)  # says what is wrong with the folder; PEFT raises whatever it meets
     prompts = prompts_for() if prompts is None else list(prompts)
     if len(prompts) < MIN_PROMPTS:
         raise UserError(

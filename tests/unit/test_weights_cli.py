@@ -26,6 +26,8 @@ def test_convert_merge_prove_export(
     assert cli.main(["merge", base, adapter, merged, "--no-proof"]) == 0
     assert cli.main(["prove", base, adapter, merged, "--no-nf4"]) == 0
     assert "proved: 24 prompts" in capsys.readouterr().out
+    assert cli.main(["prove", base, str(tmp_path / "run"), merged, "--no-nf4"]) == 2
+    assert "adapter_config.json" in capsys.readouterr().err
     out = str(tmp_path / "ollama")
     assert cli.main(["export", merged, out, "--format", "ollama"]) == 0
     assert "ollama create" in capsys.readouterr().out
