@@ -21,8 +21,8 @@ from core.models.llama import KVCache, LeanLlama, Segment, agrees, inner_model, 
 PREFILL_BLOCK = 1024
 #: Beginnings whose keys and values are kept: more than four columns with an adapter each.
 MAX_HEADS = 8
-#: A longer one is not kept: it would cost more memory than the time it saves is worth.
-MAX_HEAD_TOKENS = 512
+#: A shorter one saves nothing, a longer one costs more memory than its time is worth.
+HEAD_TOKENS = range(16, 513)
 
 
 class Runner(Protocol):
@@ -133,7 +133,7 @@ class LeanRunner:
     def _begin(self, stream: Stream, cache: KVCache) -> int:
         """Put the head's keys and values into the cache; how many tokens that is."""
         length = stream.head
-        if not 0 < length < len(stream.prompt) or length > MAX_HEAD_TOKENS:
+        if length not in HEAD_TOKENS or length >= len(stream.prompt):
             return 0
         key = (stream.adapter, tuple(stream.prompt[:length]))
         kept = self._heads.pop(key, None)

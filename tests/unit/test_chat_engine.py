@@ -94,7 +94,10 @@ def sides_of(base: Path, adapter: Path, merged: Path) -> list[SideSpec]:
     ]
 
 
-def test_kept_heads_do_not_change_a_reply(tiny_llama: Path, adapter: Path) -> None:
+def test_kept_heads_do_not_change_a_reply(
+    tiny_llama: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runners, "HEAD_TOKENS", range(1, 513))
     sides = [
         SideSpec("a", "base", "base", str(tiny_llama)),
         SideSpec("b", "adapter", "tuned", str(tiny_llama), str(adapter)),
@@ -120,11 +123,13 @@ def test_kept_heads_do_not_change_a_reply(tiny_llama: Path, adapter: Path) -> No
 
 def test_heads_are_few_and_short(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runners, "MAX_HEADS", 2)
+    monkeypatch.setattr(runners, "HEAD_TOKENS", range(4, 64))
     engine = Engine(threads=1)
     assert engine.load([SideSpec("a", "base", "base", str(tiny_llama))]) == {}
     runner = engine.source("a")[0].runner
     assert isinstance(runner, LeanRunner)
-    for text in ("One.", "Two.", "Three.", "Long. " * 600):
+    run(engine, {"a": QUESTION})  # three tokens: too short
+    for text in ("One.", "Two.", "Three.", "Long. " * 60):
         run(engine, {"a": [{"role": "system", "content": text}, *QUESTION]})
     kept = [load_tokenizer(tiny_llama).decode(ids) for _, ids in runner._heads]
     assert len(kept) == 2 and "Two." in kept[0] and "Three." in kept[1]
