@@ -439,3 +439,14 @@ def test_a_suite_that_was_trained_on_whole_is_refused(tmp_path: Path) -> None:
     fsio.write_jsonl(dataset.train, rows)
     with pytest.raises(UserError, match="nothing is left to ask"):
         questions.gather(dataset, plan.plan("smoke"), ["en"])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "outcome"), [(-0.02, 0.03, "pass"), (-0.09, 0.02, "warn"), (-0.2, -0.1, "fail")]
+)
+def test_the_knowledge_gate_reads_the_paired_change(low: float, high: float, outcome: str) -> None:
+    from core.evaluation.verdict import judge_gates
+
+    change = {"n": 400, "change": (low + high) / 2, "low": low, "high": high}
+    gates = {g.name: g for g in judge_gates({"knowledge": change}, "full")}
+    assert gates["knowledge"].outcome == outcome
