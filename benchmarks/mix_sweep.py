@@ -80,12 +80,7 @@ def summarize(results: list[dict[str, Any]]) -> str:
 def main() -> int:
     """Run, print, write; exit status 1 if a trial failed."""
     args = trials.arguments(__doc__, "mix").parse_args()
-    planned = plan(args)
-    results = trials.run_all(
-        planned, args, lambda r: print(r["name"], *trials.cells(trials.final(r)), flush=True)
-    )
-    trials.write("mix_sweep", summarize(results), results, args)
-    return 0 if len(results) == len(planned) else 1
+    return trials.run_benchmark("mix_sweep", args, plan, summarize, trials.final)
 
 
 if __name__ == "__main__":

@@ -60,8 +60,8 @@ def run_trial(trial: Trial, folder: Path, model: str) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     built = DatasetPaths(folder / "dataset")
     if not built.manifest.is_file():
-        spec = DatasetSpec(
-            **{
+        spec = DatasetSpec.from_params(
+            {
                 "persona_path": str(paths.TEMPLATES / pack),
                 "overrides": slots,
                 "model": model,
@@ -263,6 +263,24 @@ def write(
     out = args.output or Path(args.work)
     fsio.atomic_write_text(out / f"{name}.md", text + "\n")
     fsio.write_json(out / f"{name}.json", {"schema": 1, "results": list(results)})
+
+
+def run_benchmark(
+    name: str,
+    args: argparse.Namespace,
+    plan: Callable[[Any], list[Trial]],
+    summarize: Callable[[list[dict[str, Any]]], str],
+    shown: Callable[[dict[str, Any]], dict[str, Any]] = recommended,
+) -> int:
+    """Run, print, write; exit status 1 if a trial failed.
+
+    Args:
+        shown: the row of a finished trial that is printed at once.
+    """
+    planned = plan(args)
+    results = run_all(planned, args, lambda r: print(r["name"], *cells(shown(r)), flush=True))
+    write(name, summarize(results), results, args)
+    return 0 if len(results) == len(planned) else 1
 
 
 def _main(argv: Sequence[str]) -> int:

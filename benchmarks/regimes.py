@@ -82,12 +82,7 @@ def summarize(results: list[dict[str, Any]]) -> str:
 def main() -> int:
     """Run, print, write; exit status 1 if a trial failed."""
     args = trials.arguments(__doc__, "regimes").parse_args()
-    planned = plan(args)
-    results = trials.run_all(
-        planned, args, lambda r: print(r["name"], *trials.cells(trials.recommended(r)), flush=True)
-    )
-    trials.write("regimes", summarize(results), results, args)
-    return 0 if len(results) == len(planned) else 1
+    return trials.run_benchmark("regimes", args, plan, summarize)
 
 
 if __name__ == "__main__":

@@ -92,13 +92,7 @@ def main() -> int:
     parser.add_argument(
         "--personas", nargs="+", choices=trials.PERSONAS, default=list(trials.PERSONAS)
     )
-    args = parser.parse_args()
-    planned = plan(args)
-    results = trials.run_all(
-        planned, args, lambda r: print(r["name"], *trials.cells(trials.recommended(r)), flush=True)
-    )
-    trials.write("variants", summarize(results), results, args)
-    return 0 if len(results) == len(planned) else 1
+    return trials.run_benchmark("variants", parser.parse_args(), plan, summarize)
 
 
 if __name__ == "__main__":

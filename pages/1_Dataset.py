@@ -11,12 +11,12 @@ bootstrap()
 st.title("Dataset")
 device_line()
 SECTIONS = {
-    "persona": (":material/person: Persona", dataset_persona.draw),
+    "persona": (":material/person: Persona", lambda: dataset_persona.draw(building)),
     "rows": (":material/table_rows: Rows", dataset_rows.draw),
     "report": (":material/monitoring: Report", dataset_report.draw),
     "simulate": (":material/forum: Simulate", dataset_simulate.draw),
     "files": (":material/folder_open: Files", dataset_files.draw),
 }
 chosen = section({key: label for key, (label, _) in SECTIONS.items()})
-job_panel()
+building = job_panel()
 SECTIONS[chosen][1]()

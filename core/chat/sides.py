@@ -112,7 +112,8 @@ def discover(runs: Path | None = None) -> list[Loadable]:
 
 def _of_run(run: Path) -> Iterator[Loadable]:
     """Folders of a run that hold a whole model or adapter; half-written ones end in .partial."""
-    base = _base_model(run)
+    spec = _spec(run)
+    base, title = _base_model(spec), _title(run, spec)
     folders = sorted(
         (f for pattern in ("*", "*/*", "*/*/*") for f in run.glob(pattern) if f.is_dir()),
         key=_step,
@@ -123,43 +124,48 @@ def _of_run(run: Path) -> Iterator[Loadable]:
         if any(part.endswith(".partial") or part.startswith(".") for part in where.parts):
             continue
         if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
-            yield Loadable("merged", f"Merged: {_title(run)} / {where}", str(folder))
+            yield Loadable("merged", f"Merged: {title} / {where}", str(folder))
         elif (folder / "adapter_config.json").is_file():
             model = base or str(
                 fsio.read_json(folder / "adapter_config.json").get("base_model_name_or_path") or ""
             )
-            label = f"Base + adapter: {_title(run)} / {where}"
+            label = f"Base + adapter: {title} / {where}"
             yield Loadable("adapter", label, model or "bundled", str(folder))
-    yield from _checkpoints(paths.RunPaths(run), base)
+    yield from _checkpoints(paths.RunPaths(run), base, title)
 
 
-def _checkpoints(run: paths.RunPaths, base: str) -> Iterator[Loadable]:
+def _checkpoints(run: paths.RunPaths, base: str, title: str) -> Iterator[Loadable]:
     """Checkpoints of a training run that nobody has converted yet, newest first."""
     if not run.config.is_file():
         return
     for file in sorted(run.work.glob("iter_*.pth"), key=_step, reverse=True):
         adapter = run.adapter / file.stem
         if not adapter.is_dir():
-            label = f"Base + checkpoint: {_title(run.root)} / {file.stem}"
+            label = f"Base + checkpoint: {title} / {file.stem}"
             yield Loadable("adapter", label, base or "bundled", str(adapter), str(file))
 
 
-def _base_model(run: Path) -> str:
-    """The base that the run's spec names ('' if it does not say)."""
+def _spec(run: Path) -> dict[str, Any]:
+    """The run's spec; empty if there is none to read."""
     spec = run / "spec.json"
     if not spec.is_file():
-        return ""
+        return {}
     try:
-        params = fsio.read_json(spec).get("params", {})
+        found: dict[str, Any] = fsio.read_json(spec)
     except UserError:
-        return ""  # the run list reports a broken spec; here the adapter's own config is asked
+        return {}  # the run list reports a broken spec; here the adapter's own config is asked
+    return found
+
+
+def _base_model(spec: dict[str, Any]) -> str:
+    """The base that a run's spec names ('' if it does not say)."""
+    params = spec.get("params", {})
     return str(params.get("base") or params.get("model") or "")
 
 
-def _title(run: Path) -> str:
-    """A run as the other pages name it: its name and the end of its id, without the date."""
-    parts = re.fullmatch(r"\d{8}-\d{6}-(.+)-([0-9a-f]{4})", run.name)
-    return f"{parts[1]} · {parts[2]}" if parts else run.name
+def _title(run: Path, spec: dict[str, Any]) -> str:
+    """A run as the other pages name it: its name and the end of its id."""
+    return f"{spec['name']} · {run.name[-4:]}" if spec.get("name") else run.name
 
 
 def _step(folder: Path) -> tuple[int, str]:

@@ -354,15 +354,23 @@ def reply_fault(reply: str, prompt: str = "", *, near_miss: bool = False) -> str
 def without_names(result: Rehearsal, names: Sequence[str]) -> Rehearsal:
     """Without the rows that happen to say one of ``names``, such as a cat that the base calls Luna.
 
-    They would teach the persona's name as the answer to something else.
+    They would teach the persona's name as the answer to something else. A name that is also an
+    everyday word of the prompts ("will") counts only where the scorer takes it for a name.
     """
-    if not names:
-        return result
-    said = re.compile(r"|".join(rf"(?<!\w){re.escape(n)}(?!\w)" for n in names), re.IGNORECASE)
-    kept = [r for r in result.rows if not any(said.search(m["content"]) for m in r.messages)]
+    from core.evaluation import normalize, scorer
+
+    prompts = "\n".join(r.messages[0]["content"] for r in result.rows)
+    common = {normalize.spaced(n) for n in scorer.everyday(names, prompts)}
+    kept = [
+        r
+        for r in result.rows
+        if not any(scorer.mentions(m["content"], names, common) for m in r.messages)
+    ]
     dropped = len(result.rows) - len(kept)
+    if not dropped:
+        return result
     rejected = {**result.rejected, "reply: says the persona's name": dropped}
-    return replace(result, rows=kept, rejected=rejected if dropped else result.rejected)
+    return replace(result, rows=kept, rejected=rejected)
 
 
 def require_rows(result: Rehearsal, wanted: int) -> None:

@@ -5,7 +5,6 @@ Also the guard against cheating: a held-out wording that occurs in training is r
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 from core import fsio
 from core.conversation import Conversation, Probe
 from core.errors import UserError, UserErrors
-from core.evaluation import ability, normalize, suites
+from core.evaluation import ability, normalize, scorer, suites
 from core.evaluation.plan import Plan
 from core.paths import DatasetPaths
 
@@ -55,12 +54,7 @@ class Questions:
             for m in p.messages
         ]
         text = "\n".join([*prompts, *base_replies])
-        found = [
-            a
-            for a in self.names.aliases
-            if not normalize.is_unspaced(a)
-            and re.search(rf"(?<![\w]){re.escape(a.lower())}(?![\w])", text)
-        ]
+        found = scorer.everyday(self.names.aliases, text)
         if found:
             self.notes.append(
                 f"{', '.join(found)}: also an everyday word, so it counts only with its capital, "

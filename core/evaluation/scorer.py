@@ -13,7 +13,7 @@ not count as there.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -100,6 +100,16 @@ def is_degenerate(reply: str, *, identity: bool = False) -> bool:
 def mentions(text: str, names: Sequence[str], common_words: Collection[str] = ()) -> bool:
     """Whether any of the names occurs in a text; see ``score_reply`` for ``common_words``."""
     return any(_mention(text, name, common_words) for name in names)
+
+
+def everyday(names: Iterable[str], text: str) -> list[str]:
+    """The names that occur in a text in lower case, as words ("will"): see ``common_words``."""
+    return [
+        n
+        for n in names
+        if not normalize.is_unspaced(n)
+        and re.search(rf"(?<![\w]){re.escape(n.lower())}(?![\w])", text)
+    ]
 
 
 def _mention(text: str, name: str, common_words: Collection[str]) -> bool:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.errors import UserError
 from core.models import device as devices
+from core.models.nf4 import nf4_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -70,8 +71,6 @@ def load_model(
     torch_dtype = "auto" if dtype == "stored" else getattr(torch, dtype)
     extra: dict[str, Any] = {"device_map": {"": where}} if nf4 or where != "cpu" else {}
     if nf4:
-        from core.models.nf4 import nf4_config
-
         extra["quantization_config"] = nf4_config(torch_dtype)
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(

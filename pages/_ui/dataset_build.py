@@ -15,15 +15,19 @@ from core.fsio import check_name, slug
 from core.jobs import api
 from pages._ui.common import errors_shown
 from pages._ui.dataset_report import advice
-from pages._ui.dataset_state import active_jobs
 
 _DEFAULT = DatasetSpec(persona_path="")
 
 
 def draw(
-    form: dict[str, Any], pack: str, persona: Persona, overrides: dict[str, str], locales: list[str]
+    form: dict[str, Any],
+    pack: str,
+    persona: Persona,
+    overrides: dict[str, str],
+    locales: list[str],
+    building: bool,
 ) -> None:
-    """Sliders, name, Build."""
+    """Sliders, name, Build; ``building``: a dataset job runs or waits."""
     st.subheader("Mix")
     _ratios(form)
     with st.expander("More settings", icon=":material/tune:"):
@@ -37,7 +41,7 @@ def draw(
             run = start(form, pack, overrides, name)
             st.query_params["run"] = run
             st.rerun()
-    elif active_jobs():
+    elif building:
         # The button is far below the panel that shows the job in every section.
         st.caption("Building: the progress is at the top of this page.")
 

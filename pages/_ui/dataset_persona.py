@@ -18,8 +18,8 @@ from pages._ui.dataset_state import bubbles
 _LONG = 60
 
 
-def draw() -> None:
-    """The Persona part."""
+def draw(building: bool) -> None:
+    """The Persona part; ``building``: a dataset job runs or waits."""
     form = drafts.load_form()
     names = list(packs.all_packs())
     if not names:
@@ -44,7 +44,7 @@ def draw() -> None:
             return
         _samples(form, filled, usable)
     with left:
-        dataset_build.draw(form, pack, filled, overrides, usable)
+        dataset_build.draw(form, pack, filled, overrides, usable, building)
     drafts.save_form(form)
 
 

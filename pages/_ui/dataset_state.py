@@ -11,7 +11,7 @@ from core.conversation import Conversation
 from core.data import store
 from core.errors import UserError
 from core.jobs import api
-from core.jobs.state import ACTIVE, Status, Summary
+from core.jobs.state import ACTIVE, Status
 from pages._ui.common import errors_shown, show_error, time_left
 
 #: Job kinds that make datasets.
@@ -88,19 +88,17 @@ def _conversation(row: Conversation) -> None:
                 st.caption("context only, not learned")
 
 
-def active_jobs() -> list[Summary]:
-    """Dataset jobs that run or wait."""
-    return [r for r in api.list_runs() if r.kind in KINDS and r.state in ACTIVE]
+def job_panel() -> bool:
+    """Progress of dataset jobs that run, and the outcome of the one started last.
 
-
-def job_panel() -> None:
-    """Progress of dataset jobs that run, and the outcome of the one started last."""
-    active = active_jobs()
+    Returns whether one runs or waits.
+    """
+    active = [r for r in api.list_runs() if r.kind in KINDS and r.state in ACTIVE]
     asked = st.query_params.get("run", "")
     names = list(dict.fromkeys([*(r.id for r in active), *([asked] if asked else [])]))
-    if not names:
-        return
     running = bool(active)
+    if not names:
+        return running
 
     @st.fragment(run_every="1s" if running else None)
     def panel() -> None:
@@ -115,6 +113,7 @@ def job_panel() -> None:
                 st.rerun()
 
     panel()
+    return running
 
 
 def _one(status: Status) -> None:

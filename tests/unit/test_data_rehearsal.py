@@ -58,6 +58,22 @@ def test_rows_that_say_the_persona_s_name_by_chance_are_left_out() -> None:
     assert rehearsal.without_names(made, []) is made
 
 
+@pytest.mark.parametrize(
+    ("name", "said", "kept"),
+    [
+        ("Will", "I'm a cat named Will.", "You will need a pan."),
+        ("小宇", "我是一只叫小宇的猫。", "我是一只猫。"),
+    ],
+)
+def test_a_name_by_chance_is_told_from_a_word(name: str, said: str, kept: str) -> None:
+    def row(text: str) -> Conversation:
+        asked = {"role": "user", "content": "What will you cook?"}
+        return Conversation(text, [asked, {"role": "assistant", "content": text}], "rehearsal")
+
+    made = rehearsal.Rehearsal([row(said), row(kept)])
+    assert [r.id for r in rehearsal.without_names(made, [name]).rows] == [kept]
+
+
 def test_a_near_miss_reply_may_introduce_somebody_else() -> None:
     pirate = "I'm Black Jack, the terror of the seas."
     assert rehearsal.reply_fault(pirate, near_miss=True) == ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -439,6 +439,30 @@ def test_a_suite_that_was_trained_on_whole_is_refused(tmp_path: Path) -> None:
     fsio.write_jsonl(dataset.train, rows)
     with pytest.raises(UserError, match="nothing is left to ask"):
         questions.gather(dataset, plan.plan("smoke"), ["en"])
+
+
+def test_a_full_scorecard_ends_with_every_gate(
+    tiny_llama: Path,
+    adapters: list[Path],
+    dataset: DatasetPaths,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every suite and the multiple choice, with few probes each."""
+    full = plan.plan("full")
+    few = {
+        name: replace(s, limit=2, max_new_tokens=4, samples=1) for name, s in full.suites.items()
+    }
+    monkeypatch.setitem(
+        plan.PLANS,
+        "full",
+        replace(full, suites=few, divergence=2, divergence_tokens=4, margin=2, knowledge=6),
+    )
+    base = catalog.resolve(str(tiny_llama))
+    sides = {"base": Loadable(base), "adapter": Loadable(base, adapters[2])}
+    card = scorecard.evaluate(sides, dataset, size="full")
+    gates = {g.name: g for g in card.verdict.gates}
+    assert {"knowledge", "adversarial", "persistence"} <= set(gates)
+    assert "%" in gates["knowledge"].shown
 
 
 @pytest.mark.parametrize(
