@@ -44,7 +44,10 @@ def _history(draft: Draft) -> None:
             "Undo",
             icon=":material/undo:",
             disabled=not draft.done,
-            help=draft.done[-1].label if draft.done else None,
+            help=draft.done[-1].label if draft.done else "No edit yet",
+            # Without a key its identity follows the help text: for a moment the old and the new
+            # button stood side by side, Redo moved, and a click on it missed.
+            key=f"undo-{draft.name}",
         ):
             draft.undo()
             st.rerun()
@@ -110,8 +113,8 @@ def _grid(draft: Draft, rows: list[Conversation]) -> None:
             "round": st.column_config.NumberColumn("Round", disabled=True, width=60),
             "kind": st.column_config.SelectboxColumn("Kind", options=list(KINDS), width="small"),
             "system": st.column_config.TextColumn("System", width="small"),
-            "user": st.column_config.TextColumn("User", width=380),
-            "reply": st.column_config.TextColumn("Reply", width=460),
+            "user": st.column_config.TextColumn("User", width=360),
+            "reply": st.column_config.TextColumn("Reply", width=420),
             "learn": st.column_config.CheckboxColumn(
                 "Learn", width="small", help="Whether the reply is trained on"
             ),
