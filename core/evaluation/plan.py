@@ -60,13 +60,15 @@ PLANS: dict[str, Plan] = {
         margin=32,
         knowledge=0,
     ),
-    # The gates of "quick" for every checkpoint of a run, with the base's replies reused.
+    # The gates of "quick" for every checkpoint of a run, with the base's replies reused. Shorter
+    # replies, for a name comes early if it comes: in the sweeps of 32 training runs with 40 and 32
+    # tokens, 99.9 % of the hits were there after 32 tokens, 98 % of the leaks after 28.
     "sweep": Plan(
         {
-            "held_out": SuitePlan(160, 40),
-            "train": SuitePlan(24, 40, base=False),
-            "general": SuitePlan(0, 32),
-            "near_miss": SuitePlan(0, 32),
+            "held_out": SuitePlan(160, 32),
+            "train": SuitePlan(24, 32, base=False),
+            "general": SuitePlan(0, 28),
+            "near_miss": SuitePlan(0, 28),
         },
         divergence=32,
         divergence_tokens=32,
