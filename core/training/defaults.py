@@ -13,7 +13,7 @@ from core.models.device import Choice, Device
 from core.models.load import load_tokenizer
 from core.models.template import ChatTemplate
 from core.training import cost, rows
-from core.training.spec import TrainSpec, _warmup
+from core.training.spec import TrainSpec, default_warmup
 
 #: What a person without a GPU is asked to wait for training.
 CPU_SECONDS = 11 * 60
@@ -49,12 +49,8 @@ def choose(
     batch, accumulation = _batch(device, shape, dtype, stats, pick)
     pick("recompute_above", *_recompute(device, shape, dtype, stats, batch))
     steps = pick("steps", *_steps(device, shape, stats, batch * accumulation))
-    pick("warmup_steps", _warmup(steps), "5 % of the steps")
-    pick(
-        "checkpoint_every",
-        max(1, math.ceil(steps / _CHECKPOINTS)),
-        f"{_CHECKPOINTS} checkpoints to choose from",
-    )
+    for name, (value, reason) in following(steps).items():
+        pick(name, value, reason)
     locales = [row.locale for row in loaded]
     locale = "zh" if locales.count("zh") > len(locales) / 2 else "en"
     pick("evaluation_inputs", _SAMPLES[locale], "the language of most rows")
@@ -63,6 +59,17 @@ def choose(
         {**overrides, **values, "dataset": dataset, "model": model, "max_length": length}
     )
     return spec, list(chosen.values())
+
+
+def following(steps: int) -> dict[str, tuple[int, str]]:
+    """What follows from the number of optimizer steps: setting -> (value, reason)."""
+    return {
+        "warmup_steps": (default_warmup(steps), "5 % of the steps"),
+        "checkpoint_every": (
+            max(1, math.ceil(steps / _CHECKPOINTS)),
+            f"{_CHECKPOINTS} checkpoints to choose from",
+        ),
+    }
 
 
 def _length(longest: int) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core.errors import UserError
-from core.training.spec import TrainSpec, _warmup
+from core.training.spec import TrainSpec, default_warmup
 
 #: How much of a log is looked at, from its end.
 TAIL = 64_000
@@ -93,7 +93,7 @@ def _calmer(spec: TrainSpec) -> list[Fix]:
     fixes = [Fix(f"a third of the learning rate: {spec.lr / 3:.1e}", {"lr": spec.lr / 3})]
     if spec.dtype == "float16":
         fixes.insert(0, Fix("compute in bfloat16: it cannot overflow here", {"dtype": "bfloat16"}))
-    longer = min(max(2 * spec.warmup_steps, _warmup(spec.steps)), spec.steps - 1)
+    longer = min(max(2 * spec.warmup_steps, default_warmup(spec.steps)), spec.steps - 1)
     if longer > spec.warmup_steps:
         fixes.append(Fix(f"a warm-up of {longer} steps", {"warmup_steps": longer}))
     fixes.append(Fix("look for rows with garbage in the dataset's check"))

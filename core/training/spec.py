@@ -257,7 +257,7 @@ class TrainSpec:
                 UserError(
                     f"warm-up of {self.warmup_steps} steps does not fit into {self.steps} steps",
                     why="the learning rate would never reach its peak",
-                    fix=f"set it to {_warmup(self.steps)}",
+                    fix=f"set it to {default_warmup(self.steps)}",
                     where="warmup_steps",
                 )
             )
@@ -460,6 +460,6 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _warmup(steps: int) -> int:
+def default_warmup(steps: int) -> int:
     """5 % of the steps, at least one where there is room for one."""
     return min(max(1, round(0.05 * steps)), steps - 1)

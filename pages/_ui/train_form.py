@@ -11,6 +11,7 @@ import streamlit as st
 from core import paths
 from core.errors import UserError
 from core.models.device import Choice
+from core.training.defaults import following
 from core.training.spec import FIELDS, FieldInfo, TrainSpec
 from pages._ui.common import device
 
@@ -69,9 +70,23 @@ def _part(part: int, scope: str, values: dict[str, Any], reasons: dict[str, str]
         for column, info in zip(st.columns(2), fields[first : first + 2], strict=False):
             with column:
                 got[info.name] = _field(info, f"train_{scope}_{info.name}", values[info.name])
+                if info.name == "steps":
+                    _follow(scope, got["steps"])
                 if reason := reasons.get(info.name):
                     st.caption(f":material/auto_awesome: {reason}")
     return got
+
+
+def _follow(scope: str, steps: int) -> None:
+    """Let warm-up and checkpoint interval follow the steps until somebody changes them.
+
+    They are drawn after the steps. A form that was taken over from an earlier run keeps its own.
+    """
+    for name, (value, _) in following(steps).items():
+        key = f"train_{scope}_{name}"
+        if st.session_state.get(key) == st.session_state.get(f"{key}_followed"):
+            st.session_state[key] = value
+        st.session_state[f"{key}_followed"] = value
 
 
 def _shown(info: FieldInfo, value: Any) -> Any:

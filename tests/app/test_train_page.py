@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from streamlit.testing.v1 import AppTest
@@ -196,6 +197,23 @@ def test_a_run_that_vanishes_does_not_break_the_page(workspace: Path) -> None:
     api.delete(run)
     app.run()
     assert not app.exception and app.selectbox(key="train_run").value == other.root.name
+
+
+@pytest.mark.slow
+def test_warm_up_and_checkpoints_follow_the_steps_until_changed(workspace_with_model: Path) -> None:
+    dataset(workspace_with_model)
+    app = open_page()
+
+    def number(label: str) -> Any:
+        return next(n for n in app.number_input if n.label == label)
+
+    number("Optimizer steps").set_value(400).run()
+    assert number("Warm-up steps").value == 20
+    assert number("Checkpoint every (steps)").value == 100
+    number("Checkpoint every (steps)").set_value(7).run()
+    number("Optimizer steps").set_value(800).run()
+    assert number("Warm-up steps").value == 40
+    assert number("Checkpoint every (steps)").value == 7
 
 
 @pytest.mark.slow

@@ -155,11 +155,6 @@ def press_start(page: Any, main: Any) -> None:
     steps.press("Enter")
     main.get_by_test_id("stMetricValue").filter(has_text="100,000").wait_for()
     settled(page)
-    # As often as was chosen for the first number of steps, they would fill the disk.
-    every = main.get_by_role("spinbutton", name="Checkpoint every (steps)")
-    every.fill("1000")
-    every.press("Enter")
-    settled(page)
     main.get_by_role("button", name="Start", exact=True).click()
 
 
