@@ -26,8 +26,9 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-REPO = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPO))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.train_cpu import REPO, WORDS
 
 SHAPES = {
     # https://huggingface.co/internlm/internlm2-1_8b: config.json
@@ -48,25 +49,6 @@ SHAPES = {
         "intermediate_size": 128,
     },
 }
-WORDS = [
-    "river",
-    "stone",
-    "light",
-    "paper",
-    "garden",
-    "winter",
-    "music",
-    "table",
-    "window",
-    "silver",
-    "morning",
-    "question",
-    "answer",
-    "journey",
-    "market",
-    "colour",
-    "shadow",
-]
 
 
 def make_model(folder: Path, shape: str, tokenizer_dir: Path) -> None:

@@ -50,7 +50,7 @@ def answer(
     on_progress: OnProgress | None = None,
 ) -> list[Answer]:
     """Greedy (or sampled) replies in probe order, from the cache if they are there."""
-    from core.models.generate import generate
+    from core.models.generate import generate, rows_at_once
 
     messages = [p.messages for p in probes]
     key = cache_key(
@@ -71,7 +71,7 @@ def answer(
             subject.tokenizer,
             messages,
             max_new_tokens=max_new_tokens,
-            batch_size=batch_size(subject),
+            batch_size=rows_at_once(subject.model),
             temperature=temperature,
             seed=seed,
             on_progress=on_progress,
@@ -101,13 +101,6 @@ def _cut(answer: Answer, limit: int, tokenizer: Any) -> Answer:
         return answer
     ids = answer.token_ids[:limit]
     return Answer(tokenizer.decode(ids, skip_special_tokens=True).strip(), ids, True)
-
-
-def batch_size(subject: Subject) -> int:
-    """Rows a batch; a GPU takes 256."""
-    from core.models.generate import ROWS_ON_CPU
-
-    return ROWS_ON_CPU if subject.model.device.type == "cpu" else 256
 
 
 def cache_key(*parts: Any) -> str:

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 ROWS_ON_CPU = 96
 
 
+def rows_at_once(model: Any) -> int:
+    """Replies to compute at a time where many are wanted."""
+    return ROWS_ON_CPU if model.device.type == "cpu" else 256
+
+
 @dataclass(frozen=True)
 class Reply:
     """One reply. ``token_ids`` has no stop token; ``finish_reason`` length means it was cut."""
