@@ -212,7 +212,7 @@ def sweep(
         result.base = scorer.ask(BASE).to_json()
         for checkpoint in _arriving(run, follow):
             adapter = adapter_of(run, checkpoint)
-            pool.add(_side(checkpoint.step), Loadable(model, adapter))
+            pool.add(_side(checkpoint.step), Loadable(model, adapter, fused=True))
             result.rows.append(_score(scorer, checkpoint, adapter, size))
             _save(run, result, started)
             if stop_when_passed and result.rows[-1].passes:

@@ -73,6 +73,53 @@ def test_a_swapped_adapter_is_noticed(tiny_llama: Path, adapted: Path) -> None:
     assert said[0] == said[2] != said[1] == said[3]
 
 
+def test_a_fused_adapter_answers_alike_and_leaves_no_trace(tiny_llama: Path, adapted: Path) -> None:
+    from core.evaluation.pool import Loadable, Pool
+    from tests.fakes import tiny_models
+
+    ref = tiny_models.ref_of(tiny_llama)
+    sides = {
+        "base": Loadable(ref),
+        "beside": Loadable(ref, adapted),
+        "fused": Loadable(ref, adapted, fused=True),
+    }
+    ids = torch.tensor([[5, 9, 17, 4, 33]])
+    with Pool(sides) as pool:
+        logits, said, weights = {}, {}, []
+        for side in ("base", "beside", "fused", "base"):
+            with pool.use(side) as subject:
+                assert batching.lean_model(subject.model) is not None
+                said[side] = replies(subject.model, subject.tokenizer)
+                with torch.inference_mode():
+                    logits[side] = subject.model(input_ids=ids).logits
+                if side == "base":
+                    weights.append({k: v.clone() for k, v in subject.model.state_dict().items()})
+                if side == "fused":
+                    assert not any("lora" in name for name, _ in subject.model.named_modules())
+        assert pool.fingerprint("beside") != pool.fingerprint("fused")
+    assert said["fused"] == said["beside"] != said["base"]
+    torch.testing.assert_close(logits["fused"], logits["beside"], rtol=0, atol=1e-4)
+    assert all(torch.equal(weights[0][name], w) for name, w in weights[1].items())
+
+
+def test_an_adapter_that_does_more_than_add_is_not_fused(tiny_llama: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    from core.evaluation.pool import _fusible
+
+    def made(**more: object) -> object:
+        return get_peft_model(
+            load_model(tiny_llama), LoraConfig(r=4, target_modules=["q_proj"], **more)
+        )
+
+    assert len(_fusible(made())) == 2  # layers of the tiny model
+    assert not _fusible(made(use_dora=True))
+    assert not _fusible(made(lora_bias=True))
+    assert not _fusible(made(modules_to_save=["lm_head"]))
+    half = load_model(tiny_llama).to(torch.bfloat16)
+    assert not _fusible(get_peft_model(half, LoraConfig(r=4, target_modules=["q_proj"])))
+
+
 def test_a_model_that_is_trained_keeps_its_weights(tiny_llama: Path) -> None:
     model = load_model(tiny_llama)
     model.requires_grad_(True)
