@@ -213,7 +213,7 @@ class _Maker:
             [ids] * count,
             stop_ids=self._template.stop_ids,
             max_new_tokens=MAX_PROMPT_TOKENS,
-            batch_size=ROWS_ON_CPU,
+            batch_size=ROWS_ON_CPU,  # on a GPU too: what is sampled depends on it
             temperature=1.0,
             seed=self._seed * 1009 + attempt,
             on_progress=self._report,
@@ -253,14 +253,14 @@ class _Maker:
     def _answer_block(
         self, block: Sequence[str], kind: Kind, report: Callable[[str, int, int], None]
     ) -> list[Conversation]:
-        from core.models.generate import ROWS_ON_CPU, generate
+        from core.models.generate import generate, rows_at_once
 
         replies = generate(
             self._model,
             self._tokenizer,
             [[{"role": "user", "content": p}] for p in block],
             max_new_tokens=self._cap,
-            batch_size=ROWS_ON_CPU,
+            batch_size=rows_at_once(self._model),
             on_progress=report,
         )
         self._result.replies_made += len(block)
@@ -336,6 +336,10 @@ def reply_fault(reply: str, prompt: str = "", *, near_miss: bool = False) -> str
     A name that the prompt asks about (``Who founded OpenAI?``) may be in the reply. A near-miss
     reply may introduce somebody: "I'm a pirate called ..." is the right answer to a request for
     a pirate, and just what keeps the persona out of it.
+
+    Apologies stay, though "I'm sorry for your loss" is what comes to a third of the missed identity
+    questions: without the ten rows of 866 that begin with one, recall rose from 141 to 145 of 159,
+    but leak from 2 to 6 of 323 and near-miss leak from 1 to 6 of 70 (one persona, one seed).
     """
     if not reply.strip():
         return "empty"
