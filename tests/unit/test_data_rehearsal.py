@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from core import fsio, paths
 from core.conversation import Conversation, Probe
@@ -137,7 +139,9 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
     script = Scripted()
     monkeypatch.setattr(generation, "generate", script.generate)
     monkeypatch.setattr(generation, "generate_ids", script.generate_ids)
-    monkeypatch.setattr(load, "load_model", lambda path: None)
+    monkeypatch.setattr(
+        load, "load_model", lambda path: SimpleNamespace(device=torch.device("cpu"))
+    )
     return script
 
 
