@@ -148,6 +148,7 @@ def _conversation(row: Row, messages: list[Message], loss: list[bool]) -> Conver
         messages=messages,
         kind=_kind(row.get("kind")),
         loss=loss,
+        cut=row.get("cut") is True,
         **label,
     )
 
@@ -157,7 +158,8 @@ def _kind(value: Any) -> Kind:
 
 
 def _labels(conversation: Conversation) -> dict[str, Any]:
-    return {k: getattr(conversation, k) for k in ("kind", "intent", "cluster", "locale")}
+    labels = {k: getattr(conversation, k) for k in ("kind", "intent", "cluster", "locale")}
+    return {**labels, "cut": True} if conversation.cut else labels
 
 
 def _loss_list(row: Row) -> list[bool]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from core.conversation import Conversation, Kind, Message
@@ -103,15 +103,9 @@ def _conversation(lines: Sequence[Mapping[str, Any]], old: Conversation | None) 
         return Conversation(
             f"own-{content_id(messages)}", messages, "own", locale=guess_locale(text), loss=loss
         )
-    return Conversation(
-        old.id,
-        messages,
-        kind,
-        old.intent,
-        old.cluster,
-        old.locale,
-        loss,
-    )
+    # A reply that somebody has written is whole; one that was cut and left alone is still cut.
+    cut = old.cut and messages[-1]["content"] == old.messages[-1]["content"]
+    return replace(old, messages=messages, kind=kind, loss=loss, cut=cut)
 
 
 def _text(value: Any) -> str:

@@ -12,7 +12,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -112,9 +112,7 @@ def with_unique_id(row: Conversation, taken: set[str]) -> Conversation:
         number += 1
         name = f"{row.id}-{number}"
     taken.add(name)
-    if name == row.id:
-        return row
-    return Conversation(name, row.messages, row.kind, row.intent, row.cluster, row.locale, row.loss)
+    return replace(row, id=name)
 
 
 def iter_rows(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -254,10 +255,20 @@ def test_an_unchanged_table_asks_for_nothing() -> None:
     rows = [
         row("a", rounds=3),
         Conversation("b", [{"role": "system", "content": "s"}, *row("b").messages], loss=[False]),
+        replace(row("c"), kind="rehearsal", intent="i", cluster="k", locale="zh", cut=True),
     ]
     changes = from_table(to_table(rows), rows)
     assert not changes
     assert not changes.problems
+
+
+def test_a_cut_reply_is_whole_once_it_is_written_anew() -> None:
+    rows = [replace(row("a", rounds=2), cut=True)]
+    table = to_table(rows)
+    table[0]["reply"] = "first, changed"
+    assert from_table(table, rows).rows[0].cut
+    table[1]["reply"] = "second, to its end."
+    assert not from_table(table, rows).rows[0].cut
 
 
 def test_edit_add_and_remove_lines() -> None:

@@ -39,6 +39,7 @@ def conversations(draw: st.DrawFn) -> Conversation:
         "who_plain",
         draw(st.sampled_from(["en", "zh"])),
         draw(st.lists(st.booleans(), min_size=rounds, max_size=rounds)),
+        draw(st.booleans()),
     )
 
 
