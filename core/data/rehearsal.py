@@ -162,7 +162,7 @@ class _Maker:
         self._template = ChatTemplate(self._tokenizer)
         self._seed, self._cap, self._locales = seed, max_new_tokens, locales
         self._avoid = PromptFilter(avoid)
-        self._report = on_progress or (lambda stage, done, total: None)
+        self._progress = _Overall(on_progress)
         self._rejected: Counter[str] = Counter()
         self._result = Rehearsal()
 
@@ -171,8 +171,10 @@ class _Maker:
         own = [p for locale in self._locales for p in own_prompts(locale)]
         rng.shuffle(own)
         drawn: list[str] = []
+        first = round(n * DRAWN * 1.6) + 8 if n else 0
+        self._progress.expect(first + len(near_miss) + n)
         if n:
-            drawn = self._draw(round(n * DRAWN * 1.6) + 8)
+            drawn = self._draw(first)
         rows = self._answer(near_miss, "near_miss", len(near_miss), "answer near-miss prompts")
         pool = self._pool(own, drawn, rng)
         rows += self._answer(pool, "rehearsal", n, "answer general prompts")
@@ -180,6 +182,7 @@ class _Maker:
         for extra in range(1, 7):
             if missing <= 0:
                 break
+            self._progress.expect(missing * 4 + 16)
             more = self._pool([], self._draw(missing * 3 + 16, extra), rng)
             rows += self._answer(more, "rehearsal", missing, "answer general prompts")
             missing = n - sum(r.kind == "rehearsal" for r in rows)
@@ -216,9 +219,10 @@ class _Maker:
             batch_size=ROWS_ON_CPU,  # on a GPU too: what is sampled depends on it
             temperature=1.0,
             seed=self._seed * 1009 + attempt,
-            on_progress=self._report,
+            on_progress=self._progress,
             stage="draw prompts",
         )
+        self._progress.stage_done(count)
         self._result.prompts_drawn += count
         prompts = []
         for reply in drawn:
@@ -244,10 +248,11 @@ class _Maker:
             base = len(rows)
 
             def report(_: str, done: int, total: int, base: int = base) -> None:
-                self._report(stage, min(wanted, base + done), wanted)
+                self._progress(stage, min(wanted, base + done), wanted)
 
             rows += self._answer_block(block, kind, report)[: wanted - len(rows)]
-            self._report(stage, len(rows) if at < len(prompts) else wanted, wanted)
+            self._progress(stage, len(rows) if at < len(prompts) else wanted, wanted)
+        self._progress.stage_done(wanted)
         return rows
 
     def _answer_block(
@@ -287,6 +292,25 @@ class _Maker:
                 )
             )
         return rows
+
+
+class _Overall:
+    """Progress in replies over all stages, so that the time left is that of the whole."""
+
+    def __init__(self, on_progress: OnProgress | None) -> None:
+        self._report = on_progress or (lambda stage, done, total: None)
+        self._before = self._total = 0
+
+    def expect(self, replies: int) -> None:
+        """So many more replies are to come."""
+        self._total += replies
+
+    def stage_done(self, replies: int) -> None:
+        """A stage that was expected to take so many has ended."""
+        self._before += replies
+
+    def __call__(self, stage: str, done: int, _: int) -> None:
+        self._report(stage, self._before + done, self._total)
 
 
 def whole_sentences(text: str) -> str:

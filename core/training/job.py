@@ -26,7 +26,7 @@ def run(params: dict[str, Any], run: RunPaths, on_progress: OnProgress) -> dict[
         UserError: the spec cannot work, resuming would not continue the same run, or the planned
             final checkpoint is missing or torn although XTuner returned.
     """
-    on_progress("prepare", 0, 1)
+    on_progress("prepare", 0, 0)
     spec = TrainSpec.from_dict(params).check()
     run.work.mkdir(parents=True, exist_ok=True)
     entry.prepare_environment(spec, run.work)
@@ -34,7 +34,7 @@ def run(params: dict[str, Any], run: RunPaths, on_progress: OnProgress) -> dict[
     resume = _resume(spec, run)
     config.write_config(spec, run.config, inputs)
     record.write(spec, run, resume)
-    on_progress("prepare", 1, 1)
+    on_progress("load the model", 0, 0)
     if spec.world_size > 1:
         counted = launch.torchrun(spec, run)
     else:

@@ -117,28 +117,26 @@ def job_panel() -> bool:
 
 
 def _one(status: Status) -> None:
-    with st.container(border=True):
-        text, buttons = st.columns([4, 1])
-        with text:
+    with st.container(border=True, horizontal=True, vertical_alignment="center"):
+        with st.container():
             _progress(status)
-        with buttons:
-            if status.active:
-                if st.button(
-                    "Stop",
-                    key=f"stop-{status.id}",
-                    icon=":material/stop:",
-                    disabled=status.state.name == "STOPPING",
-                ):
-                    with errors_shown():
-                        api.stop(api.open_run(status.id))
-            else:
-                made = (status.result or {}).get("name", "")
-                if made and st.button("Open dataset", key=f"open-{status.id}", type="primary"):
-                    del st.query_params["run"]
-                    go("rows", made)
-                if st.button("Close", key=f"close-{status.id}"):
-                    st.query_params.pop("run", None)
-                    st.rerun()
+        if status.active:
+            if st.button(
+                "Stop",
+                key=f"stop-{status.id}",
+                icon=":material/stop:",
+                disabled=status.state.name == "STOPPING",
+            ):
+                with errors_shown():
+                    api.stop(api.open_run(status.id))
+            return
+        made = (status.result or {}).get("name", "")
+        if made and st.button("Open dataset", key=f"open-{status.id}", type="primary"):
+            del st.query_params["run"]
+            go("rows", made)
+        if st.button("Close", key=f"close-{status.id}"):
+            st.query_params.pop("run", None)
+            st.rerun()
 
 
 def _progress(status: Status) -> None:

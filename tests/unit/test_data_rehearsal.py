@@ -168,6 +168,8 @@ def test_rows_wanted_are_made_and_cached(scripted: Scripted, tiny_llama: Path) -
     for made in first.rows:
         assert made.cut is (len(made.messages[0]["content"]) % 3 == 0)
     assert all(done <= total for _, done, total in seen)
+    counts = [done for _, done, _ in seen]
+    assert counts == sorted(counts) and seen[-1][1] == seen[-1][2]  # of the whole, not of a stage
     answered = len(scripted.answered)
     again = make()
     assert again.from_cache and again.rows == first.rows
