@@ -18,8 +18,12 @@ bootstrap()
 st.title("Compare")
 device_line()
 session = compare_state.session()
-sides = compare_columns.draw(session)
-settings, system = compare_controls.draw(session)
+# In containers of their own: a notice that comes or goes in them must not make new tabs below,
+# which would throw the reader back to the first one.
+with st.container():
+    sides = compare_columns.draw(session)
+with st.container():
+    settings, system = compare_controls.draw(session)
 chat, batch, scorecard, history = st.tabs(
     [
         ":material/forum: Chat",

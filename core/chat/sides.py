@@ -98,7 +98,10 @@ class Loadable:
 
 
 def discover(runs: Path | None = None) -> list[Loadable]:
-    """The bundled base first, then merged models and adapters of runs, newest run first."""
+    """The bundled base first, then what runs made: newest run first, its merged model before all.
+
+    Whoever has just merged came here to talk to the merged model.
+    """
     found = [
         Loadable("base", "Base: SmolLM2-135M-Instruct (bundled)", "bundled"),
         Loadable("prompted", "Base + persona system prompt", "bundled"),
@@ -106,7 +109,7 @@ def discover(runs: Path | None = None) -> list[Loadable]:
     root = runs or paths.runs_dir()
     if root.is_dir():
         for run in sorted((r for r in root.iterdir() if r.is_dir()), reverse=True):
-            found.extend(_of_run(run))
+            found.extend(sorted(_of_run(run), key=lambda side: side.kind != "merged"))
     return found
 
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import streamlit as st
+from streamlit.runtime.pages_manager import PagesManager
 
 from core import paths
 
@@ -15,11 +16,8 @@ _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
 def bootstrap() -> None:
-    """Page settings, the workspace folders, and a refusal to serve strangers.
-
-    A page that is opened by its own address runs without streamlit_app.py having drawn, so this
-    relies on nothing that another page did.
-    """
+    """Page settings, the workspace folders, and a refusal to serve strangers."""
+    _through_the_app()
     st.set_page_config(page_title="Persona Workbench", page_icon=str(_ICON), layout="wide")
     for folder in (paths.datasets_dir(), paths.runs_dir(), paths.chats_dir(), paths.cache_dir()):
         folder.mkdir(parents=True, exist_ok=True)
@@ -33,3 +31,15 @@ def bootstrap() -> None:
             icon=":material/lock:",
         )
         st.stop()
+
+
+def _through_the_app() -> None:
+    """Make a page that was opened by its own address run under streamlit_app.py.
+
+    Streamlit takes a folder called pages for the navigation until st.navigation has been called
+    once in the server's life. A bookmark that is the first thing opened after a start would show
+    a menu of file names, with an entry "streamlit app". Streamlit has no setting for this.
+    """
+    if PagesManager.uses_pages_directory:
+        PagesManager.uses_pages_directory = False
+        st.rerun()

@@ -10,6 +10,7 @@ import streamlit as st
 from core import fsio
 from core.chat.render import safe_markdown
 from core.errors import UserError, UserErrors
+from core.jobs.state import ACTIVE, Summary
 from core.models.device import Device
 
 
@@ -66,6 +67,16 @@ def errors_shown() -> Iterator[None]:
         yield
     except UserError as error:
         show_error(error)
+
+
+def run_label(summary: Summary) -> str:
+    """One line for a select box: name, end of the id, how it ended.
+
+    Without a state that will change: the browser shows the chosen line as it was when it was
+    chosen, so a run that has ended would go on being called running.
+    """
+    end = "" if summary.state in ACTIVE else f" · {summary.state.lower()}"
+    return f"{summary.name} · {summary.id[-4:]}{end}"
 
 
 def folder_tree(entries: list[fsio.TreeEntry]) -> None:

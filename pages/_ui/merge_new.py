@@ -9,10 +9,11 @@ import streamlit as st
 
 from core import fsio
 from core.jobs import api, training
+from core.jobs.spec import read_spec
 from core.models import catalog
 from core.paths import RunPaths
 from core.weights.preview import outputs
-from pages._ui.common import errors_shown
+from pages._ui.common import errors_shown, run_label
 from pages._ui.merge_state import RESULTS, Source, checkpoints, go_to, trained
 
 _DTYPES = {"": "of the base", "float32": "float32", "bfloat16": "bfloat16", "float16": "float16"}
@@ -25,7 +26,7 @@ def draw() -> None:
         source = _source()
         if source is None:
             return
-        options = _options()
+        options = _options(source.run)
     with right, errors_shown():
         _preview(source, options)
         if st.button(
@@ -51,7 +52,7 @@ def _source() -> Source | None:
     run_id = st.selectbox(
         "Training run",
         list(runs),
-        format_func=lambda i: f"{runs[i].name} · {i[-4:]} · {runs[i].state.lower()}",
+        format_func=lambda i: run_label(runs[i]),
         key="merge_run",
     )
     run = RunPaths(runs[run_id].root)
@@ -72,9 +73,10 @@ def _source() -> Source | None:
     return Source(run, steps[step], spec.model, spec.dataset)
 
 
-def _options() -> dict[str, Any]:
+def _options(run: RunPaths) -> dict[str, Any]:
     """Settings of the job; what is left alone keeps its default."""
-    name = st.text_input("Name", value="merged", max_chars=48, key="merge_name")
+    usual = read_spec(run).name
+    name = st.text_input("Name", value=usual, max_chars=48, key=f"merge_name_{run.root.name}")
     with st.expander("Options", icon=":material/tune:"):
         dtype = st.selectbox(
             "Data type that is written",
@@ -112,7 +114,7 @@ def _options() -> dict[str, Any]:
             }.__getitem__,
         )
     return {
-        "name": name.strip() or "merged",
+        "name": name.strip() or usual,
         "dtype": dtype or None,
         "faithful_nf4": faithful,
         "fp32": fp32,

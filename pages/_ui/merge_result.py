@@ -14,7 +14,7 @@ from core.jobs import api
 from core.jobs.state import ACTIVE, State, Status
 from core.paths import RunPaths
 from pages._ui import merge_export
-from pages._ui.common import errors_shown, folder_tree, show_error, time_left
+from pages._ui.common import errors_shown, folder_tree, run_label, show_error, time_left
 from pages._ui.merge_state import NEW, merged_folder, merges
 from pages._ui.train_state import badge
 
@@ -33,7 +33,7 @@ def draw() -> None:
         "Merge",
         list(jobs),
         index=list(jobs).index(wanted) if wanted in jobs else 0,
-        format_func=lambda i: f"{jobs[i].name} · {i[-4:]} · {jobs[i].state.lower()}",
+        format_func=lambda i: run_label(jobs[i]),
         key="merge_job",
         on_change=lambda: st.query_params.update(merge=st.session_state["merge_job"]),
     )

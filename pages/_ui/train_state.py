@@ -41,16 +41,6 @@ def training_runs() -> list[Summary]:
     return [s for s in api.list_runs() if s.kind in ("train", "command", "unknown")]
 
 
-def label(summary: Summary) -> str:
-    """One line for a select box.
-
-    Without a state that will change: the browser shows the chosen line as it was when it was
-    chosen, so a run that has ended would go on being called running.
-    """
-    end = "" if summary.state in ACTIVE else f" · {summary.state.lower()}"
-    return f"{summary.name} · {summary.id[-4:]}{end}"
-
-
 def go_to(view: str, run: str | None = None) -> None:
     """Show another view at the next rerun; the address keeps the run through a reload."""
     st.session_state["train_goto"] = view

@@ -12,11 +12,10 @@ from core.jobs.metrics import series_of
 from core.jobs.state import ACTIVE, State, Status, Summary
 from core.paths import RunPaths
 from pages._ui import train_charts, train_details
-from pages._ui.common import errors_shown, time_left
+from pages._ui.common import errors_shown, run_label, time_left
 from pages._ui.train_state import (
     NEW,
     badge,
-    label,
     paths_of,
     run_in_address,
     take_over,
@@ -46,7 +45,7 @@ def draw() -> None:
         "Run",
         list(by_id),
         index=list(by_id).index(chosen),
-        format_func=lambda i: label(by_id[i]),
+        format_func=lambda i: run_label(by_id[i]),
         key="train_run",
         on_change=lambda: st.query_params.update(run=st.session_state["train_run"]),
     )
@@ -70,15 +69,16 @@ def _panel(
         now = api.status(run)
         if live and now.state not in (*ACTIVE, State.ORPHANED):
             st.rerun()  # the whole page once, so that the timer is dropped
-        _header(run, now)
-        train_details.banners(run, now)
-        series = {_name(runs, run): series_of(run)}
-        series |= {_name(runs, other): series_of(other) for other in others.values()}
-        train_details.numbers(series_of(run).last)
-        with st.container(horizontal=True, horizontal_alignment="right"):
-            log_scale = st.toggle("Logarithmic loss", key="train_log_scale")
-        train_charts.loss_chart(series, log_scale=log_scale)
-        train_charts.small_charts(series)
+        with st.container():  # what comes and goes in it must not make new tabs below
+            _header(run, now)
+            train_details.banners(run, now)
+            series = {_name(runs, run): series_of(run)}
+            series |= {_name(runs, other): series_of(other) for other in others.values()}
+            train_details.numbers(series_of(run).last)
+            with st.container(horizontal=True, horizontal_alignment="right"):
+                log_scale = st.toggle("Logarithmic loss", key="train_log_scale")
+            train_charts.loss_chart(series, log_scale=log_scale)
+            train_charts.small_charts(series)
         train_details.tabs(run, now)
 
 

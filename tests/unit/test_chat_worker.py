@@ -6,6 +6,7 @@ import argparse
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -397,6 +398,12 @@ def test_discovery_lists_newest_runs_first(workspace: Path, tiny_llama: Path) ->
     partial.mkdir(parents=True)
     (partial / "config.json").write_text("{}")
     (partial / "model.safetensors").write_text("")
+    merged = workspace / "runs" / "20261124-000000-new-bbbb" / "export" / "merged"
+    merged.mkdir()
+    (merged / "config.json").write_text("{}")
+    (merged / "model.safetensors").write_text("")
+    assert discover()[2].kind == "merged"  # before the adapters that were made with it
+    shutil.rmtree(merged)
     labels = [m.label for m in discover()]
     assert [("new" in x, "iter_10" in x) for x in labels[2:]] == [
         (True, True), (True, False), (False, True), (False, False),
