@@ -115,8 +115,7 @@ def discover(runs: Path | None = None) -> list[Loadable]:
 
 def _of_run(run: Path) -> Iterator[Loadable]:
     """Folders of a run that hold a whole model or adapter; half-written ones end in .partial."""
-    spec = _spec(run)
-    base, title = _base_model(spec), _title(run, spec)
+    base, title = _base_model(_spec(run)), title_of(run)
     folders = sorted(
         (f for pattern in ("*", "*/*", "*/*/*") for f in run.glob(pattern) if f.is_dir()),
         key=_step,
@@ -166,9 +165,10 @@ def _base_model(spec: dict[str, Any]) -> str:
     return str(params.get("base") or params.get("model") or "")
 
 
-def _title(run: Path, spec: dict[str, Any]) -> str:
-    """A run as the other pages name it: its name and the end of its id."""
-    return f"{spec['name']} · {run.name[-4:]}" if spec.get("name") else run.name
+def title_of(run: Path) -> str:
+    """A run as the pages name it: its name and the end of its id; a folder without a spec as is."""
+    name = _spec(run).get("name")
+    return f"{name} · {run.name[-4:]}" if name else run.name
 
 
 def _step(folder: Path) -> tuple[int, str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import streamlit as st
 
 from core import paths
+from core.chat.sides import title_of
 
 
 def draw() -> None:
@@ -35,4 +36,7 @@ def draw() -> None:
 
 
 def _name(card: Path) -> str:
-    return str(card.relative_to(paths.runs_dir()).parent)
+    """The run's name and where in it the scorecard is."""
+    root, *where = card.relative_to(paths.runs_dir()).parent.parts
+    title = title_of(paths.runs_dir() / root)
+    return " / ".join([title, *(part for part in where if part != "export")])

@@ -14,7 +14,7 @@ from core.jobs import api
 from core.jobs.spec import read_spec
 from core.jobs.state import ACTIVE, State, Status, Summary
 from core.paths import RunPaths
-from pages._ui.common import errors_shown, show_error, time_left
+from pages._ui.common import errors_shown, run_label, show_error, time_left
 from pages._ui.scorecard import draw_sweep
 
 #: Seconds between looks while a job is alive.
@@ -42,10 +42,6 @@ def draw() -> None:
         panel(RunPaths(job.root), live)
 
 
-def _label(run: Summary) -> str:
-    return f"{run.name} · {run.id}"
-
-
 def _score_form(merged: list[Summary]) -> None:
     st.markdown("**Score a merged model**")
     if not merged:
@@ -53,7 +49,7 @@ def _score_form(merged: list[Summary]) -> None:
         return
     by_id = {s.id: s for s in merged}
     chosen = st.selectbox(
-        "Merged model", list(by_id), format_func=lambda i: _label(by_id[i]), key="score_model"
+        "Merged model", list(by_id), format_func=lambda i: run_label(by_id[i]), key="score_model"
     )
     size = st.radio("Size", list(_SIZES), format_func=_SIZES.__getitem__, key="score_size")
     if st.button("Score it", icon=":material/fact_check:", key="score_start"):
@@ -85,7 +81,7 @@ def _sweep_form(trained: list[Summary]) -> None:
         return
     by_id = {s.id: s for s in trained}
     chosen = st.selectbox(
-        "Training run", list(by_id), format_func=lambda i: _label(by_id[i]), key="sweep_run"
+        "Training run", list(by_id), format_func=lambda i: run_label(by_id[i]), key="sweep_run"
     )
     stop = st.toggle("Stop at the first checkpoint that passes every gate", key="sweep_stop")
     if st.button("Sweep", icon=":material/stacked_line_chart:", key="sweep_start"):
