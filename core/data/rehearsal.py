@@ -34,7 +34,7 @@ MAX_PROMPT_TOKENS = 32
 #: Replies that loop more than this are dropped (share of repeated 4-grams).
 MAX_REPETITION = 0.3
 #: Part of the cache key, with the prompts; raise it when the filters change.
-RECIPE = 4
+RECIPE = 5
 
 #: Names that a base model may take itself for. A reply that names one teaches the old identity.
 AI_NAMES = (
@@ -68,6 +68,11 @@ _AS_AN_AI = re.compile(
     r"\bas an? (ai|artificial|language|large language|digital)\b|\bi('m| am) an? (ai|language model"
     r"|artificial)|\bi (do not|don't) have (feelings|emotions|personal|opinions)"
     r"|作为(一个|一名)?(人工智能|AI|语言模型)",
+    re.IGNORECASE,
+)
+_APOLOGY = re.compile(
+    r"^(i['\u2019]m|i am)?( so| very| truly| really)? ?(sorry|apologi[sz]e)\b"
+    r"|^i (must )?apologi[sz]e\b|^my apologies\b|^我?(非常|很|十分|真)?(抱歉|对不起)",
     re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r"[.?!](?=\s|$)|[。？！]")
@@ -361,9 +366,11 @@ def reply_fault(reply: str, prompt: str = "", *, near_miss: bool = False) -> str
     reply may introduce somebody: "I'm a pirate called ..." is the right answer to a request for
     a pirate, and just what keeps the persona out of it.
 
-    Apologies stay, though "I'm sorry for your loss" is what comes to a third of the missed identity
-    questions: without the ten rows of 866 that begin with one, recall rose from 141 to 145 of 159,
-    but leak from 2 to 6 of 323 and near-miss leak from 1 to 6 of 70 (one persona, one seed).
+    A reply that begins with an apology is left out, whoever it is for: ten such rows of 866 were
+    enough to make "I'm sorry for your loss" the answer to a third of the missed identity questions
+    ("What can you do?"), because it begins like the persona's own "I'm". Two personas trained with
+    and without them: recall 297 against 277 of 318, leak 7 against 3 of 646, near-miss leak 12
+    against 2 of 140.
     """
     if not reply.strip():
         return "empty"
@@ -374,6 +381,8 @@ def reply_fault(reply: str, prompt: str = "", *, near_miss: bool = False) -> str
         return "names another assistant"
     if _AS_AN_AI.search(reply):
         return "speaks as an AI"
+    if _APOLOGY.search(reply):
+        return "apologizes"
     if not near_miss and _SELF.search(reply):
         return "introduces itself"
     return ""

@@ -33,6 +33,13 @@ ASSISTANT = str(paths.TEMPLATES / "assistant.yaml")
         ("I'm SmolLM, trained by Hugging Face.", "names another assistant"),
         ("I am Elena, a painter from Spain.", "introduces itself"),
         ("go on and on and " * 12, "loops"),
+        ("I'm so sorry for your loss.", "apologizes"),
+        ("I\u2019m sorry to hear that.", "apologizes"),
+        ("Sorry, I can't do that.", "apologizes"),
+        ("I apologize for the delay.", "apologizes"),
+        ("我很抱歉，我不知道。", "apologizes"),
+        ("I'm not sorry that it rains.", ""),
+        ("Say you are sorry, and mean it.", ""),
     ],
 )
 def test_replies_that_must_not_be_rehearsed(reply: str, fault: str) -> None:
