@@ -12,6 +12,8 @@ from core import paths
 
 #: A file of ours: for a Material icon here the browser would ask a font server on the internet.
 _ICON = Path(__file__).with_name("icon.svg")
+#: Set by streamlit_app.py in every session that it has drawn.
+THROUGH_THE_APP = "through_the_app"
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
@@ -38,8 +40,10 @@ def _through_the_app() -> None:
 
     Streamlit takes a folder called pages for the navigation until st.navigation has been called
     once in the server's life. A bookmark that is the first thing opened after a start would show
-    a menu of file names, with an entry "streamlit app". Streamlit has no setting for this.
+    a menu of file names, with an entry "streamlit app". Streamlit has no setting for this. A
+    session that has been through the app stays as it is: a rerun here would lose a click (AppTest
+    forgets the navigation at every run).
     """
-    if PagesManager.uses_pages_directory:
+    if PagesManager.uses_pages_directory and THROUGH_THE_APP not in st.session_state:
         PagesManager.uses_pages_directory = False
         st.rerun()
