@@ -2,9 +2,10 @@
 
 import streamlit as st
 
-from pages._ui.bootstrap import THROUGH_THE_APP
+from pages._ui.bootstrap import THROUGH_THE_APP, bootstrap
 
-st.session_state[THROUGH_THE_APP] = True  # pages call bootstrap() themselves
+st.session_state[THROUGH_THE_APP] = True
+bootstrap()  # before navigation, whose icon the browser would fetch from the internet
 st.navigation(
     [
         st.Page("pages/1_Dataset.py", title="Dataset", icon=":material/edit_note:", default=True),
