@@ -121,22 +121,17 @@ class Pool:
                 fix="choose the base model that it was trained on",
             ) from error
         wrapped.eval()
-        if loadable.fused and (fusible := _fusible(wrapped)):
-            kept = _fuse(fusible)
-            self._detach(wrapped)
-            try:
-                yield self._model
-            finally:
-                for weight, before in kept:
-                    weight.data.copy_(before)
-            return
+        layers = _fusible(wrapped) if loadable.fused else []
         try:
-            yield wrapped
+            with _fused(layers):
+                if layers:
+                    self._detach(wrapped)
+                yield self._model if layers else wrapped
         finally:
             self._detach(wrapped)
 
     def _detach(self, wrapped: Any) -> None:
-        """Take the LoRA layers out again; the weights stay as they are."""
+        """Take the LoRA layers out, if they are still in; the weights stay as they are."""
         self._model = wrapped.unload()
         if hasattr(self._model, "peft_config"):
             del self._model.peft_config
@@ -183,13 +178,16 @@ def _fusible(wrapped: Any) -> list[Any]:
     return layers if plain else []
 
 
-def _fuse(layers: list[Any]) -> list[tuple[Any, Any]]:
-    """Add each layer's product to its weight, in place: (weight, copy of it from before).
-
-    All copies are made first, so that running out of memory leaves the weights as they were.
-    """
-    kept = [(m.get_base_layer().weight, m.get_base_layer().weight.detach().clone()) for m in layers]
-    for layer, (weight, _) in zip(layers, kept, strict=True):
-        for name in layer.active_adapters:
-            weight.data.add_(layer.get_delta_weight(name))
-    return kept
+@contextmanager
+def _fused(layers: list[Any]) -> Iterator[None]:
+    """Each layer's product added to its weight, in place; whatever happens, it is taken out."""
+    weights = [layer.get_base_layer().weight.data for layer in layers]
+    before = [weight.clone() for weight in weights]
+    try:
+        for layer, weight in zip(layers, weights, strict=True):
+            for name in layer.active_adapters:
+                weight.add_(layer.get_delta_weight(name))
+        yield
+    finally:
+        for weight, kept in zip(weights, before, strict=True):
+            weight.copy_(kept)

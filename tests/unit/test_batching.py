@@ -102,6 +102,37 @@ def test_a_fused_adapter_answers_alike_and_leaves_no_trace(tiny_llama: Path, ada
     assert all(torch.equal(weights[0][name], w) for name, w in weights[1].items())
 
 
+def test_weights_come_back_when_fusing_fails(
+    tiny_llama: Path, adapted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Out of memory after the first layer: the base must not keep half an adapter."""
+    from peft.tuners.lora import Linear
+
+    from core.evaluation.pool import Loadable, Pool
+    from tests.fakes import tiny_models
+
+    ref = tiny_models.ref_of(tiny_llama)
+    products = Linear.get_delta_weight
+    calls: list[str] = []
+
+    def second_fails(layer: Linear, name: str) -> torch.Tensor:
+        calls.append(name)
+        if len(calls) > 1:
+            raise MemoryError
+        return products(layer, name)
+
+    with Pool({"base": Loadable(ref), "fused": Loadable(ref, adapted, fused=True)}) as pool:
+        with pool.use("base") as subject:
+            before = {k: v.clone() for k, v in subject.model.state_dict().items()}
+        monkeypatch.setattr(Linear, "get_delta_weight", second_fails)
+        with pytest.raises(MemoryError), pool.use("fused"):
+            pass
+        with pool.use("base") as subject:
+            after = subject.model.state_dict()
+    assert len(calls) == 2 and before.keys() == after.keys()
+    assert all(torch.equal(before[name], weight) for name, weight in after.items())
+
+
 def test_an_adapter_that_does_more_than_add_is_not_fused(tiny_llama: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
