@@ -60,7 +60,9 @@ def _take_over(scope: str) -> None:
     changes: dict[str, Any] = st.session_state.pop("train_take_over", {})
     for info in FIELDS:
         if info.name in changes and info.name not in _ELSEWHERE:
-            st.session_state[f"train_{scope}_{info.name}"] = _shown(info, changes[info.name])
+            key = f"train_{scope}_{info.name}"
+            st.session_state[key] = _shown(info, changes[info.name])
+            st.session_state.pop(f"{key}_followed", None)
 
 
 def _part(part: int, scope: str, values: dict[str, Any], reasons: dict[str, str]) -> dict[str, Any]:

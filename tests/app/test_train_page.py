@@ -217,6 +217,26 @@ def test_warm_up_and_checkpoints_follow_the_steps_until_changed(workspace_with_m
 
 
 @pytest.mark.slow
+def test_a_form_that_is_taken_over_keeps_its_interval(workspace_with_model: Path) -> None:
+    """Also where it happens to be what the form had chosen for another number of steps."""
+    root = dataset(workspace_with_model)
+    app = open_page()
+
+    def interval() -> Any:
+        return next(n for n in app.number_input if n.label == "Checkpoint every (steps)").value
+
+    chosen = interval()
+    run = ended(
+        "train", State.STOPPED, "user_stop", dataset=str(root), steps=400, checkpoint_every=chosen
+    )
+    app.query_params["run"] = run.root.name
+    app.segmented_control(key="train_view").set_value("Watch").run()
+    app.button(key="train_again").click().run()
+    assert {n.label: n.value for n in app.number_input}["Optimizer steps"] == 400
+    assert interval() == chosen
+
+
+@pytest.mark.slow
 def test_a_new_run_from_defaults(workspace_with_model: Path) -> None:
     dataset(workspace_with_model)
     app = open_page()
