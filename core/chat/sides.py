@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from core import fsio, paths
 from core.errors import UserError
+from core.jobs.spec import run_title
 
 SideKind = Literal["base", "prompted", "adapter", "merged", "endpoint"]
 #: More columns than this cannot be read beside each other, nor held in memory.
@@ -115,7 +116,8 @@ def discover(runs: Path | None = None) -> list[Loadable]:
 
 def _of_run(run: Path) -> Iterator[Loadable]:
     """Folders of a run that hold a whole model or adapter; half-written ones end in .partial."""
-    base, title = _base_model(_spec(run)), title_of(run)
+    spec = _spec(run)
+    base, title = _base_model(spec), _title(run, spec)
     folders = sorted(
         (f for pattern in ("*", "*/*", "*/*/*") for f in run.glob(pattern) if f.is_dir()),
         key=_step,
@@ -166,9 +168,12 @@ def _base_model(spec: dict[str, Any]) -> str:
 
 
 def title_of(run: Path) -> str:
-    """A run as the pages name it: its name and the end of its id; a folder without a spec as is."""
-    name = _spec(run).get("name")
-    return f"{name} · {run.name[-4:]}" if name else run.name
+    """What to call the run in a folder; one without a spec by the folder's own name."""
+    return _title(run, _spec(run))
+
+
+def _title(run: Path, spec: dict[str, Any]) -> str:
+    return run_title(spec["name"], run.name) if spec.get("name") else run.name
 
 
 def _step(folder: Path) -> tuple[int, str]:

@@ -368,9 +368,9 @@ def reply_fault(reply: str, prompt: str = "", *, near_miss: bool = False) -> str
 
     A reply that begins with an apology is left out, whoever it is for: ten such rows of 866 were
     enough to make "I'm sorry for your loss" the answer to a third of the missed identity questions
-    ("What can you do?"), because it begins like the persona's own "I'm". Two personas trained with
-    and without them: recall 297 against 277 of 318, leak 7 against 3 of 646, near-miss leak 12
-    against 2 of 140.
+    ("What can you do?"), because it begins like the persona's own "I'm". Three personas trained
+    without and with them: recall 448 against 429 of 477, leak 13 against 6 of 969, near-miss leak
+    16 against 6 of 210.
     """
     if not reply.strip():
         return "empty"

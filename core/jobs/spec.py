@@ -58,6 +58,11 @@ class RunSpec:
         fsio.write_json(run.spec, {"schema": SCHEMA, **asdict(self)})
 
 
+def run_title(name: str, run_id: str) -> str:
+    """A run as every page names it: its name and the end of its id."""
+    return f"{name} · {run_id[-4:]}"
+
+
 def read_spec(run: RunPaths) -> RunSpec:
     """Raises UserError: no such run, or a spec.json that this version cannot read."""
     if not run.root.is_dir():

@@ -10,6 +10,7 @@ import streamlit as st
 from core import fsio
 from core.chat.render import safe_markdown
 from core.errors import UserError, UserErrors
+from core.jobs.spec import run_title
 from core.jobs.state import ACTIVE, Summary
 from core.models.device import Device
 
@@ -76,7 +77,7 @@ def run_label(summary: Summary) -> str:
     chosen, so a run that has ended would go on being called running.
     """
     end = "" if summary.state in ACTIVE else f" · {summary.state.lower()}"
-    return f"{summary.name} · {summary.id[-4:]}{end}"
+    return run_title(summary.name, summary.id) + end
 
 
 def folder_tree(entries: list[fsio.TreeEntry]) -> None:

@@ -9,7 +9,6 @@ import streamlit as st
 
 from core import fsio
 from core.jobs import api, training
-from core.jobs.spec import read_spec
 from core.models import catalog
 from core.paths import RunPaths
 from core.weights.preview import outputs
@@ -26,7 +25,7 @@ def draw() -> None:
         source = _source()
         if source is None:
             return
-        options = _options(source.run)
+        options = _options(source)
     with right, errors_shown():
         _preview(source, options)
         if st.button(
@@ -70,13 +69,13 @@ def _source() -> Source | None:
             "one is often better: the sweep on the Compare page tells."
         )
     spec = training.training_spec(run)
-    return Source(run, steps[step], spec.model, spec.dataset)
+    return Source(run, runs[run_id].name, steps[step], spec.model, spec.dataset)
 
 
-def _options(run: RunPaths) -> dict[str, Any]:
+def _options(source: Source) -> dict[str, Any]:
     """Settings of the job; what is left alone keeps its default."""
-    usual = read_spec(run).name
-    name = st.text_input("Name", value=usual, max_chars=48, key=f"merge_name_{run.root.name}")
+    key = f"merge_name_{source.run.root.name}"
+    name = st.text_input("Name", value=source.name, max_chars=48, key=key)
     with st.expander("Options", icon=":material/tune:"):
         dtype = st.selectbox(
             "Data type that is written",
@@ -114,7 +113,7 @@ def _options(run: RunPaths) -> dict[str, Any]:
             }.__getitem__,
         )
     return {
-        "name": name.strip() or usual,
+        "name": name.strip() or source.name,
         "dtype": dtype or None,
         "faithful_nf4": faithful,
         "fp32": fp32,

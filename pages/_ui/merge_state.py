@@ -22,6 +22,7 @@ class Source:
     """A whole checkpoint of a training run, with what is needed to merge it."""
 
     run: RunPaths
+    name: str
     checkpoint: Checkpoint
     model: str
     dataset: str

@@ -9,6 +9,7 @@ import streamlit as st
 
 from core.jobs import api
 from core.jobs.metrics import series_of
+from core.jobs.spec import run_title
 from core.jobs.state import ACTIVE, State, Status, Summary
 from core.paths import RunPaths
 from pages._ui import train_charts, train_details
@@ -52,7 +53,7 @@ def draw() -> None:
     others = right.multiselect(
         "Lay over it",
         [i for i in by_id if i != run_id],
-        format_func=lambda i: by_id[i].name + " · " + i[-4:],
+        format_func=lambda i: run_title(by_id[i].name, i),
         placeholder="other runs",
         key="train_overlay",
     )
