@@ -91,11 +91,10 @@ class Loadable:
         Raises:
             UserError: the checkpoint cannot be read.
         """
-        if self.checkpoint and self.adapter and not Path(self.adapter).is_dir():
-            from core.weights.convert import convert
+        if self.checkpoint:
+            from core.weights.convert import adapter_of
 
-            run = paths.RunPaths(Path(self.checkpoint).parent.parent)
-            convert(Path(self.checkpoint), run.config, Path(self.adapter))
+            adapter_of(paths.RunPaths(Path(self.checkpoint).parent.parent), Path(self.checkpoint))
 
 
 def discover(runs: Path | None = None) -> list[Loadable]:

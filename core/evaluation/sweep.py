@@ -8,7 +8,6 @@ probes, whatever the rest would say, is not asked the rest; a note says so.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -25,6 +24,7 @@ from core.evaluation.questions import gather
 from core.evaluation.run import BASE, Run
 from core.models import catalog
 from core.paths import DatasetPaths, RunPaths
+from core.weights.convert import adapter_of
 
 SCHEMA = 1
 FILE = "sweep.json"
@@ -166,19 +166,6 @@ def _is_training(run: RunPaths) -> bool:
     return run.spec.is_file() and api.status(run).state in ACTIVE
 
 
-def adapter_of(run: RunPaths, checkpoint: Checkpoint) -> Path:
-    """The PEFT adapter of a checkpoint, converted (in fp32) if it is not there yet."""
-    from core.weights.convert import convert
-
-    if (checkpoint.path / "adapter_config.json").is_file():
-        return checkpoint.path
-    folder = run.adapter / checkpoint.path.stem
-    if not (folder / "adapter_config.json").is_file():
-        shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was interrupted
-        convert(checkpoint.path, run.config, folder, fp32=True)
-    return folder
-
-
 def sweep(
     run: RunPaths,
     dataset: DatasetPaths,
@@ -211,7 +198,7 @@ def sweep(
         scorer = Run(pool, asked, plan(size), report, tuned=count, screen=True)
         result.base = scorer.ask(BASE).to_json()
         for checkpoint in _arriving(run, follow):
-            adapter = adapter_of(run, checkpoint)
+            adapter = adapter_of(run, checkpoint.path)
             pool.add(_side(checkpoint.step), Loadable(model, adapter, fused=True))
             result.rows.append(_score(scorer, checkpoint, adapter, size))
             _save(run, result, started)

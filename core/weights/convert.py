@@ -192,3 +192,28 @@ def convert(
             {"kind": "adapter", "engine": engine, "checkpoint": checkpoint.name, "fp32": fp32},
         )
     return out
+
+
+def adapter_of(run: paths.RunPaths, checkpoint: Path) -> Path:
+    """The PEFT adapter of a run's checkpoint, converted in float32 if it is not there yet.
+
+    The one writer of ``run.adapter``: whoever needs the adapter of a checkpoint (sweep, Compare)
+    gets the same bytes, whichever of them asked first. A folder that holds anything else, from
+    an interrupted attempt or in float16, is made again.
+
+    Raises:
+        UserError: the checkpoint cannot be read.
+    """
+    if (checkpoint / CONFIG).is_file():
+        return checkpoint
+    folder = run.adapter / checkpoint.stem
+    if not _is_float32(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        convert(checkpoint, run.config, folder, fp32=True)
+    return folder
+
+
+def _is_float32(folder: Path) -> bool:
+    if not (folder / manifest.NAME).is_file():
+        return False
+    return manifest.read(folder).get("fp32") is True

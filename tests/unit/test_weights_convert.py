@@ -11,9 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from core.chat.sides import discover
 from core.errors import UserError
+from core.paths import RunPaths
 from core.weights import manifest
-from core.weights.convert import adapter_key, convert
+from core.weights.convert import adapter_key, adapter_of, convert
 from core.weights.deepspeed import read_zero
 from core.weights.source import read_config
 from tests.fakes import tiny_models as tiny
@@ -250,3 +252,25 @@ def test_fast_equals_xtuners_converter(tmp_path: Path) -> None:
     theirs = load_file(out / "adapter_model.safetensors")
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(mine[k], theirs[k]) for k in mine)
+
+
+def test_compare_and_sweep_use_the_same_float32_adapter(tmp_path: Path) -> None:
+    checkpoint, config, _, _ = _run(tmp_path, target_modules=["q_proj", "v_proj"])
+    run = RunPaths(tmp_path / "run")
+    [column] = [c for c in discover(tmp_path) if c.checkpoint]
+    column.prepare()  # somebody opened Compare first
+    assert Path(str(column.adapter)) == run.adapter / "iter_3"
+    opened = load_file(Path(str(column.adapter)) / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in opened.values()} == {torch.float32}
+
+    fresh = convert(checkpoint, config, tmp_path / "fresh", fp32=True)
+    swept = adapter_of(run, checkpoint) / "adapter_model.safetensors"
+    assert swept.read_bytes() == (fresh / "adapter_model.safetensors").read_bytes()
+
+
+def test_a_float16_adapter_is_not_taken_for_the_checkpoints_own(tmp_path: Path) -> None:
+    checkpoint, config, _, _ = _run(tmp_path, target_modules=["q_proj", "v_proj"])
+    run = RunPaths(tmp_path / "run")
+    convert(checkpoint, config, run.adapter / "iter_3")  # float16, by whatever put it there
+    tensors = load_file(adapter_of(run, checkpoint) / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
