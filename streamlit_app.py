@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages._ui.bootstrap import THROUGH_THE_APP, bootstrap
+from pages._ui.shell.bootstrap import THROUGH_THE_APP, bootstrap
 
 st.session_state[THROUGH_THE_APP] = True
 bootstrap()  # before navigation, whose icon the browser would fetch from the internet

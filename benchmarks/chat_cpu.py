@@ -49,7 +49,7 @@ def make_adapter(model: Path, out: Path) -> None:
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from core.models.load import load_model
+    from core.inference.load import load_model
 
     torch.manual_seed(0)
     config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", init_lora_weights=False)
@@ -117,8 +117,8 @@ def single(peft: Any, ids: list[int], tokens: int, threads: int) -> float:
 
 def columns(engine: Any, sides: list[str], ids: list[int], tokens: int, threads: int) -> Timing:
     """The engine: these columns at once."""
-    from core.chat.settings import ChatSettings
-    from core.chat.stream import Stream
+    from core.inference.settings import ChatSettings
+    from core.inference.stream import Stream
 
     start = time.perf_counter()
     resident = engine.source("a")[0]
@@ -189,7 +189,7 @@ def answer_and_weigh(what: str, model: Path, adapter: Path, tokens: int) -> None
     """Body of the process that ``memory_of`` starts."""
     import psutil
 
-    from core.models.load import load_model, load_tokenizer
+    from core.inference.load import load_model, load_tokenizer
     from core.models.template import ChatTemplate
 
     ids = ChatTemplate(load_tokenizer(model)).encode([{"role": "user", "content": PROMPT}])
@@ -227,7 +227,7 @@ def measure(model: Path, adapter: Path, tokens: int, repeats: int, threads: int)
     """Print the table and the checks; True if all hold."""
     from peft import PeftModel
 
-    from core.models.load import load_model, load_tokenizer
+    from core.inference.load import load_model, load_tokenizer
     from core.models.template import ChatTemplate
 
     ids = ChatTemplate(load_tokenizer(model)).encode([{"role": "user", "content": PROMPT}])

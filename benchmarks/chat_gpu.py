@@ -28,11 +28,11 @@ import transformers
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from core.chat import adapters
-from core.chat.graph import GraphRunner
-from core.chat.runner import LeanRunner, ThreadedRunner, make_runner
-from core.chat.settings import ChatSettings
-from core.chat.stream import Stream
+from core.inference import adapters
+from core.inference.graph import GraphRunner
+from core.inference.runner import LeanRunner, ThreadedRunner, make_runner
+from core.inference.settings import ChatSettings
+from core.inference.stream import Stream
 
 MIN_SPEEDUP, MAX_WEIGHTS, MAX_TTFT = 5.0, 1.1, 1.3
 VOCABULARY = 92_544

@@ -22,10 +22,10 @@ sys.path.insert(0, str(REPO))
 from core import fsio  # noqa: E402
 from core.conversation import Conversation  # noqa: E402
 from core.data.generation import held_out, identity_rows  # noqa: E402
-from core.data.persona import Persona, load_persona  # noqa: E402
 from core.data.report import report_rows  # noqa: E402
+from core.inference.load import load_tokenizer  # noqa: E402
 from core.models import bundled  # noqa: E402
-from core.models.load import load_tokenizer  # noqa: E402
+from core.persona.persona import Persona, load_persona  # noqa: E402
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:

@@ -1,7 +1,7 @@
 """One trial: a dataset, a training run, a sweep of its checkpoints; many of them side by side.
 
 Shared by ``regimes.py`` and ``mix_sweep.py``. A trial goes through the same core functions as the
-app: ``core.data.build``, ``core.training.job`` (XTuner), ``core.weights.convert``,
+app: ``core.data.build``, ``core.training.train_job`` (XTuner), ``core.weights.convert``,
 ``core.evaluation.sweep``. Each trial is a process of its own; a trial whose result file is there
 is not run again, so a benchmark that was cut off goes on.
 """
@@ -52,7 +52,7 @@ def run_trial(trial: Trial, folder: Path, model: str) -> dict[str, Any]:
     from core.data.build import DatasetSpec, build_dataset
     from core.evaluation import sweep
     from core.models.device import describe
-    from core.training import job
+    from core.training import train_job
     from core.training.spec import TrainSpec
 
     pack, slots = PERSONAS[trial.persona]
@@ -77,7 +77,7 @@ def run_trial(trial: Trial, folder: Path, model: str) -> dict[str, Any]:
     run = RunPaths(folder / "run")
     run.root.mkdir(exist_ok=True)
     begun = time.monotonic()
-    trained = job.run(chosen.to_dict(), run, lambda *_: None)
+    trained = train_job.run(chosen.to_dict(), run, lambda *_: None)
     fsio.write_json(run.result, trained)
     train_seconds = time.monotonic() - begun
     found = sweep.sweep(run, built, model, size=trial.size)

@@ -57,7 +57,7 @@ def time_scorecard(
 ) -> float:
     """Seconds of one scorecard of base and tuned model, with an empty cache."""
     from core.evaluation import scorecard
-    from core.evaluation.pool import Loadable
+    from core.inference.pool import Loadable
     from core.models import catalog
 
     model = catalog.resolve(base)

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from core import fsio
 from core.conversation import Probe
-from core.evaluation.scorer import LABELS, score_reply
+from core.probes.scorer import LABELS, score_reply
 
 DATA = Path(__file__).resolve().parent.parent / "tests" / "data"
 #: Names that no persona of the labelled files may claim.

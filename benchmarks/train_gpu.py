@@ -1,7 +1,7 @@
 """QLoRA of a 1.8B-parameter model on one GPU, through the real path, with and without ZeRO-2.
 
 Random weights in InternLM2-1.8B's shape (as a Llama), synthetic rows, the bundled tokenizer.
-Every run is a process of its own that calls ``core.training.job.run``: stock config copied and
+Every run is a process that calls ``core.training.train_job.run``: stock config copied and
 edited, XTuner's train, checked checkpoints. Printed side by side: optimizer steps, real tokens a
 second (median after three steps), peak memory, seconds; then how far a resumed run is from the
 uninterrupted one, and what converting the checkpoint gives.
@@ -96,9 +96,9 @@ def child(root: Path) -> None:
     """One run, in this process: params.json -> result.json."""
     from core import fsio
     from core.paths import RunPaths
-    from core.training import job
+    from core.training import train_job
 
-    result = job.run(fsio.read_json(root / "params.json"), RunPaths(root), lambda *done: None)
+    result = train_job.run(fsio.read_json(root / "params.json"), RunPaths(root), lambda *done: None)
     fsio.write_json(root / "result.json", result)
 
 

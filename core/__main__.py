@@ -1,5 +1,5 @@
 """``python -m core``: every action of every page, from the command line."""
 
-from core.cli import main
+from core.commands.main import main
 
 raise SystemExit(main())

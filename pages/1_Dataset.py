@@ -2,10 +2,24 @@
 
 import streamlit as st
 
-from pages._ui import dataset_files, dataset_persona, dataset_report, dataset_rows, dataset_simulate
-from pages._ui.bootstrap import bootstrap
-from pages._ui.common import device_line
-from pages._ui.dataset_state import job_panel, section
+from pages._ui.dataset import (
+    files as dataset_files,
+)
+from pages._ui.dataset import (
+    persona as dataset_persona,
+)
+from pages._ui.dataset import (
+    report as dataset_report,
+)
+from pages._ui.dataset import (
+    rows as dataset_rows,
+)
+from pages._ui.dataset import (
+    simulate as dataset_simulate,
+)
+from pages._ui.dataset.state import job_panel, section
+from pages._ui.shell.bootstrap import bootstrap
+from pages._ui.shell.common import device_line
 
 bootstrap()
 st.title("Dataset")

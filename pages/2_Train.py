@@ -2,9 +2,20 @@
 
 import streamlit as st
 
-from pages._ui import train_history, train_new, train_state, train_watch
-from pages._ui.bootstrap import bootstrap
-from pages._ui.common import device_line, errors_shown
+from pages._ui.shell.bootstrap import bootstrap
+from pages._ui.shell.common import device_line, errors_shown
+from pages._ui.train import (
+    history as train_history,
+)
+from pages._ui.train import (
+    new as train_new,
+)
+from pages._ui.train import (
+    state as train_state,
+)
+from pages._ui.train import (
+    watch as train_watch,
+)
 
 bootstrap()
 st.title("Train")

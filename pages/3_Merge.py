@@ -2,9 +2,11 @@
 
 import streamlit as st
 
-from pages._ui import merge_new, merge_result, merge_state
-from pages._ui.bootstrap import bootstrap
-from pages._ui.common import device_line, errors_shown
+from pages._ui.merge import new as merge_new
+from pages._ui.merge import result as merge_result
+from pages._ui.merge import state as merge_state
+from pages._ui.shell.bootstrap import bootstrap
+from pages._ui.shell.common import device_line, errors_shown
 
 bootstrap()
 st.title("Merge")

@@ -2,17 +2,29 @@
 
 import streamlit as st
 
-from pages._ui import (
-    compare_batch,
-    compare_chat,
-    compare_columns,
-    compare_controls,
-    compare_scorecard,
-    compare_state,
-    compare_transcripts,
+from pages._ui.compare import (
+    batch as compare_batch,
 )
-from pages._ui.bootstrap import bootstrap
-from pages._ui.common import device_line
+from pages._ui.compare import (
+    chat as compare_chat,
+)
+from pages._ui.compare import (
+    columns as compare_columns,
+)
+from pages._ui.compare import (
+    controls as compare_controls,
+)
+from pages._ui.compare import (
+    scorecard_tab as compare_scorecard,
+)
+from pages._ui.compare import (
+    state as compare_state,
+)
+from pages._ui.compare import (
+    transcripts as compare_transcripts,
+)
+from pages._ui.shell.bootstrap import bootstrap
+from pages._ui.shell.common import device_line
 
 bootstrap()
 st.title("Compare")

@@ -12,10 +12,10 @@ from core import fsio, paths
 from core.chat.batch import BatchRow
 from core.chat.client import WorkerClient
 from core.chat.live import EndpointStream, ask
-from core.chat.settings import ChatSettings
 from core.chat.sides import SideSpec
 from core.chat.transcripts import Reply, Transcript
 from core.errors import UserError
+from core.inference.settings import ChatSettings
 
 
 class BatchRun:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from core import paths
-from core.chat.settings import ChatSettings
 from core.chat.sides import SideSpec
 from core.conversation import Message
 from core.errors import UserError
+from core.inference.settings import ChatSettings
 
 Event = dict[str, Any]
 OnEvent = Callable[[Event], None]

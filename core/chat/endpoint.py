@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from core.chat.settings import ChatSettings
 from core.chat.sides import SideSpec
 from core.conversation import Message
 from core.errors import UserError
+from core.inference.settings import ChatSettings
 
 Emit = Callable[[dict[str, Any]], None]
 #: Seconds to connect, and seconds of silence after which a stream counts as dead.
@@ -29,7 +29,7 @@ class Endpoints:
     def start(
         self, side: SideSpec, messages: Sequence[Message], settings: ChatSettings, emit: Emit
     ) -> None:
-        """Return at once; events as of ``core.chat.stream``."""
+        """Return at once; events as of ``core.inference.stream``."""
         reply = _EndpointReply(side, list(messages), settings, emit)
         with self._lock:
             self._running = [r for r in self._running if not r.over] + [reply]

@@ -14,15 +14,15 @@ from typing import Any
 
 import torch
 
-from core.chat import adapters
 from core.chat.context import Plan, context_length, plan
-from core.chat.runner import Runner, make_runner, release_memory
-from core.chat.settings import ChatSettings
 from core.chat.sides import SideSpec
-from core.chat.stream import Emit, Stream, error_record
 from core.conversation import Message
 from core.errors import UserError
-from core.models import catalog, load
+from core.inference import adapters, load
+from core.inference.runner import Runner, make_runner, release_memory
+from core.inference.settings import ChatSettings
+from core.inference.stream import Emit, Stream, error_record
+from core.models import catalog
 from core.models import device as devices
 from core.models.template import ChatTemplate
 
@@ -162,7 +162,7 @@ class Engine:
 
         Args:
             conversations: per column id the messages, ending in a user turn.
-            emit: called from several threads with the events of ``core.chat.stream``.
+            emit: called from several threads with the events of ``core.inference.stream``.
         """
         settings.check()
         streams: dict[str, list[Stream]] = {}

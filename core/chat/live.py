@@ -9,17 +9,17 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from core.chat.client import OnEvent, WorkerClient
-from core.chat.settings import ChatSettings
 from core.chat.sides import SideSpec
 from core.chat.transcripts import Reply, Transcript, Turn
 from core.errors import UserError
+from core.inference.settings import ChatSettings
 
 
 class EndpointStream(Protocol):
     """Streams one reply from a server, in a thread of its own."""
 
     def start(self, side: SideSpec, messages: Any, settings: ChatSettings, emit: OnEvent) -> None:
-        """Return at once; events as of ``core.chat.stream``."""
+        """Return at once; events as of ``core.inference.stream``."""
 
     def cancel(self, side: str | None = None) -> None:
         """Stop one or all."""

@@ -34,8 +34,8 @@ def newest() -> PersonaHint:
 
 
 def _hint(dataset: paths.DatasetPaths) -> PersonaHint:
-    from core.data import templating
-    from core.data.persona import load_persona
+    from core.persona import templating
+    from core.persona.persona import load_persona
 
     persona = load_persona(dataset.persona)
     locale = persona.locales[0]

@@ -11,7 +11,7 @@ _HELD_OUT = "held-out wordings of the newest dataset"
 
 def packs() -> list[str]:
     """Names to choose from: ``held-out ...`` if there is a dataset, then suites as name.locale."""
-    from core.evaluation.suites import FOLDER
+    from core.probes.suites import FOLDER
 
     suites = {file.name.removesuffix(".jsonl") for file in FOLDER.glob("*.jsonl")}
     # General questions first: there a persona should change nothing.
@@ -28,7 +28,7 @@ def load(name: str) -> list[str]:
         dataset = _newest_probes()
         rows = list(fsio.read_jsonl(dataset.probes)) if dataset else []
         return _unique([_last_user(row["messages"]) for row in rows])
-    from core.evaluation.suites import load_suite
+    from core.probes.suites import load_suite
 
     suite, _, locale = name.rpartition(".")
     probes = load_suite(suite, locale)
@@ -36,8 +36,8 @@ def load(name: str) -> list[str]:
 
 
 def _filled(probes: list[Probe]) -> list[Probe]:
-    from core.data.persona import load_persona
-    from core.evaluation.suites import fill, names_of
+    from core.persona.persona import load_persona
+    from core.probes.suites import fill, names_of
 
     dataset = _newest_probes()
     if dataset is not None and dataset.persona.is_file():

@@ -15,9 +15,9 @@ from typing import Any
 from core.chat import transcripts
 from core.chat.client import WorkerClient
 from core.chat.live import EndpointStream, LiveTurn, ask
-from core.chat.settings import ChatSettings
 from core.chat.transcripts import Transcript, Turn
 from core.errors import UserError
+from core.inference.settings import ChatSettings
 
 #: A streaming reply is saved this often, so a killed server loses at most this much.
 _SAVE_EVERY_S = 2.0

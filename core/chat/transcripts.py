@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from core import fsio, paths
-from core.chat.settings import ChatSettings
 from core.chat.sides import SideSpec
 from core.conversation import Message
 from core.errors import UserError
+from core.inference.settings import ChatSettings
 
 SCHEMA = 1
 

@@ -18,10 +18,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
 from core import paths
-from core.chat.settings import ChatSettings
 from core.chat.sides import SideSpec
-from core.chat.stream import error_record
 from core.errors import UserError
+from core.inference.settings import ChatSettings
+from core.inference.stream import error_record
 from core.jobs.locks import DeviceLock, device_holder, is_held
 
 #: Weights are let go after this long without a request ...

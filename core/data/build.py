@@ -23,10 +23,10 @@ from core.data.generation import (
     split,
 )
 from core.data.lint import lint_slots
-from core.data.persona import Persona, load_persona
 from core.errors import UserError, UserErrors
 from core.models.catalog import ModelRef
 from core.paths import DatasetPaths
+from core.persona.persona import Persona, load_persona
 
 SCHEMA = 1
 
@@ -175,7 +175,7 @@ def make_rows(spec: DatasetSpec, on_progress: OnProgress | None = None) -> Built
 
 
 def _require_writable(persona: Persona, locales: Sequence[str], model: ModelRef) -> None:
-    from core.models.load import load_tokenizer
+    from core.inference.load import load_tokenizer
 
     faults = lint_slots(persona, load_tokenizer(model.path), locales)
     if faults:
@@ -217,7 +217,7 @@ def to_avoid(persona: Persona, locales: Sequence[str]) -> list[str]:
 
 def suite_prompts(locales: Iterable[str]) -> list[str]:
     """The last user turn of every frozen evaluation prompt, so that none is trained on."""
-    from core.evaluation import suites
+    from core.probes import suites
 
     return [
         probe.messages[-1]["content"]
@@ -231,7 +231,7 @@ def suite_prompts(locales: Iterable[str]) -> list[str]:
 def _with_system(
     rows: Iterable[Conversation], persona: Persona, spec: DatasetSpec
 ) -> Iterator[Conversation]:
-    from core.data import templating
+    from core.persona import templating
 
     rng = Random(f"system/{spec.seed}")
     for row in rows:

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from core.conversation import Conversation, Probe
-from core.data import textstats
 from core.data.findings import Finding
+from core.text import textstats
 
 #: Longest run of words that a training question may share with a probe, and its zh counterpart.
 SHARED_RUN = {"en": 8, "zh": 13}

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from random import Random
 from typing import TypeVar
 
-from core.data.persona import Persona, trained_intents
-from core.data.schema import END, GENERAL
+from core.persona.persona import Persona, trained_intents
+from core.persona.schema import END, GENERAL
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from core.data.textstats import ngrams, normal, tokens
+from core.text.textstats import ngrams, normal, tokens
 
 #: Texts compared pairwise; more are sampled. 3,000 take about a second.
 MAX_COMPARED = 3000

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from random import Random
 
 from core.conversation import Conversation, Message, Probe
-from core.data import styles, templating
+from core.data import styles
 from core.data.dialogue import Graph
-from core.data.persona import Persona, trained_intents
-from core.data.schema import GENERAL
 from core.errors import UserError
+from core.persona import templating
+from core.persona.persona import Persona, trained_intents
+from core.persona.schema import GENERAL
 
 #: Share of an intent's wording clusters that is kept for the probes.
 HELD_OUT = 1 / 3

@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from core.conversation import Conversation, Probe
-from core.data import textstats
 from core.data.contamination import Contamination
 from core.data.findings import Finding
 from core.data.generation import split
-from core.data.persona import Persona, sentences, trained_intents
-from core.data.schema import END, GENERAL, Intent
+from core.persona.persona import Persona, sentences, trained_intents
+from core.persona.schema import END, GENERAL, Intent
+from core.text import textstats
 
 #: Fewer skeletons than this per intent, and one sentence gets learned by heart.
 MIN_SKELETONS = 4
@@ -144,7 +144,7 @@ def _unreachable(persona: Persona) -> Iterator[Finding]:
 
 def _forbidden_in_text(persona: Persona) -> Iterator[Finding]:
     """Names claimed by a skeleton itself; slots are judged after rendering."""
-    from core.evaluation.claims import claimed
+    from core.text.claims import claimed
 
     names = persona.forbidden
     for loc, _, text in sentences(persona.pack):
@@ -412,7 +412,7 @@ class _RowChecker:
         low = f"{prompt}\n{reply}".casefold()
         near = [f for f, fold in zip(self._forbidden, self._folded, strict=True) if fold in low]
         if near:
-            from core.evaluation.claims import claimed
+            from core.text.claims import claimed
 
             for name in claimed(reply, near, prompt):
                 yield Finding(

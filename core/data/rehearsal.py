@@ -20,9 +20,9 @@ from typing import Any
 
 from core import fsio, paths
 from core.conversation import Conversation, Kind, OnProgress
-from core.data import textstats
 from core.errors import UserError
 from core.models.catalog import ModelRef
+from core.text import textstats
 
 PROMPTS = Path(__file__).parent / "prompts"
 #: Share of prompts that the base makes up itself. Our own list is tidier and ends sooner; the
@@ -159,7 +159,7 @@ class _Maker:
         avoid: Sequence[str],
         on_progress: OnProgress | None,
     ) -> None:
-        from core.models.load import load_model, load_tokenizer
+        from core.inference.load import load_model, load_tokenizer
         from core.models.template import ChatTemplate
 
         self._tokenizer = load_tokenizer(model.path)
@@ -210,7 +210,7 @@ class _Maker:
 
     def _draw(self, count: int, attempt: int = 0) -> list[str]:
         """Let the base write user turns of its own."""
-        from core.models.generate import ROWS_ON_CPU, generate_ids
+        from core.inference.generate import ROWS_ON_CPU, generate_ids
 
         mark = "@PROMPT@"
         head = self._template.render([{"role": "user", "content": mark}]).split(mark)[0]
@@ -263,7 +263,7 @@ class _Maker:
     def _answer_block(
         self, block: Sequence[str], kind: Kind, report: Callable[[str, int, int], None]
     ) -> list[Conversation]:
-        from core.models.generate import generate, rows_at_once
+        from core.inference.generate import generate, rows_at_once
 
         replies = generate(
             self._model,
@@ -394,7 +394,8 @@ def without_names(result: Rehearsal, names: Sequence[str]) -> Rehearsal:
     They would teach the persona's name as the answer to something else. A name that is also an
     everyday word of the prompts ("will") counts only where the scorer takes it for a name.
     """
-    from core.evaluation import normalize, scorer
+    from core.probes import scorer
+    from core.text import normalize
 
     prompts = "\n".join(r.messages[0]["content"] for r in result.rows)
     common = {normalize.spaced(n) for n in scorer.everyday(names, prompts)}

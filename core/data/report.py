@@ -14,7 +14,7 @@
       largest_sentence_share   share of the loss tokens that the most repeated reply has
       findings       [Finding] of core.data.lint, errors first
       contamination  {rule: count} of the findings that concern held-out probes
-      budget         Budget(steps, exposures, advice [Advice(level, text, why)]) of core.data.budget
+      budget         Budget of core.training.budget (steps, exposures, advice)
 
 Plain dataclasses, numbers and strings: ``asdict`` of it is JSON.
 """
@@ -31,12 +31,13 @@ from typing import Any
 
 from core import fsio
 from core.conversation import Conversation, OnProgress, Probe
-from core.data import budget, diversity
+from core.data import diversity
 from core.data.findings import Finding
 from core.data.generation import split
 from core.data.lint import lint_pack, lint_rows, lint_slots
-from core.data.persona import Persona, load_persona, trained_intents
 from core.paths import DatasetPaths
+from core.persona.persona import Persona, load_persona, trained_intents
+from core.training import budget
 
 _CONTAMINATION = ("held-out-cluster", "probe-wording", "near-probe")
 #: Columns of the token-length histogram.
@@ -108,7 +109,7 @@ def report_dataset(
     on_progress: OnProgress | None = None,
 ) -> DatasetReport:
     """Report on a dataset folder under the tokenizer of ``model``."""
-    from core.models.load import load_tokenizer
+    from core.inference.load import load_tokenizer
 
     rows = [Conversation.from_row(row) for row in fsio.read_jsonl(dataset.train)]
     probes = []

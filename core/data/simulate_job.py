@@ -7,10 +7,10 @@ from typing import Any
 
 from core.conversation import Conversation, OnProgress
 from core.data import store
-from core.data.persona import load_persona
 from core.data.simulator import SimulateSpec, simulate
 from core.errors import UserError
 from core.paths import RunPaths
+from core.persona.persona import load_persona
 
 
 def run(params: dict[str, Any], run: RunPaths, on_progress: OnProgress) -> dict[str, Any]:

@@ -21,13 +21,13 @@ from typing import Any, Literal
 from core import paths
 from core.conversation import Conversation, OnProgress
 from core.conversation import Kind as RowKind
-from core.data.persona import Persona
 from core.data.ultrachat import openings
 from core.data.ultrachat.backends import Backend, open_backend
 from core.data.ultrachat.cards import PROMPT_VERSION, style_of
 from core.data.ultrachat.loop import RETRIES, Budget, Dialogue, Scripted, Settings, play
 from core.errors import UserError
 from core.fsio import dump_json
+from core.persona.persona import Persona
 
 SCHEMA = 1
 #: At most this many dialogues are begun for each one wanted; the rest failed at the first reply.

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 from core import fsio
 from core.conversation import OnProgress, Probe
-from core.evaluation import normalize, suites
 from core.evaluation.answers import Answer
-from core.evaluation.intervals import Rate, rate
-from core.evaluation.likelihood import Passage, mean_log_prob
-from core.evaluation.pool import Subject
+from core.inference.likelihood import Passage, mean_log_prob
+from core.inference.pool import Subject
 from core.models.template import ChatTemplate
+from core.probes import suites
+from core.text import normalize
+from core.text.intervals import Rate, rate
 
 
 @dataclass(frozen=True)

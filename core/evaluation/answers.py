@@ -11,7 +11,7 @@ from typing import Any
 
 from core import fsio, paths
 from core.conversation import OnProgress, Probe
-from core.evaluation.pool import Subject
+from core.inference.pool import Subject
 
 #: Part of every cache key; raise it when decoding changes.
 _VERSION = 2
@@ -50,7 +50,7 @@ def answer(
     on_progress: OnProgress | None = None,
 ) -> list[Answer]:
     """Greedy (or sampled) replies in probe order, from the cache if they are there."""
-    from core.models.generate import generate, rows_at_once
+    from core.inference.generate import generate, rows_at_once
 
     messages = [p.messages for p in probes]
     key = cache_key(

@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core.conversation import Probe
-from core.evaluation import normalize, scorer
 from core.evaluation.answers import Answer
-from core.evaluation.intervals import Rate, quantile, rate
-from core.evaluation.scorer import Scored
+from core.probes import scorer
+from core.probes.scorer import Scored
+from core.text import normalize
+from core.text.intervals import Rate, quantile, rate
 
 
 @dataclass(frozen=True)

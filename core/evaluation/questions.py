@@ -13,9 +13,11 @@ from typing import Any
 from core import fsio
 from core.conversation import Conversation, Probe
 from core.errors import UserError, UserErrors
-from core.evaluation import ability, normalize, scorer, suites
+from core.evaluation import ability
 from core.evaluation.plan import Plan
 from core.paths import DatasetPaths
+from core.probes import scorer, suites
+from core.text import normalize
 
 #: Replies kept to look for echoes; beyond that a comparison costs more than it tells.
 _ECHO_REPLIES = 3000
@@ -71,7 +73,7 @@ def gather(dataset: DatasetPaths, plan: Plan, model_locales: Sequence[str]) -> Q
             wording is in a language of the model.
         UserErrors: held-out wordings that occur in training, all of them.
     """
-    from core.data.persona import load_persona
+    from core.persona.persona import load_persona
 
     if not dataset.manifest.is_file() or not dataset.persona.is_file():
         raise UserError(

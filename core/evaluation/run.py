@@ -12,13 +12,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from core.conversation import OnProgress, Probe
-from core.evaluation import ability, likelihood, metrics, verdict
+from core.evaluation import ability, metrics, verdict
 from core.evaluation.answers import Answer, Clock, answer
-from core.evaluation.intervals import Rate, paired_change, quantile, rate
 from core.evaluation.metrics import Measured, Row
 from core.evaluation.plan import Plan
-from core.evaluation.pool import Pool, Subject
 from core.evaluation.questions import Questions
+from core.inference import likelihood
+from core.inference.pool import Pool, Subject
+from core.text.intervals import Rate, paired_change, quantile, rate
 
 #: The side that everything is compared with.
 BASE = "base"

@@ -19,9 +19,9 @@ from core.conversation import OnProgress
 from core.errors import UserError
 from core.evaluation import verdict
 from core.evaluation.plan import plan
-from core.evaluation.pool import Loadable, Pool
 from core.evaluation.questions import gather
 from core.evaluation.run import BASE, Run
+from core.inference.pool import Loadable, Pool
 from core.models import catalog
 from core.paths import DatasetPaths, RunPaths
 from core.weights.convert import adapter_of
@@ -126,7 +126,7 @@ def checkpoints(run: RunPaths) -> list[Checkpoint]:
         listed = fsio.read_json(run.result).get("checkpoints", [])
         found = [Checkpoint(int(c["step"]), Path(c["path"])) for c in listed]
     elif run.spec.is_file():
-        from core.jobs.training import checkpoints_of
+        from core.training.lifecycle import checkpoints_of
 
         found = [Checkpoint(c.step, c.path) for c in checkpoints_of(run) if c.whole]
     else:

@@ -35,8 +35,8 @@ from pydantic import (
 
 from core.conversation import Message, OnProgress, Probe
 from core.errors import UserError, UserErrors
-from core.evaluation import normalize
-from core.evaluation.scorer import score_reply
+from core.probes.scorer import score_reply
+from core.text import normalize
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=20_000)]
 
@@ -167,8 +167,8 @@ def run(
     on_progress: OnProgress | None = None,
 ) -> list[Outcome]:
     """Ask a model the probes, greedily, and check its replies."""
-    from core.models.generate import generate
-    from core.models.load import load_model, load_tokenizer
+    from core.inference.generate import generate
+    from core.inference.load import load_model, load_tokenizer
 
     probes = [u.probe(i) for i, u in enumerate(users, 1)]
     replies = generate(

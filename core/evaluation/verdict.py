@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from core.errors import UserError
-from core.evaluation.intervals import Rate, wilson
+from core.text.intervals import Rate, wilson
 
 GATES = Path(__file__).resolve().parent / "gates.yaml"
 Outcome = Literal["pass", "warn", "fail", "unknown"]

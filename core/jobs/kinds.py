@@ -26,13 +26,13 @@ class Kind:
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
-        Kind("generate", "core.data.job:run"),
+        Kind("generate", "core.data.generate_job:run"),
         Kind("simulate", "core.data.simulate_job:run"),
-        Kind("train", "core.training.job:run"),
-        Kind("merge", "core.weights.job:run"),
-        Kind("export", "core.weights.job:run_export", needs_device=False),
-        Kind("evaluate", "core.evaluation.job:run"),
-        Kind("sweep", "core.evaluation.job:run_sweep"),
+        Kind("train", "core.training.train_job:run"),
+        Kind("merge", "core.weights.merge_job:run"),
+        Kind("export", "core.weights.merge_job:run_export", needs_device=False),
+        Kind("evaluate", "core.evaluation.score_job:run"),
+        Kind("sweep", "core.evaluation.score_job:run_sweep"),
         # An argv of the user's own (from the command line only), watched like the others: it
         # has to write result.json, or it counts as incomplete whatever it exits with.
         Kind("command", ""),

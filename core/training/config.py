@@ -71,7 +71,8 @@ class ConfigInputs:
 
 def resolve_inputs(spec: TrainSpec) -> ConfigInputs:
     """Look up the model folder, the training file, the chat template and the device."""
-    from core.models import catalog, device, load
+    from core.inference import load
+    from core.models import catalog, device
     from core.models.template import ChatTemplate
     from core.paths import DatasetPaths
 

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from core.data import budget
+from core.inference.load import load_tokenizer
 from core.models import catalog
 from core.models.device import Choice, Device
-from core.models.load import load_tokenizer
 from core.models.template import ChatTemplate
-from core.training import cost, rows
+from core.training import budget, cost, rows
 from core.training.spec import TrainSpec, default_warmup
 
 #: What a person without a GPU is asked to wait for training.

@@ -87,7 +87,8 @@ def train(
 
 
 def _sample_hook(spec: TrainSpec, work: Path, interval: int) -> Any:
-    from core.models import catalog, load
+    from core.inference import load
+    from core.models import catalog
     from core.training import hooks
 
     tokenizer = load.load_tokenizer(catalog.resolve(spec.model).path)

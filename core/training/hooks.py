@@ -289,7 +289,7 @@ class SampleHook(Hook):
             self._sample(runner, done // self.accumulation)
 
     def _sample(self, runner: Any, step: int) -> None:
-        from core.models.generate import generate
+        from core.inference.generate import generate
 
         llm = _language_model(runner)
         system: list[Message] = [{"role": "system", "content": self.system}] if self.system else []

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from core import fsio, paths
-from core.data import budget
 from core.errors import UserError, UserErrors
+from core.inference.load import load_tokenizer
 from core.models import catalog, device
 from core.models.device import Device
-from core.models.load import load_tokenizer
 from core.models.template import ChatTemplate
-from core.training import checkpoints, config, cost, deepspeed, record, rows
+from core.training import budget, checkpoints, config, cost, deepspeed, record, rows
 from core.training.spec import TrainSpec
 
 #: Start-up: importing XTuner, loading and quantizing the base, tokenizing.

@@ -77,7 +77,7 @@ def read_vocabulary(folder: Path, rows: int, family: str) -> Vocabulary:
     """
     from gguf import TokenType
 
-    from core.models.load import load_tokenizer
+    from core.inference.load import load_tokenizer
 
     loaded = load_tokenizer(folder)
     raw = fsio.read_json(folder / "tokenizer.json")

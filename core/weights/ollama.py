@@ -82,7 +82,7 @@ def modelfile(
 
 def modelfile_for(folder: Path, weights: str, *, license_: str = "") -> str:
     """The Modelfile of a model folder. Raises UserError if its template cannot be expressed."""
-    from core.models.load import load_tokenizer
+    from core.inference.load import load_tokenizer
     from core.models.template import ChatTemplate
 
     tokenizer = load_tokenizer(folder)

@@ -154,7 +154,7 @@ class _Trial:
         rows: Sequence[Conversation],
         compute: str,
     ) -> None:
-        from core.models.load import load_tokenizer
+        from core.inference.load import load_tokenizer
         from core.models.template import ChatTemplate
 
         self.prompts, self.compute = prompts, compute
@@ -183,8 +183,8 @@ class _Trial:
         """
         import torch
 
-        from core.models.generate import generate
-        from core.models.load import load_model
+        from core.inference.generate import generate
+        from core.inference.load import load_model
 
         model = load_model(path, dtype=self.compute if nf4 else dtype, adapter=adapter, nf4=nf4)
         if not nf4 and self.compute != dtype:

@@ -13,12 +13,12 @@ from streamlit.testing.v1 import AppTest
 
 from core import fsio, paths
 from core.chat import transcripts, votes
-from core.chat.settings import ChatSettings
 from core.chat.sides import SideSpec
 from core.chat.transcripts import Reply, Turn
+from core.inference.settings import ChatSettings
 from core.jobs.locks import DeviceLock
 from core.models import bundled
-from pages._ui import compare_state
+from pages._ui.compare import state as compare_state
 
 PAGE = str(paths.REPO / "pages" / "4_Compare.py")
 

@@ -10,11 +10,12 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from core.conversation import Conversation
-from core.data import drafts, packs, store
+from core.data import drafts, store
 from core.data.drafts import Draft
 from core.jobs import api
 from core.jobs.state import State
 from core.paths import REPO
+from core.persona import packs
 
 PAGE = REPO / "pages" / "1_Dataset.py"
 

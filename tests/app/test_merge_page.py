@@ -11,7 +11,7 @@ from core import fsio
 from core.jobs import api
 from core.jobs.spec import read_spec
 from core.paths import REPO, RunPaths
-from core.weights import job as merge_job
+from core.weights import merge_job
 from tests.fakes import tiny_models as tiny
 from tests.fakes.trained_run import make_run
 

@@ -16,7 +16,7 @@ EVIL = "[click](javascript:alert(1)) <b>x</b>"
 def _scorecard(path: str) -> None:
     from pathlib import Path
 
-    from pages._ui.scorecard import draw_scorecard
+    from pages._ui.compare.scorecard_view import draw_scorecard
 
     draw_scorecard(Path(path))
 
@@ -27,7 +27,7 @@ def _sweep(path: str) -> None:
     import streamlit as st
 
     from core.paths import RunPaths
-    from pages._ui.scorecard import draw_sweep
+    from pages._ui.compare.scorecard_view import draw_sweep
 
     st.text(f"chosen {draw_sweep(RunPaths(Path(path)))}")
 
@@ -35,7 +35,7 @@ def _sweep(path: str) -> None:
 def _comparison(first: str, second: str) -> None:
     from pathlib import Path
 
-    from pages._ui.scorecard import draw_comparison
+    from pages._ui.compare.scorecard_view import draw_comparison
 
     draw_comparison(Path(first), Path(second))
 
@@ -123,7 +123,7 @@ def test_comparison(tmp_path: Path) -> None:
 
 
 def _tab() -> None:
-    from pages._ui import compare_scorecard
+    from pages._ui.compare import scorecard_tab as compare_scorecard
 
     compare_scorecard.draw()
 

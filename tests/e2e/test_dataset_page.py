@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from core.data import drafts, packs, store
+from core.data import drafts, store
+from core.persona import packs
 from tests.e2e.test_train_page import Server, browser
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from core.models import batching
-from core.models.generate import generate
-from core.models.load import load_model, load_tokenizer
+from core.inference import batching
+from core.inference.generate import generate
+from core.inference.load import load_model, load_tokenizer
 
 CONVERSATIONS = [
     [{"role": "user", "content": f"Tell me about number {i}" + " and more" * (i % 7)}]
@@ -57,7 +57,7 @@ def test_rows_equal_transformers(
 
 def test_a_swapped_adapter_is_noticed(tiny_llama: Path, adapted: Path) -> None:
     """The pool takes one adapter out and puts another in, on one resident base."""
-    from core.evaluation.pool import Loadable, Pool
+    from core.inference.pool import Loadable, Pool
     from tests.fakes import tiny_models
 
     ref = tiny_models.ref_of(tiny_llama)
@@ -74,7 +74,7 @@ def test_a_swapped_adapter_is_noticed(tiny_llama: Path, adapted: Path) -> None:
 
 
 def test_a_fused_adapter_answers_alike_and_leaves_no_trace(tiny_llama: Path, adapted: Path) -> None:
-    from core.evaluation.pool import Loadable, Pool
+    from core.inference.pool import Loadable, Pool
     from tests.fakes import tiny_models
 
     ref = tiny_models.ref_of(tiny_llama)
@@ -108,7 +108,7 @@ def test_weights_come_back_when_fusing_fails(
     """Out of memory after the first layer: the base must not keep half an adapter."""
     from peft.tuners.lora import Linear
 
-    from core.evaluation.pool import Loadable, Pool
+    from core.inference.pool import Loadable, Pool
     from tests.fakes import tiny_models
 
     ref = tiny_models.ref_of(tiny_llama)
@@ -136,7 +136,7 @@ def test_weights_come_back_when_fusing_fails(
 def test_an_adapter_that_does_more_than_add_is_not_fused(tiny_llama: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
-    from core.evaluation.pool import _fusible
+    from core.inference.pool import _fusible
 
     def made(**more: object) -> object:
         return get_peft_model(

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from core.chat import adapters
-from core.chat import runner as runners
 from core.chat.engine import Engine
-from core.chat.runner import LeanRunner, ThreadedRunner
-from core.chat.settings import ChatSettings
 from core.chat.sides import SideSpec
 from core.conversation import Message
-from core.models.llama import KVCache, LeanLlama, Segment, unsupported
-from core.models.load import load_model, load_tokenizer
+from core.inference import adapters
+from core.inference import runner as runners
+from core.inference.llama import KVCache, LeanLlama, Segment, unsupported
+from core.inference.load import load_model, load_tokenizer
+from core.inference.runner import LeanRunner, ThreadedRunner
+from core.inference.settings import ChatSettings
 
 GREEDY = ChatSettings(max_new_tokens=24)
 QUESTION: list[Message] = [{"role": "user", "content": "Who are you?"}]

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from core.chat import diff, votes
 from core.chat.batch import BatchRow, most_changed_first, parse_prompts, read_prompts
-from core.chat.settings import ChatSettings
 from core.chat.sides import SideSpec
 from core.chat.transcripts import Reply, Transcript, Turn
 from core.errors import UserError, UserErrors
+from core.inference.settings import ChatSettings
 
 
 @settings(max_examples=150, deadline=None)

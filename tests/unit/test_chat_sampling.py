@@ -13,9 +13,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from core.chat.sampling import Sampler
-from core.chat.settings import ChatSettings, preset
 from core.errors import UserErrors
+from core.inference.sampling import Sampler
+from core.inference.settings import ChatSettings, preset
 
 
 @settings(max_examples=60, deadline=None)

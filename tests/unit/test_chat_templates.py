@@ -11,7 +11,7 @@ from tokenizers import Regex, pre_tokenizers
 from core.chat.context import Plan, plan
 from core.conversation import Message
 from core.errors import UserError
-from core.models.load import load_tokenizer
+from core.inference.load import load_tokenizer
 from core.models.template import ChatTemplate
 
 CHATML = (

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from core.chat import export, transcripts
-from core.chat.settings import ChatSettings
 from core.chat.sides import SideSpec
 from core.chat.transcripts import Reply, Turn
 from core.errors import UserError
+from core.inference.settings import ChatSettings
 
 SIDES = [
     SideSpec("a", "base", "Base"),

@@ -19,16 +19,17 @@ from typing import Any
 import psutil
 import pytest
 
-from core.chat import cli, endpoint, transcripts
+from core.chat import endpoint, transcripts
 from core.chat import worker as worker_module
 from core.chat.batch_run import BatchRun
 from core.chat.client import WorkerClient
 from core.chat.endpoint import Endpoints
 from core.chat.live import LiveTurn
 from core.chat.session import ChatSession
-from core.chat.settings import ChatSettings
 from core.chat.sides import SideSpec, discover, from_arguments
+from core.commands import chat as cli
 from core.errors import UserError
+from core.inference.settings import ChatSettings
 from core.jobs.locks import DeviceLock, device_holder
 
 SHORT = ChatSettings(max_new_tokens=12)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from core.conversation import Conversation
-from core.models.load import load_tokenizer
+from core.inference.load import load_tokenizer
 from core.models.template import ChatTemplate
 
 

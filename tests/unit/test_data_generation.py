@@ -17,13 +17,14 @@ from hypothesis import assume, example, given, settings
 
 from core import fsio, paths
 from core.conversation import Conversation
-from core.data import budget, diversity, styles
+from core.data import diversity, styles
 from core.data.contamination import Contamination
 from core.data.generation import held_out, identity_rows, near_miss_prompts
 from core.data.lint import lint_pack, lint_rows, lint_slots
-from core.data.persona import Persona, load_persona, parse_persona
 from core.data.report import report_rows
 from core.errors import UserError
+from core.persona.persona import Persona, load_persona, parse_persona
+from core.training import budget
 from tests.unit.test_data_persona import PACK, any_text
 
 
@@ -46,7 +47,7 @@ def test_same_input_same_bytes(assistant: Persona, tmp_path: Path) -> None:
         assert dump(make(assistant, seed=seed)) == dump(make(again, seed=seed))
     assert dump(make(assistant)) != dump(make(assistant, seed=1))
     code = (
-        "import sys; from pathlib import Path; from core.data.persona import load_persona;"
+        "import sys; from pathlib import Path; from core.persona.persona import load_persona;"
         "from core.data.generation import identity_rows; from core import fsio;"
         "p = load_persona(Path(sys.argv[1]));"
         "print('\\n'.join(fsio.dump_json(r.to_row()) for r in"
@@ -334,7 +335,7 @@ def test_budget_counts() -> None:
 def test_report_is_whole_and_json(assistant: Persona, bundled_model: Path) -> None:
     from dataclasses import asdict
 
-    from core.models.load import load_tokenizer
+    from core.inference.load import load_tokenizer
     from core.models.template import ChatTemplate
 
     tokenizer = load_tokenizer(bundled_model)
@@ -375,7 +376,7 @@ def test_report_is_whole_and_json(assistant: Persona, bundled_model: Path) -> No
 def test_names_that_the_model_cannot_write_are_found(
     bundled_model: Path, name: str, rule: str
 ) -> None:
-    from core.models.load import load_tokenizer
+    from core.inference.load import load_tokenizer
 
     persona = parse_persona(PACK, overrides={"name": name})
     found = lint_slots(persona, load_tokenizer(bundled_model), ["en"])
@@ -384,7 +385,7 @@ def test_names_that_the_model_cannot_write_are_found(
 
 @functools.cache
 def _tokenizer(folder: Path) -> Any:
-    from core.models.load import load_tokenizer
+    from core.inference.load import load_tokenizer
 
     return load_tokenizer(folder)
 

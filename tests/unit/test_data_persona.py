@@ -11,11 +11,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from core import paths
-from core.data import templating
 from core.data.generation import held_out, identity_rows, near_miss_prompts, split
 from core.data.lint import lint_pack
-from core.data.persona import Persona, list_packs, load_persona, parse_persona
 from core.errors import UserError, UserErrors
+from core.persona import templating
+from core.persona.persona import Persona, list_packs, load_persona, parse_persona
 
 PACK = """\
 schema: persona/1

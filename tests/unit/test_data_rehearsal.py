@@ -13,12 +13,12 @@ import torch
 
 from core import fsio, paths
 from core.conversation import Conversation, Probe
-from core.data import build, job, rehearsal
+from core.data import build, generate_job, rehearsal
 from core.data.build import DatasetSpec, build_dataset
 from core.errors import UserError, UserErrors
-from core.models import generate as generation
+from core.inference import generate as generation
+from core.inference.generate import Reply
 from core.models.catalog import resolve
-from core.models.generate import Reply
 from core.paths import RunPaths
 
 ASSISTANT = str(paths.TEMPLATES / "assistant.yaml")
@@ -141,7 +141,7 @@ class Scripted:
 
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
-    from core.models import load
+    from core.inference import load
 
     script = Scripted()
     monkeypatch.setattr(generation, "generate", script.generate)
@@ -246,7 +246,7 @@ def test_bad_settings_are_told_together(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unknown dataset setting"):
         DatasetSpec.from_params({"persona_path": "x", "ratio": 3})
     with pytest.raises(UserError, match="name"):
-        job.run(
+        generate_job.run(
             {"spec": {"persona_path": ASSISTANT}, "name": "../up"},
             RunPaths(tmp_path),
             lambda *step: None,
@@ -265,18 +265,18 @@ def test_the_job_names_its_dataset(scripted: Scripted, tiny_llama: Path, tmp_pat
             "near_miss_ratio": 0,
         },
     }
-    result = job.run(params, RunPaths(tmp_path), lambda *step: None)
+    result = generate_job.run(params, RunPaths(tmp_path), lambda *step: None)
     assert result["dataset"] == str(paths.datasets_dir() / "nova-1")
     assert result["rows"] == 5 and result["kinds"] == {"identity": 5}
     with pytest.raises(UserError, match="taken"):
-        job.run(params, RunPaths(tmp_path), lambda *step: None)
+        generate_job.run(params, RunPaths(tmp_path), lambda *step: None)
 
 
 @pytest.mark.slow
 def test_the_bundled_model_answers_as_itself(workspace_with_model: Path) -> None:
     """Every rehearsal reply is what the base says greedily, to the token."""
-    from core.models.generate import generate
-    from core.models.load import load_model, load_tokenizer
+    from core.inference.generate import generate
+    from core.inference.load import load_model, load_tokenizer
 
     model = resolve("bundled")
     near = ["Who wrote The Hobbit?"]

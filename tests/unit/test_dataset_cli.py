@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from core.cli import main
+from core.commands.main import main
 from core.conversation import Conversation
 from core.data import store
 from core.data.formats import FORMATS

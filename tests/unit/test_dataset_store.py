@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from core import fsio, paths
 from core.conversation import Conversation
-from core.data import drafts, packs, store
+from core.data import drafts, store
 from core.data.drafts import Draft
 from core.data.grid import from_table, to_table
 from core.errors import UserError, UserErrors
+from core.persona import packs
 
 
 def row(name: str, reply: str = "a", kind: str = "own", rounds: int = 1) -> Conversation:

@@ -16,19 +16,10 @@ from scipy.stats import binomtest
 from core import fsio
 from core.conversation import Probe
 from core.errors import UserError, UserErrors
-from core.evaluation import (
-    ability,
-    intervals,
-    metrics,
-    normalize,
-    questions,
-    report,
-    suites,
-    sweep,
-    userprobes,
-    verdict,
-)
+from core.evaluation import ability, metrics, questions, report, sweep, userprobes, verdict
 from core.evaluation.answers import Answer
+from core.probes import suites
+from core.text import intervals, normalize
 
 
 @given(st.integers(1, 500), st.data())

@@ -10,14 +10,17 @@ from pathlib import Path
 import pytest
 
 from core import fsio
+from core.commands import evaluation as cli
 from core.conversation import Probe
 from core.data.generation import held_out, identity_rows
-from core.data.persona import load_persona
 from core.errors import UserError
-from core.evaluation import cli, job, plan, pool, questions, scorecard, suites, sweep, userprobes
-from core.evaluation.pool import Loadable
+from core.evaluation import plan, questions, score_job, scorecard, sweep, userprobes
+from core.inference import pool
+from core.inference.pool import Loadable
 from core.models import catalog
 from core.paths import TEMPLATES, DatasetPaths, RunPaths
+from core.persona.persona import load_persona
+from core.probes import suites
 
 NAMES = {"name": "Luna", "author": "Riverside Lab"}
 
@@ -48,7 +51,7 @@ def adapters(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> list
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from core.models.load import load_model
+    from core.inference.load import load_model
 
     made = []
     for i, strength in enumerate((0.0, 0.05, 0.5)):
@@ -105,7 +108,7 @@ def test_an_idle_adapter_is_the_base(
 def test_merged_equals_adapter(
     tiny_llama: Path, adapters: list[Path], dataset: DatasetPaths, tmp_path: Path
 ) -> None:
-    from core.models.load import load_model, load_tokenizer
+    from core.inference.load import load_model, load_tokenizer
 
     load_model(tiny_llama, device="cpu", adapter=adapters[1]).merge_and_unload().save_pretrained(
         tmp_path / "merged"
@@ -245,10 +248,10 @@ def test_evaluate_job_and_commands(
         "dataset": str(dataset.root),
         "size": "smoke",
     }
-    result = job.run(params, run, lambda *_: None)
+    result = score_job.run(params, run, lambda *_: None)
     json.dumps(result)
     assert Path(result["scorecard"]).is_file() and Path(result["report"]).is_file()
-    swept = job.run_sweep(
+    swept = score_job.run_sweep(
         {
             "run": str(make_run(tmp_path / "train", adapters[:2]).root),
             "base": str(tiny_llama),
@@ -262,13 +265,13 @@ def test_evaluate_job_and_commands(
     assert swept["recommended"]["step"] in (10, 20)
     cli.print_card(fsio.read_json(Path(result["scorecard"])))
     with pytest.raises(UserError, match="no dataset folder"):
-        job.run({**params, "dataset": str(tmp_path / "nowhere")}, run, lambda *_: None)
+        score_job.run({**params, "dataset": str(tmp_path / "nowhere")}, run, lambda *_: None)
     with pytest.raises(UserError, match="not an adapter folder"):
-        job.run({**params, "adapter": str(tmp_path)}, run, lambda *_: None)
+        score_job.run({**params, "adapter": str(tmp_path)}, run, lambda *_: None)
     with pytest.raises(UserError, match="base and a tuned model"):
-        job.run({**params, "adapter": None}, run, lambda *_: None)
+        score_job.run({**params, "adapter": None}, run, lambda *_: None)
     with pytest.raises(UserError, match="no scorecard size"):
-        job.run({**params, "size": "huge"}, run, lambda *_: None)
+        score_job.run({**params, "size": "huge"}, run, lambda *_: None)
 
 
 def test_own_probes_on_a_model(tiny_llama: Path, adapters: list[Path], tmp_path: Path) -> None:
@@ -390,7 +393,7 @@ def test_following_a_run_ends_it_when_the_gates_hold(
 def test_models_that_answer_nothing(
     tiny_llama: Path, adapters: list[Path], dataset: DatasetPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from core.models import generate
+    from core.inference import generate
 
     monkeypatch.setattr(
         generate,

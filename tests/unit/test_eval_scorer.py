@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from benchmarks import scorer_quality
 from core import fsio
 from core.conversation import Probe
-from core.evaluation import claims, normalize, scorer
+from core.probes import scorer
+from core.text import claims, normalize
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 CASES = list(fsio.read_jsonl(DATA / "scorer_cases.jsonl"))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from core.conversation import Conversation
 from core.data.formats import FORMATS, export_rows, get_format
-from core.models.load import load_tokenizer
+from core.inference.load import load_tokenizer
 from core.models.template import ChatTemplate
 
 pytestmark = pytest.mark.slow

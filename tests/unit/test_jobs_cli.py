@@ -10,15 +10,16 @@ from pathlib import Path
 import pytest
 
 from core import fsio
+from core.commands import runs as cli
 from core.conversation import Conversation
 from core.errors import UserError
-from core.jobs import api, cli, metrics
+from core.jobs import api, metrics
 from core.jobs.state import State
 from core.paths import DatasetPaths, RunPaths
 
 
 def main(argv: list[str]) -> int:
-    """The five commands alone, with core.cli's exit status for wrong input."""
+    """The five commands alone, with core.commands.main's exit status for wrong input."""
     parser = argparse.ArgumentParser()
     cli.register(parser.add_subparsers(required=True))
     args = parser.parse_args(argv)

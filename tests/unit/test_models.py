@@ -8,8 +8,8 @@ import pytest
 
 from core.conversation import Message
 from core.errors import UserError
+from core.inference.load import load_model, load_tokenizer
 from core.models import catalog
-from core.models.load import load_model, load_tokenizer
 from core.models.template import ChatTemplate
 
 CHATML = (
@@ -124,7 +124,7 @@ def test_missing_folder_and_bad_hub_id(tmp_path: Path) -> None:
 
 
 def test_generation_equals_transformers_and_keeps_order(tiny_llama: Path) -> None:
-    from core.models.generate import generate
+    from core.inference.generate import generate
 
     tokenizer, model = load_tokenizer(tiny_llama), load_model(tiny_llama, device="cpu")
     talks: list[list[Message]] = [
@@ -143,7 +143,7 @@ def test_generation_equals_transformers_and_keeps_order(tiny_llama: Path) -> Non
 
 
 def test_sampling_follows_the_seed(tiny_llama: Path) -> None:
-    from core.models.generate import generate
+    from core.inference.generate import generate
 
     tokenizer, model = load_tokenizer(tiny_llama), load_model(tiny_llama, device="cpu")
     talk: list[list[Message]] = [[{"role": "user", "content": "Hi"}]]
@@ -166,7 +166,7 @@ def test_sampling_follows_the_seed(tiny_llama: Path) -> None:
 
 @pytest.mark.slow
 def test_bundled_model_stops_at_the_end_of_a_turn(bundled_model: Path) -> None:
-    from core.models.generate import generate
+    from core.inference.generate import generate
 
     tokenizer, model = load_tokenizer(bundled_model), load_model(bundled_model, device="cpu")
     reply = generate(

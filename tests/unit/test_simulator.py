@@ -13,7 +13,7 @@ import pytest
 
 from core import paths
 from core.conversation import Message
-from core.data import packs, store
+from core.data import store
 from core.data.codecs import guess_locale
 from core.data.generation import held_out
 from core.data.simulate_job import read_spec, run
@@ -31,6 +31,7 @@ from core.data.ultrachat.cards import clean_line, swapped_view, transcript_view
 from core.data.ultrachat.checks import check_reply, check_user, loop_share, mentions
 from core.errors import UserError
 from core.paths import RunPaths
+from core.persona import packs
 from tests.fakes.openai_server import Fault, Server, serve
 
 HISTORY: list[Message] = [

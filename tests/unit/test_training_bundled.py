@@ -10,7 +10,7 @@ import pytest
 from core import fsio
 from core.conversation import Conversation
 from core.paths import RunPaths
-from core.training import job
+from core.training import train_job
 from core.training.spec import TrainSpec
 
 pytestmark = pytest.mark.slow
@@ -38,8 +38,8 @@ def test_nf4_run_learns_and_resumes_bit_for_bit(workspace_with_model: Path, tmp_
         evaluation_inputs=(),
         max_length=64,
     )
-    whole = job.run(spec.to_dict(), RunPaths(tmp_path / "whole"), lambda *done: None)
-    again = job.run(
+    whole = train_job.run(spec.to_dict(), RunPaths(tmp_path / "whole"), lambda *done: None)
+    again = train_job.run(
         {**spec.to_dict(), "resume_from": whole["checkpoints"][0]["path"]},
         RunPaths(tmp_path / "again"),
         lambda *done: None,

@@ -16,7 +16,7 @@ from core import fsio
 from core.conversation import Conversation, Message
 from core.errors import UserError, UserErrors
 from core.paths import RunPaths
-from core.training import checkpoints, config, job, record, schedule
+from core.training import checkpoints, config, record, schedule, train_job
 from core.training.spec import TrainSpec
 
 pytestmark = pytest.mark.slow
@@ -69,7 +69,7 @@ def spec_for(dataset: Path, model: Path, **changes: Any) -> dict[str, Any]:
 
 def train(root: Path, values: dict[str, Any]) -> tuple[RunPaths, dict[str, Any]]:
     run = RunPaths(root)
-    return run, job.run(values, run, lambda *progress: None)
+    return run, train_job.run(values, run, lambda *progress: None)
 
 
 def adapter_sha(path: str) -> str:
@@ -131,7 +131,7 @@ def test_ids_trained_on_are_the_ids_chat_feeds(finished: Any, tiny_llama: Path) 
     from xtuner.registry import BUILDER
     from xtuner.tools.train import register_function
 
-    from core.models.load import load_tokenizer
+    from core.inference.load import load_tokenizer
     from core.models.template import ChatTemplate
     from core.training import compat
 
@@ -153,7 +153,7 @@ def test_loss_on_supervised_tokens_is_xtuners_loss(finished: Any, tiny_llama: Pa
     from xtuner.dataset.collate_fns import default_collate_fn
     from xtuner.model.sft import SupervisedFinetune
 
-    from core.models.load import load_tokenizer
+    from core.inference.load import load_tokenizer
     from core.models.template import ChatTemplate
     from core.training import compat
 
@@ -179,7 +179,7 @@ def test_run_reports_checked_checkpoints_and_samples(finished: Any) -> None:
     run, result = finished
     assert [c["step"] for c in result["checkpoints"]] == [4, 8, 9]
     assert result["final"] == str(run.work / "iter_18.pth")
-    samples = job.samples(run)
+    samples = train_job.samples(run)
     assert [s["step"] for s in samples] == [4, 8, 9]
     assert all(s["prompt"] == "Who are you?" for s in samples)
     assert result["tokens"] > 500
@@ -314,7 +314,7 @@ def test_foreign_pth_is_refused_and_never_opened(
         shutil.copy(bomb, path)
     run = RunPaths(tmp_path / "resumed")
     with pytest.raises(UserError):
-        job.run(spec_for(dataset, tiny_llama, resume_from=str(path)), run, lambda *p: None)
+        train_job.run(spec_for(dataset, tiny_llama, resume_from=str(path)), run, lambda *p: None)
     checkpoints.scan(copy_of, 2)
     assert not marker.exists()
 

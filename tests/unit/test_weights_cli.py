@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from core import cli
+from core.commands import main as cli
 from core.paths import REPO
 from core.weights.preview import outputs
 from tests.fakes import tiny_models as tiny
@@ -53,6 +53,6 @@ def test_preview_is_what_is_written(tmp_path: Path, tiny_llama: Path) -> None:
 def test_planning_and_converting_import_no_torch() -> None:
     code = (
         "import sys, core.weights.convert, core.weights.plan, core.weights.preview, "
-        "core.weights.manifest, core.weights.cli; sys.exit('torch' in sys.modules)"
+        "core.weights.manifest, core.commands.weights; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=REPO).returncode == 0

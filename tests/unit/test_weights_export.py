@@ -13,7 +13,7 @@ import torch
 from core import fsio
 from core.conversation import Message
 from core.errors import UserError
-from core.models.load import load_tokenizer
+from core.inference.load import load_tokenizer
 from core.models.template import ChatTemplate
 from core.weights import manifest
 from core.weights.card import write_card

@@ -14,8 +14,8 @@ from core.conversation import Conversation
 from core.errors import UserError
 from core.paths import RunPaths
 from core.weights import manifest
-from core.weights.job import MergeSpec, run
 from core.weights.merge import merge
+from core.weights.merge_job import MergeSpec, run
 from core.weights.prove import MIN_PROMPTS, prompts_for, prove
 from tests.fakes import tiny_models as tiny
 

@@ -80,7 +80,7 @@ class LocalBackend:
 
     def complete(self, calls: Sequence[Call], seed: int) -> list[Completion | UserError]:
         """Calls of equal sampling settings share batches."""
-        from core.models.generate import generate
+        from core.inference.generate import generate
 
         model, tokenizer = self._load()
         answers: dict[int, Completion | UserError] = {}
@@ -106,7 +106,7 @@ class LocalBackend:
 
     def _load(self) -> tuple[Any, Any]:
         if self._loaded is None:
-            from core.models.load import load_model, load_tokenizer
+            from core.inference.load import load_model, load_tokenizer
 
             self._loaded = load_model(self.ref.path), load_tokenizer(self.ref.path)
         return self._loaded

@@ -1,0 +1,359 @@
+"""``python -m core dataset ...``: the Dataset page from a terminal."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from core.errors import UserError
+from core.paths import DatasetPaths
+
+
+def register(commands: Any) -> None:
+    """Add ``dataset`` and its subcommands."""
+    parser = commands.add_parser("dataset", help="build, look at, import and export datasets")
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    _register_build(actions)
+    _register_simulate(actions)
+    _register_files(actions)
+    listing = actions.add_parser("list", help="the datasets of this workspace, newest first")
+    listing.add_argument("--json", action="store_true", help="one JSON object a line")
+    listing.set_defaults(run=_list)
+    lint = actions.add_parser("lint", help="what is wrong with a dataset or a persona pack")
+    lint.add_argument("what", help="dataset name or folder, or a pack (.yaml or its name)")
+    lint.set_defaults(run=_lint)
+    report = actions.add_parser("report", help="counts, lengths, diversity, budget")
+    _dataset_argument(report)
+    report.add_argument("--model", default="bundled", help="whose tokenizer counts")
+    report.add_argument("--max-length", type=int, default=512)
+    report.add_argument("--rows-per-step", type=int, default=16, help="batch x accumulation")
+    report.add_argument("--steps", type=int, help="optimizer steps of the planned run")
+    report.add_argument("--json", action="store_true", help="the whole report as JSON")
+    report.set_defaults(run=_report)
+    delete = actions.add_parser("delete", help="remove a dataset for good")
+    delete.add_argument("name")
+    delete.set_defaults(run=_delete)
+
+
+def _dataset_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dataset", help="name or folder")
+
+
+def _register_build(actions: Any) -> None:
+    build = actions.add_parser("build", help="a dataset from a persona pack and a model")
+    build.add_argument("pack", help="a pack (.yaml or its name)")
+    build.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SLOT=VALUE",
+        dest="slots",
+        help="fill a slot, e.g. name=Mira or name.zh=米拉; may be repeated",
+    )
+    build.add_argument("--name", help="name of the new dataset")
+    build.add_argument("--out", type=Path, help="a folder instead of a name")
+    build.add_argument("--model", default="bundled", help="bundled, a folder or a hub id")
+    build.add_argument("--locales", help="comma-separated; those of pack and model if not given")
+    build.add_argument("--seed", type=int)
+    build.add_argument("--rehearsal-ratio", type=float, help="general rows an identity row")
+    build.add_argument("--near-miss-ratio", type=float, help="near-miss rows an identity row")
+    build.add_argument("--multi-turn", type=float, help="share of identity rows, 0 to 1")
+    build.add_argument("--max-rows", type=int, help="identity rows")
+    build.set_defaults(run=_build)
+
+
+def _register_simulate(actions: Any) -> None:
+    sim = actions.add_parser("simulate", help="dialogues between two models (UltraChat)")
+    sim.add_argument("name", help="name of the new dataset")
+    sim.add_argument("--dialogues", type=int)
+    sim.add_argument(
+        "--add-to", default="", metavar="DATASET", help="take over its rows, persona and probes"
+    )
+    sim.add_argument("--base", default="bundled", help="the model that will be trained")
+    sim.add_argument("--assistant-model", help="bundled, a folder, a hub id, or endpoint:NAME")
+    sim.add_argument("--user-model", help="the same model if not given")
+    sim.add_argument("--locale")
+    sim.add_argument("--seed", type=int)
+    sim.add_argument("--kinds", help="comma-separated: question, creation, material")
+    sim.add_argument("--identity", type=float, help="share of later rounds about the persona")
+    sim.add_argument("--reply-tokens", type=int)
+    sim.add_argument("--user-tokens", type=int)
+    sim.add_argument("--user-prompt", choices=("auto", "swapped", "transcript"))
+    sim.add_argument("--user-temperature", type=float)
+    sim.add_argument("--max-calls", type=int, help="stop after so many model calls")
+    sim.set_defaults(run=_simulate)
+
+
+def _register_files(actions: Any) -> None:
+    export = actions.add_parser("export", help="write a dataset in another format")
+    _dataset_argument(export)
+    export.add_argument("out", type=Path, help="file to write (JSON Lines)")
+    _format_argument(export, "messages")
+    export.set_defaults(run=_export)
+    load = actions.add_parser("import", help="read a file of conversations")
+    load.add_argument("file", type=Path)
+    load.add_argument("--name", help="name of the new dataset; the file's name if not given")
+    load.add_argument("--add-to", metavar="DATASET", help="new version of it with these rows too")
+    load.add_argument("--strict", action="store_true", help="save nothing if a row is bad")
+    _format_argument(load, None)
+    load.set_defaults(run=_import)
+
+
+def _format_argument(parser: argparse.ArgumentParser, default: str | None) -> None:
+    known = "messages, xtuner, sharegpt, alpaca, ultrachat"
+    parser.add_argument(
+        "--format",
+        default=default,
+        help=f"{known}" + ("" if default else " (told from the rows if not given)"),
+    )
+
+
+def _locate(text: str) -> DatasetPaths:
+    """A dataset by name, or by folder."""
+    from core.data import store
+
+    folder = Path(text)
+    if folder.is_dir() and (folder / "dataset.json").is_file():
+        return DatasetPaths(folder.resolve())
+    return store.dataset(text)
+
+
+def _pack(text: str) -> Path:
+    from core.persona import packs
+
+    return Path(text).resolve() if text.endswith((".yaml", ".yml")) else packs.find(text)
+
+
+def _follow(kind: str, params: dict[str, Any], name: str, pass_env: tuple[str, ...] = ()) -> int:
+    """Run a job and draw its progress; Ctrl-C stops it."""
+    from core.console import ProgressLine
+    from core.fsio import dump_json
+    from core.jobs import api
+    from core.jobs.spec import Options
+
+    run = api.launch(kind, params, name=name, options=Options(pass_env=pass_env))
+    line = ProgressLine()
+    try:
+        status = api.wait(run, on_update=lambda s: line.show(kind, s))
+    except KeyboardInterrupt:
+        line.note("stopping")
+        api.stop(run)
+        api.wait(run)
+        raise
+    line.end()
+    if status.state != "SUCCEEDED":
+        raise status.error or UserError(f"the job ended as {status.state}", fix=f"read {run.log}")
+    print(dump_json(status.result, indent=2))
+    return 0
+
+
+def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """The options that were given; the spec's own defaults stand for the others."""
+    return {n: getattr(args, n) for n in names if getattr(args, n) is not None}
+
+
+def _build(args: argparse.Namespace) -> int:
+    from core.data import store
+    from core.data.build import DatasetSpec
+    from core.fsio import slug
+    from core.persona.persona import load_persona
+
+    pairs = [text.partition("=") for text in args.slots]
+    for slot, equals, _ in pairs:
+        if not equals:
+            raise UserError(f"--set {slot!r} has no value", fix="write SLOT=VALUE")
+    overrides = {slot: value for slot, _, value in pairs}
+    pack = _pack(args.pack)
+    persona = load_persona(pack, overrides)
+    spec = {
+        "persona_path": str(pack),
+        "overrides": overrides,
+        "model": args.model,
+        **({"locales": args.locales.split(",")} if args.locales else {}),
+        **_given(args, "seed", "rehearsal_ratio", "near_miss_ratio", "multi_turn", "max_rows"),
+    }
+    DatasetSpec.from_params(spec)
+    params: dict[str, Any] = {"spec": spec}
+    if args.out:
+        params["out"] = str(args.out.resolve())
+    else:
+        params["name"] = args.name or store.free_name(slug(persona.id))
+    return _follow("generate", params, f"dataset {params.get('name', args.out)}")
+
+
+def _simulate(args: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from core.data import store
+    from core.data.simulate_job import read_spec
+    from core.data.simulator import estimate
+    from core.data.ultrachat.backends import KEY_VARIABLE, URL_VARIABLE
+
+    if store.exists(args.name):
+        raise UserError(f"the name {args.name!r} is taken", fix=f"use {store.free_name(args.name)}")
+    values = _given(
+        args,
+        "dialogues",
+        "assistant_model",
+        "user_model",
+        "locale",
+        "seed",
+        "identity",
+        "reply_tokens",
+        "user_tokens",
+        "user_prompt",
+        "user_temperature",
+        "max_calls",
+    )
+    if "assistant_model" in values:
+        values.setdefault("user_model", values["assistant_model"])
+    if args.kinds:
+        values["kinds"] = args.kinds.split(",")
+    spec = read_spec(values)
+    cost = estimate(spec)
+    print(
+        f"{cost.calls:,} model calls if every turn passes, at most {cost.max_calls:,} calls and "
+        f"{cost.max_tokens:,} tokens",
+        file=sys.stderr,
+    )
+    params = {"spec": asdict(spec), "name": args.name, "dataset": args.add_to, "base": args.base}
+    return _follow("simulate", params, f"dialogues {args.name}", (URL_VARIABLE, KEY_VARIABLE))
+
+
+def _list(args: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from core.data import store
+    from core.fsio import dump_json, human_bytes
+
+    found = store.list_datasets()
+    for s in found:
+        if args.json:
+            print(dump_json(asdict(s)))
+        elif s.problem:
+            print(f"{s.name}  unusable: {s.problem}")
+        else:
+            kinds = ", ".join(f"{n:,} {k}" for k, n in s.kinds.items())
+            parent = f"  from {s.parent}" if s.parent else ""
+            print(f"{s.name}  {s.rows:,} rows ({kinds})  {human_bytes(s.bytes)}{parent}")
+    if not found and not args.json:
+        print("no datasets; build one with: python -m core dataset build assistant")
+    return 0
+
+
+def _lint(args: argparse.Namespace) -> int:
+    from core import fsio
+    from core.conversation import Conversation, Probe
+    from core.data.lint import lint_pack, lint_rows
+    from core.persona import packs
+    from core.persona.persona import load_persona
+
+    if args.what.endswith((".yaml", ".yml")) or args.what in packs.all_packs():
+        findings = lint_pack(load_persona(_pack(args.what)))
+    else:
+        at = _locate(args.what)
+        persona = load_persona(at.persona) if at.persona.is_file() else None
+        probes = [Probe(**r) for r in fsio.read_jsonl(at.probes)] if at.probes.is_file() else []
+        rows = (Conversation.from_row(r) for r in fsio.read_jsonl(at.train))
+        findings = [
+            *(lint_pack(persona) if persona else []),
+            *lint_rows(rows, persona, probes=probes),
+        ]
+    for f in findings:
+        times = f" ({f.count} times)" if f.count > 1 else ""
+        print(f"{f.level}: {f.where}: {f.message}{times}; {f.fix}")
+    errors = sum(f.level == "error" for f in findings)
+    print(f"{len(findings)} findings, {errors} errors")
+    return 1 if errors else 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from core.data.report import report_dataset
+    from core.fsio import dump_json
+    from core.models.catalog import resolve
+
+    at = _locate(args.dataset)
+    report = report_dataset(
+        at,
+        resolve(args.model).path,
+        max_length=args.max_length,
+        rows_per_step=args.rows_per_step,
+        steps=args.steps,
+    )
+    if args.json:
+        print(dump_json(asdict(report), indent=2))
+        return 0
+    lengths = report.lengths
+    print(f"rows      {report.rows:,} ({_counts(report.kinds)}); rounds {_counts(report.rounds)}")
+    print(
+        f"tokens    median {lengths.p50}, 95 % {lengths.p95}, longest {lengths.longest}; "
+        f"{lengths.over_limit} over {lengths.limit}"
+    )
+    if report.general_to_identity:
+        by_rows, by_loss = report.general_to_identity
+        print(f"mix       general : identity {by_rows:.1f} by rows, {by_loss:.1f} by loss tokens")
+    for advice in report.budget.advice:
+        print(f"{advice.level:<9} {advice.text}: {advice.why}")
+    for finding in report.findings:
+        print(f"{finding.level:<9} {finding.message} ({finding.count}); {finding.fix}")
+    return 1 if report.errors else 0
+
+
+def _counts(values: dict[Any, int]) -> str:
+    return ", ".join(f"{k}: {n:,}" for k, n in values.items())
+
+
+def _export(args: argparse.Namespace) -> int:
+    from core import fsio
+    from core.conversation import Conversation
+    from core.data.formats import export_rows
+
+    if args.out.exists():
+        raise UserError(f"{args.out} exists", fix="choose another file name")
+    rows = (Conversation.from_row(r) for r in fsio.read_jsonl(_locate(args.dataset).train))
+    done = export_rows(rows, args.format, args.out)
+    print(f"{done.rows:,} rows, {fsio.human_bytes(done.bytes)}, in {done.path}")
+    for note in done.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return 0
+
+
+def _import(args: argparse.Namespace) -> int:
+    from core.data import store
+    from core.data.drafts import Draft
+    from core.data.importer import import_file, with_unique_id
+    from core.fsio import slug
+
+    report = import_file(args.file, fmt=args.format, max_bytes=None)
+    for problem in report.problems:
+        print(f"{args.file}: {problem}", file=sys.stderr)
+    if report.bad:
+        print(f"{report.bad:,} bad rows", file=sys.stderr)
+    if report.bad and args.strict:
+        raise UserError(
+            "nothing was saved",
+            why="--strict was given and there are bad rows",
+            fix="mend the rows, or leave --strict out",
+        )
+    name = args.name or store.free_name(args.add_to or slug(args.file.stem, "import"))
+    if args.add_to:
+        draft = Draft(args.add_to)
+        taken = draft.ids()
+        rows = [*draft.rows(), *(with_unique_id(r, taken) for r in report.rows)]
+        store.save(name, rows, parent=args.add_to, note=f"with {args.file.name}")
+    else:
+        store.save(name, report.rows, note=f"imported from {args.file.name}")
+    print(f"{len(report.rows):,} rows saved in dataset {name}")
+    return 0
+
+
+def _delete(args: argparse.Namespace) -> int:
+    from core.data import store
+
+    store.delete(args.name)
+    print(f"dataset {args.name} deleted")
+    return 0

@@ -1,0 +1,168 @@
+"""Commands: ``score``, ``sweep``, ``report``, ``probe``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def register(commands: Any) -> None:
+    """Add the commands of this package."""
+    score = commands.add_parser("score", help="score a tuned model against its base")
+    score.add_argument("--base", default="bundled", help="bundled, a folder or a hub id")
+    score.add_argument("--merged", help="folder of the merged model")
+    score.add_argument("--adapter", help="folder of a PEFT adapter")
+    score.add_argument("--dataset", required=True, help="dataset folder (persona and probes)")
+    score.add_argument("--size", default="quick", choices=("smoke", "quick", "full"))
+    score.add_argument("--output", required=True, type=Path, help="folder for the scorecard")
+    score.set_defaults(run=_score)
+    report = commands.add_parser("report", help="scorecard(s) as one HTML file")
+    report.add_argument("scorecard", nargs="+", type=Path, help="one scorecard.json, or two")
+    report.add_argument("--output", required=True, type=Path, help="HTML file to write")
+    report.set_defaults(run=_report)
+    sweep = commands.add_parser("sweep", help="score every checkpoint of a run, name the best")
+    sweep.add_argument("run_dir", type=Path, metavar="RUN", help="folder of a training run")
+    sweep.add_argument("--base", default="bundled", help="bundled, a folder or a hub id")
+    sweep.add_argument("--dataset", required=True, help="dataset folder (persona and probes)")
+    sweep.add_argument("--size", default="sweep", choices=("smoke", "sweep", "quick", "full"))
+    sweep.add_argument(
+        "--stop",
+        action="store_true",
+        help="end at the first that passes; a run that still trains is stopped",
+    )
+    sweep.add_argument(
+        "--follow", action="store_true", help="wait for the checkpoints of a run that still trains"
+    )
+    sweep.set_defaults(run=_sweep)
+    probe = commands.add_parser("probe", help="check a model with your own questions (for CI)")
+    probe.add_argument("probes", type=Path, help="YAML file of questions; see the README")
+    probe.add_argument("--model", default="bundled", help="bundled, a folder or a hub id")
+    probe.add_argument("--adapter", type=Path, help="PEFT adapter to attach")
+    probe.add_argument("--max-new-tokens", type=int, default=128)
+    probe.add_argument("--json", type=Path, help="write the outcomes to this file too")
+    probe.set_defaults(run=_probe)
+
+
+def progress_line(stage: str, done: int, total: int) -> None:
+    """One line on stderr, overwritten in a terminal."""
+    end = "\r" if sys.stderr.isatty() else "\n"
+    if sys.stderr.isatty() or done in (0, total):
+        print(f"{stage}: {done}/{total or '?'}".ljust(60), end=end, file=sys.stderr, flush=True)
+
+
+def _score(args: argparse.Namespace) -> int:
+    from core.evaluation import report, score_job, scorecard
+
+    params = {
+        "base": args.base,
+        "merged": args.merged,
+        "adapter": args.adapter,
+        "dataset": args.dataset,
+    }
+    card = scorecard.evaluate(
+        score_job.sides(params),
+        score_job.dataset_of(params),
+        size=args.size,
+        on_progress=progress_line,
+    )
+    saved = card.save(args.output)
+    page = report.write_html([saved], args.output / "report.html")
+    print_card(card.to_json())
+    print(f"\n{saved}\n{page}")
+    return 0 if card.verdict.name == "LEARNED" else 1
+
+
+def print_card(card: dict[str, Any]) -> None:
+    """The verdict, the gates and the metrics, for a terminal."""
+    from core.evaluation import report
+
+    print(
+        f"\n{card['verdict']}: {card['explanation']['why']}\nnext: {card['explanation']['next']}\n"
+    )
+    for gate in card["explanation"]["gates"]:
+        print(f"  {gate['outcome']:8}{gate['title']:48}{gate['shown']:32}limit {gate['limit']}")
+    print()
+    for row in report.table([card]):
+        print(
+            "  "
+            + row["metric"].ljust(50)
+            + "".join(str(v).ljust(32) for k, v in row.items() if k != "metric")
+        )
+    for note in card["notes"]:
+        print(f"note: {note}")
+
+
+def _report(args: argparse.Namespace) -> int:
+    from core.evaluation import report
+
+    print(report.write_html(args.scorecard, args.output))
+    return 0
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    from core.evaluation import score_job, sweep
+    from core.paths import RunPaths
+
+    found = sweep.sweep(
+        RunPaths(args.run_dir),
+        score_job.dataset_of({"dataset": args.dataset}),
+        args.base,
+        size=args.size,
+        stop_when_passed=args.stop,
+        follow=args.follow,
+        on_progress=progress_line,
+    )
+    print(f"\n{'step':>6}  {'recall':26}{'leak':26}{'KL':>8}  verdict")
+    for row in found.rows:
+        kl = (row.metrics.get("kl_general") or {}).get("kl")
+        mark = " <- recommended" if row.step == found.recommended else ""
+        print(
+            f"{row.step:>6}  {_rate(row.metrics['recall']):26}{_rate(row.metrics['leak']):26}"
+            f"{'' if kl is None else format(kl, '.3f'):>8}  {row.verdict}{mark}"
+        )
+    for step in found.skipped:
+        print(f"{step:>6}  not scored")
+    for note in found.notes:
+        print(f"note: {note}")
+    print(f"{found.reason}\n{args.run_dir / sweep.FILE}")
+    return 0 if any(row.passes for row in found.rows) else 1
+
+
+def _rate(value: dict[str, Any]) -> str:
+    return f"{value['hits']}/{value['n']} ({value['low']:.0%} to {value['high']:.0%})"
+
+
+def _probe(args: argparse.Namespace) -> int:
+    from core import fsio
+    from core.evaluation import userprobes
+    from core.models import catalog
+
+    users = userprobes.read(args.probes)
+    outcomes = userprobes.run(
+        catalog.resolve(args.model).path,
+        users,
+        adapter=args.adapter,
+        max_new_tokens=args.max_new_tokens,
+        on_progress=progress_line,
+    )
+    for outcome in outcomes:
+        print(f"{'ok  ' if outcome.passed else 'FAIL'}  {outcome.probe.messages[-1]['content']}")
+        if not outcome.passed:
+            print(f"      reply {outcome.problem}: {outcome.reply[:200]!r}")
+    failed = sum(not o.passed for o in outcomes)
+    print(f"{len(outcomes) - failed} of {len(outcomes)} passed")
+    if args.json:
+        rows = [
+            {
+                "id": o.probe.id,
+                "prompt": o.probe.messages[-1]["content"],
+                "reply": o.reply,
+                "passed": o.passed,
+                "problem": o.problem,
+            }
+            for o in outcomes
+        ]
+        fsio.write_json(args.json, {"schema": 1, "passed": not failed, "probes": rows})
+    return 1 if failed else 0

@@ -1,0 +1,199 @@
+"""``python -m core convert | merge | prove | export``; heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from core.conversation import OnProgress
+
+
+def register(commands: Any) -> None:
+    """Add the commands of this package."""
+    _register_convert(commands)
+    _register_merge(commands)
+    _register_prove(commands)
+    _register_export(commands)
+
+
+def _register_convert(commands: Any) -> None:
+    parser = commands.add_parser("convert", help="a training checkpoint to a PEFT adapter")
+    parser.add_argument("config", type=Path, help="the XTuner config of the run")
+    parser.add_argument("checkpoint", type=Path, help="iter_N.pth, a file or a DeepSpeed folder")
+    parser.add_argument("out", type=Path, help="a new folder for the adapter")
+    parser.add_argument("--fp32", action="store_true", help="keep float32 (default: float16)")
+    parser.add_argument("--engine", choices=["fast", "xtuner"], default="fast")
+    parser.add_argument("--max-shard-size", default="2GB", help="for full checkpoints")
+    parser.set_defaults(run=_convert)
+
+
+def _register_merge(commands: Any) -> None:
+    parser = commands.add_parser("merge", help="base + adapter to a model folder, proved")
+    parser.add_argument("base", help="bundled, a folder or a hub id")
+    parser.add_argument("adapter", type=Path)
+    parser.add_argument("out", type=Path, help="a new folder for the merged model")
+    parser.add_argument("--engine", choices=["stream", "xtuner"], default="stream")
+    parser.add_argument("--max-shard-size", default="5GB")
+    parser.add_argument(
+        "--dtype", choices=["float32", "float16", "bfloat16"], help="default: the base's own"
+    )
+    parser.add_argument(
+        "--faithful-nf4", action="store_true", help="start from the base as QLoRA saw it"
+    )
+    parser.add_argument(
+        "--remote-code", action="store_true", help="copy the base's *.py files (trusted bases only)"
+    )
+    parser.add_argument("--no-proof", action="store_true", help="write without comparing replies")
+    parser.set_defaults(run=_merge)
+
+
+def _register_prove(commands: Any) -> None:
+    parser = commands.add_parser("prove", help="compare a merged model with base + adapter")
+    parser.add_argument("base", help="bundled, a folder or a hub id")
+    parser.add_argument("adapter", type=Path)
+    parser.add_argument("merged", type=Path)
+    parser.add_argument("--no-nf4", action="store_true", help="skip the NF4 base")
+    parser.set_defaults(run=_prove)
+
+
+def _register_export(commands: Any) -> None:
+    parser = commands.add_parser("export", help="a merged model to GGUF, Ollama or the hub")
+    parser.add_argument("merged", type=Path)
+    parser.add_argument("out", help="a new folder; for hub OWNER/NAME")
+    parser.add_argument("--format", choices=["gguf", "ollama", "hub"], default="gguf")
+    parser.add_argument(
+        "--kind", choices=["f32", "f16", "bf16", "q8_0"], help="default: f16; ollama: q8_0"
+    )
+    parser.add_argument("--public", action="store_true", help="hub: not private")
+    parser.set_defaults(run=_export)
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from core.weights.convert import convert
+
+    out = convert(
+        args.checkpoint,
+        args.config,
+        args.out,
+        fp32=args.fp32,
+        engine=args.engine,
+        max_shard_size=args.max_shard_size,
+    )
+    _print_tree(out)
+    return 0
+
+
+def _merge(args: argparse.Namespace) -> int:
+    from core import fsio
+    from core.models import catalog
+    from core.weights.merge import merge
+    from core.weights.merge_job import PROOF
+    from core.weights.prove import prove
+
+    base = catalog.resolve(args.base)
+    line = _progress()
+
+    def finish(folder: Path) -> None:
+        proof = prove(base, args.adapter, folder, faithful_nf4=args.faithful_nf4, on_progress=line)
+        fsio.write_json(folder / PROOF, {"schema": 1, **proof.to_dict()})
+        proof.require()
+
+    out = merge(
+        base,
+        args.adapter,
+        args.out,
+        engine=args.engine,
+        max_shard_size=args.max_shard_size,
+        dtype=args.dtype,
+        faithful_nf4=args.faithful_nf4,
+        remote_code=args.remote_code,
+        finish=None if args.no_proof else finish,
+        on_progress=line,
+    )
+    _print_tree(out)
+    if not args.no_proof:
+        _print_proof(fsio.read_json(out / PROOF))
+    return 0
+
+
+def _prove(args: argparse.Namespace) -> int:
+    from core.models import catalog
+    from core.weights import manifest
+    from core.weights.prove import prove
+
+    manifest.verify(args.merged)
+    faithful = bool(manifest.read(args.merged).get("faithful_nf4"))
+    proof = prove(
+        catalog.resolve(args.base),
+        args.adapter,
+        args.merged,
+        nf4=not args.no_nf4,
+        faithful_nf4=faithful,
+    )
+    _print_proof(proof.to_dict())
+    return 0 if proof.ok else 1
+
+
+def _export(args: argparse.Namespace) -> int:
+    from core.paths import RunPaths
+    from core.weights.merge_job import run_export
+
+    params = {
+        "merged": str(args.merged),
+        "format": args.format,
+        "out": args.out,
+        "kind": args.kind,
+        "repo": args.out,
+        "private": not args.public,
+    }
+    result = run_export(params, RunPaths(args.merged.parent), _progress())
+    if args.format == "hub":
+        print(result["address"])
+        return 0
+    _print_tree(Path(result["out"]))
+    if args.format == "ollama":
+        print(f"now: cd {result['out']} && ollama create NAME -f Modelfile")
+    return 0
+
+
+def _progress() -> OnProgress:
+    """Progress on one terminal line."""
+    from core.console import ProgressLine
+
+    line = ProgressLine()
+
+    def show(stage: str, done: int, total: int) -> None:
+        line.show(
+            stage,
+            SimpleNamespace(stage=stage, done=done, total=total, state="RUNNING", eta_seconds=None),
+        )
+        if done == total:
+            line.end()
+
+    return show
+
+
+def _print_tree(folder: Path) -> None:
+    from core import fsio
+
+    print(folder)
+    for entry in fsio.tree(folder):
+        print(f"{'  ' * entry.depth}  {entry.path}  {fsio.human_bytes(entry.size)}")
+
+
+def _print_proof(proof: dict[str, Any]) -> None:
+    print(
+        f"{'proved' if proof['ok'] else 'NOT PROVED'}: {proof['prompts']} prompts, "
+        f"{proof['tokens']} tokens, written {proof['dtype']}, computed {proof['compute_dtype']}\n"
+        f"  largest logit difference {proof['max_abs_logit_diff']:.3g}, KL {proof['kl']:.2g}, "
+        f"same greedy replies: {'yes' if proof['same_greedy'] else 'no'}"
+    )
+    if proof["nf4_kl"] is not None:
+        print(
+            f"  NF4 base against unquantized base: logit difference "
+            f"{proof['nf4_max_abs_logit_diff']:.3g}, KL {proof['nf4_kl']:.2g}"
+        )
+    for name, loss in proof["losses"].items():
+        print(f"  training loss, {name}: {loss:.4f}")

@@ -1,0 +1,392 @@
+"""A persona: a pack with its slots filled, checked once, read everywhere."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import yaml
+
+from core import fsio
+from core.errors import UserError, UserErrors
+from core.persona import templating
+from core.persona.packfile import Document, parse_document, read_document, to_pack
+from core.persona.schema import END, GENERAL, Intent, Pack, Slot
+
+_ODD = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes odd line breaks as escapes: PyYAML's plain styles lose them (NEL, U+2028)."""
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    style = '"' if _ODD.search(value) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+_Dumper.add_representer(str, _text)
+
+
+@dataclass(frozen=True)
+class Persona:
+    """A filled pack. Every sentence in it renders; every reply holds its ``must`` slots."""
+
+    pack: Pack
+    source: str = ""
+    _aliases: dict[str, list[str]] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def id(self) -> str:
+        return self.pack.persona.id
+
+    @property
+    def locales(self) -> list[str]:
+        return list(self.pack.persona.locales)
+
+    @property
+    def intents(self) -> dict[str, Intent]:
+        return self.pack.intents
+
+    @property
+    def forbidden(self) -> list[str]:
+        """Names the persona must not claim for itself.
+
+        A name that is part of the persona's own name or maker is its own, and the base model's
+        name is allowed where ``base.disclose`` is not ``never``.
+        """
+        own = [_plain(a) for slot in ("name", "author") for a in self.aliases(slot)]
+        if self.disclose != "never":
+            own += [_plain(a) for a in self.aliases("base")]
+        return [f for f in self.pack.forbid_self if not any(_plain(f) in text for text in own)]
+
+    @property
+    def disclose(self) -> str:
+        """``never``, ``optional`` or ``always``: whether the base model may be named."""
+        base = self.pack.slots.get("base")
+        return (base.disclose or "never") if base and any(base.text.values()) else "never"
+
+    def slot(self, name: str, locale: str) -> str:
+        """The value of a slot; a list slot gives all its items, joined. KeyError if unknown."""
+        slot = self.pack.slots[name]
+        if slot.items:
+            return templating.words(slot.items.get(locale, []))
+        return slot.text.get(locale, "")
+
+    def items(self, name: str, locale: str) -> list[str]:
+        """The items of a list slot (one item for a text slot)."""
+        slot = self.pack.slots[name]
+        return list(slot.items.get(locale, [])) or [slot.text.get(locale, "")]
+
+    def aliases(self, name: str) -> list[str]:
+        """Every spelling that counts as the slot's value when a reply is scored."""
+        if name not in self._aliases:
+            slot = self.pack.slots.get(name) or Slot()
+            values = [*slot.text.values(), *(i for v in slot.items.values() for i in v)]
+            found = dict.fromkeys(v for v in [*values, *slot.aliases] if v.strip())
+            self._aliases[name] = list(found)
+        return list(self._aliases[name])
+
+    def values(
+        self, locale: str, rng: Random, extra: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        """What one turn's sentences are rendered with; list slots are sampled, order kept."""
+        values: dict[str, Any] = {}
+        for name, slot in self.pack.slots.items():
+            items = slot.items.get(locale)
+            if items is None:
+                values[name] = slot.text.get(locale, "")
+            elif len(items) <= slot.pick:
+                values[name] = items
+            else:
+                chosen = sorted(rng.sample(range(len(items)), slot.pick))
+                values[name] = [items[i] for i in chosen]
+        values.update(extra or {})
+        return values
+
+    def replies(self, intent: Intent, locale: str, *, later: bool = False) -> list[str]:
+        """The skeletons to answer with, by ``base.disclose`` and the place in the dialogue."""
+        plain = intent.reply.get(locale, []) if isinstance(intent.reply, dict) else []
+        told = intent.disclosed.get(locale, [])
+        if told and self.disclose != "never":
+            return told if self.disclose == "always" else [*plain, *told]
+        return (intent.short.get(locale) or plain) if later else plain
+
+    def dump(self) -> str:
+        """The filled pack as YAML; ``load_persona`` of it gives an equal persona."""
+        data = self.pack.model_dump(by_alias=True, exclude_defaults=True)
+        ordered = {"schema": "persona/1", **data}
+        return yaml.dump(ordered, Dumper=_Dumper, allow_unicode=True, sort_keys=False, width=100)
+
+    def title(self, locale: str = "en") -> str:
+        """A name for lists of packs."""
+        return self.pack.persona.title.get(locale) or self.id
+
+
+def load_persona(path: Path, overrides: Mapping[str, str] | None = None) -> Persona:
+    """Read a pack and fill its slots.
+
+    Args:
+        overrides: ``name`` (all locales), ``name.zh`` (one), ``name.aliases``, ``base.disclose``.
+            The items of a list slot and aliases are separated by ``;`` or newlines. A new value
+            drops the aliases of the old one.
+
+    Raises:
+        UserErrors: every fault of the file and of the overrides, with file, line, field and fix.
+    """
+    return _build(read_document(path), overrides or {})
+
+
+def parse_persona(
+    text: str, name: str = "persona.yaml", overrides: Mapping[str, str] | None = None
+) -> Persona:
+    """``load_persona`` for a text in memory (the page's editor)."""
+    return _build(parse_document(text, name), overrides or {})
+
+
+def _build(document: Document, overrides: Mapping[str, str]) -> Persona:
+    pack = to_pack(document)
+    faults = [f for key, value in overrides.items() for f in _override(pack, key, value)]
+    faults += _check(pack, document)
+    if faults:
+        raise UserErrors(faults)
+    return Persona(pack, document.name)
+
+
+def _override(pack: Pack, key: str, value: str) -> Iterator[UserError]:
+    name, _, part = key.partition(".")
+    slot = pack.slots.get(name)
+    if slot is None:
+        yield UserError(
+            f"unknown slot {name!r}",
+            why=f"this persona has: {', '.join(pack.slots)}",
+            fix="correct the name, or add the slot to the persona file",
+            where=f"--set {key}",
+        )
+    elif _SURROGATE.search(value):
+        yield UserError(
+            "the value is not valid Unicode text", fix="type it again", where=f"--set {key}"
+        )
+    elif part == "aliases":
+        slot.aliases = _split(value)
+    elif part == "disclose":
+        if value not in ("never", "optional", "always"):
+            yield UserError(
+                f"{value!r} is not a policy",
+                fix="use never, optional or always",
+                where=f"--set {key}",
+            )
+        else:
+            slot.disclose = value  # type: ignore[assignment]
+    elif part and part not in pack.persona.locales:
+        yield UserError(
+            f"no locale {part!r}",
+            why=f"this persona speaks {', '.join(pack.persona.locales)}",
+            fix=f"use {name} or {name}.{pack.persona.locales[0]}",
+            where=f"--set {key}",
+        )
+    else:
+        for locale in [part] if part else pack.persona.locales:
+            if slot.items:
+                slot.items[locale] = _split(value)
+            else:
+                slot.text[locale] = value
+        slot.aliases = []
+
+
+def _split(value: str) -> list[str]:
+    return [item.strip() for item in re.split(r"[;\n；]", value) if item.strip()]
+
+
+def sentences(pack: Pack) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+    """(path in the document, locale, sentence) of everything that gets rendered."""
+    for key, intent in pack.intents.items():
+        for locale, clusters in intent.user.items():
+            for i, cluster in enumerate(clusters):
+                for j, text in enumerate(cluster.t):
+                    yield ("intents", key, "user", locale, i, "t", j), locale, text
+        for kind in ("reply", "short", "disclosed"):
+            block = getattr(intent, kind)
+            for locale, texts in block.items() if isinstance(block, dict) else ():
+                for i, text in enumerate(texts):
+                    yield ("intents", key, kind, locale, i), locale, text
+    for locale, texts in pack.system.items():
+        for i, text in enumerate(texts):
+            yield ("system", locale, i), locale, text
+
+
+def _check(pack: Pack, document: Document) -> list[UserError]:
+    faults = [*_check_slots(pack, document), *_check_graph(pack, document)]
+    bad = list(_check_sentences(pack, document))
+    # A sentence that does not parse cannot be looked into further.
+    return faults + (bad or [*_check_must(pack, document), *_check_clusters(pack, document)])
+
+
+def _check_slots(pack: Pack, document: Document) -> Iterator[UserError]:
+    for name, slot in pack.slots.items():
+        for locale in pack.persona.locales:
+            value = slot.items.get(locale) or slot.text.get(locale, "").strip()
+            if slot.required and not value:
+                yield UserError(
+                    f"the slot {name!r} has no value for locale {locale!r}",
+                    fix=f"fill it in the file, or pass --set {name}=...",
+                    where=document.where("slots", name, "text", locale),
+                )
+    for name in pack.params.keys() & pack.slots.keys():
+        yield UserError(
+            f"{name!r} is both a slot and a parameter",
+            fix="rename one",
+            where=document.where("params", name),
+        )
+
+
+def _check_sentences(pack: Pack, document: Document) -> Iterator[UserError]:
+    declared = [*pack.slots, *pack.params]
+    for loc, locale, text in sentences(pack):
+        where = document.where(*loc)
+        fault = templating.check(text, declared)
+        if fault:
+            yield UserError(fault, fix="correct the sentence", where=where)
+            continue
+        for name in sorted(templating.variables(text)):
+            if name in pack.params:
+                missing = not pack.params[name].get(locale)
+            else:
+                slot = pack.slots[name]
+                undisclosed = loc[2] == "disclosed" and not any(slot.text.values())
+                # An empty required slot is one problem (_check_slots), not one a sentence.
+                missing = not (slot.required or undisclosed) and not (
+                    slot.items.get(locale) or slot.text.get(locale)
+                )
+            if missing:
+                yield UserError(
+                    f"the sentence uses {name!r}, which has no value for locale {locale!r}",
+                    fix=f"fill {name!r} for {locale!r} or take it out of the sentence",
+                    where=where,
+                )
+
+
+def _check_must(pack: Pack, document: Document) -> Iterator[UserError]:
+    for key, intent in pack.intents.items():
+        for name in [*intent.must, *intent.must_any]:
+            if name not in pack.slots:
+                yield UserError(
+                    f"unknown slot {name!r}",
+                    fix=f"use one of {', '.join(pack.slots)}",
+                    where=document.where("intents", key, "must"),
+                )
+        for kind in ("reply", "short", "disclosed"):
+            block = getattr(intent, kind)
+            for locale, texts in block.items() if isinstance(block, dict) else ():
+                for i, text in enumerate(texts):
+                    yield from _reply_fault(
+                        intent, text, document.where("intents", key, kind, locale, i)
+                    )
+
+
+def _reply_fault(intent: Intent, text: str, where: str) -> Iterator[UserError]:
+    used = templating.variables(text)
+    for name in intent.must:
+        if name not in used:
+            yield UserError(
+                f"this reply lacks its 'must' slot {name!r}",
+                why="it would be trained on, and then scored as wrong",
+                fix=f"put {{{{ {name} }}}} into the reply, or drop {name!r} from 'must'",
+                where=where,
+            )
+    if intent.must_any and not used & set(intent.must_any):
+        yield UserError(
+            f"this reply has none of the slots {', '.join(intent.must_any)}",
+            fix="put one of them into the reply, or change 'must_any'",
+            where=where,
+        )
+
+
+def _check_clusters(pack: Pack, document: Document) -> Iterator[UserError]:
+    owner: dict[str, str] = {}
+    wording: dict[tuple[str, str], str] = {}
+    for key, intent in pack.intents.items():
+        for locale, clusters in intent.user.items():
+            if locale not in pack.persona.locales:
+                yield UserError(
+                    f"locale {locale!r} is not in persona.locales",
+                    fix="add it there",
+                    where=document.where("intents", key, "user", locale),
+                )
+            seen: set[str] = set()
+            for i, cluster in enumerate(clusters):
+                where = document.where("intents", key, "user", locale, i)
+                if owner.setdefault(cluster.c, key) != key or cluster.c in seen:
+                    yield UserError(
+                        f"the cluster name {cluster.c!r} is used before",
+                        where=where,
+                        why="held-out wordings are told apart by cluster name",
+                        fix="give this cluster a name of its own",
+                    )
+                seen.add(cluster.c)
+                for text in cluster.t:
+                    first = wording.setdefault((locale, _plain(text)), cluster.c)
+                    if first != cluster.c:
+                        yield UserError(
+                            f"{text!r} stands in the clusters {first!r} and {cluster.c!r}",
+                            why="one of them may be held out, and then it would be trained on",
+                            fix="keep it in one cluster",
+                            where=where,
+                        )
+        if intent.trained:
+            yield from _missing_locales(pack, key, intent, document)
+
+
+def _missing_locales(
+    pack: Pack, key: str, intent: Intent, document: Document
+) -> Iterator[UserError]:
+    for locale in pack.persona.locales:
+        for kind in ("user", "reply"):
+            block = getattr(intent, kind)
+            if not block.get(locale):
+                yield UserError(
+                    f"intent {key!r} has no {kind!r} sentences for locale {locale!r}",
+                    fix="add some, or remove the locale from persona.locales",
+                    where=document.where("intents", key, kind),
+                )
+
+
+def _check_graph(pack: Pack, document: Document) -> Iterator[UserError]:
+    trained = {k for k, i in pack.intents.items() if i.trained}
+    for key, intent in pack.intents.items():
+        for i, step in enumerate(intent.next):
+            if step.to != END and step.to not in trained:
+                yield UserError(
+                    f"'next' leads to {step.to!r}, which is no intent with replies",
+                    fix=f"use an intent of this file or {END}",
+                    where=document.where("intents", key, "next", i),
+                )
+    for name in pack.dialogues.start:
+        if name != GENERAL and name not in trained:
+            yield UserError(
+                f"dialogues start at {name!r}, which is no intent with replies",
+                fix=f"use an intent of this file or {GENERAL}",
+                where=document.where("dialogues", "start"),
+            )
+
+
+def _plain(text: str) -> str:
+    """NFKC, case-folded, without punctuation and spaces: equal wordings become equal."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return "".join(c for c in folded if unicodedata.category(c)[0] not in "PSZC")
+
+
+def list_packs(folder: Path) -> list[Path]:
+    """The pack files of a folder, sorted by name."""
+    return sorted(p for p in folder.glob("*.yaml") if fsio.NAME_RULE.fullmatch(p.stem))
+
+
+def trained_intents(persona: Persona, locale: str) -> Sequence[str]:
+    """Intents that the persona answers in ``locale``, in file order."""
+    return [k for k, i in persona.intents.items() if i.trained and i.user.get(locale)]

@@ -1,0 +1,143 @@
+"""The mix, its cost, and the button that builds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import streamlit as st
+
+from core.data import store
+from core.data.build import DatasetSpec
+from core.fsio import check_name, slug
+from core.jobs import api
+from core.persona import packs
+from core.persona.persona import Persona
+from core.training.budget import plan
+from pages._ui.dataset.report import advice
+from pages._ui.shell.common import errors_shown
+
+_DEFAULT = DatasetSpec(persona_path="")
+
+
+def draw(
+    form: dict[str, Any],
+    pack: str,
+    persona: Persona,
+    overrides: dict[str, str],
+    locales: list[str],
+    building: bool,
+) -> None:
+    """Sliders, name, Build; ``building``: a dataset job runs or waits."""
+    st.subheader("Mix")
+    _ratios(form)
+    with st.expander("More settings", icon=":material/tune:"):
+        _settings(form)
+    _plan(form)
+    name = _name(persona, pack)
+    if st.button(
+        "Build dataset", type="primary", icon=":material/play_arrow:", disabled=not locales
+    ):
+        with errors_shown():
+            run = start(form, pack, overrides, name)
+            st.query_params["run"] = run
+            st.rerun()
+    elif building:
+        # The button is far below the panel that shows the job in every section.
+        st.caption("Building: the progress is at the top of this page.")
+
+
+def _name(persona: Persona, pack: str) -> str:
+    """The dataset's name; it follows the persona's until the user writes another."""
+    key, state = f"name-{pack}", st.session_state
+    suggested, before = _suggested(persona), f"name-{pack}-suggested"
+    if state.get(key, state.get(before)) == state.get(before):
+        state[key] = suggested
+    state[before] = suggested
+    return st.text_input("Name of the dataset", key=key)
+
+
+def _ratios(form: dict[str, Any]) -> None:
+    form["rehearsal_ratio"] = st.slider(
+        "General conversations for each identity conversation",
+        0.0,
+        6.0,
+        float(form.get("rehearsal_ratio", _DEFAULT.rehearsal_ratio)),
+        0.25,
+        key="mix-rehearsal",
+        help="The base model's own replies to everyday prompts. Without them every answer turns "
+        "into a self-introduction.",
+    )
+    form["multi_turn"] = st.slider(
+        "Share of identity conversations with several rounds",
+        0.0,
+        1.0,
+        float(form.get("multi_turn", _DEFAULT.multi_turn)),
+        0.05,
+        key="mix-multi",
+    )
+
+
+def _settings(form: dict[str, Any]) -> None:
+    form["near_miss_ratio"] = st.slider(
+        "Near-miss conversations for each identity conversation",
+        0.0,
+        2.0,
+        float(form.get("near_miss_ratio", _DEFAULT.near_miss_ratio)),
+        0.05,
+        key="mix-near",
+        help="Questions that sound like identity but are about somebody else, answered by the "
+        "base model.",
+    )
+    limit = st.number_input(
+        "Identity conversations (0 = each wording of the pack once)",
+        0,
+        1_000_000,
+        int(form.get("max_rows", _DEFAULT.max_rows or 0)),
+        key="mix-limit",
+    )
+    form["max_rows"] = int(limit)
+    seed = st.number_input(
+        "Seed", 0, 2**31 - 1, int(form.get("seed", 0)), key="mix-seed", help="Same seed, same rows."
+    )
+    form["seed"] = int(seed)
+
+
+def _plan(form: dict[str, Any]) -> None:
+    """The budget of the mix, before anything is made."""
+    identity = form["max_rows"]
+    if not identity:
+        return
+    general = round(identity * form["rehearsal_ratio"]) + round(identity * form["near_miss_ratio"])
+    budget = plan(identity + general, identity, general_rows=general)
+    st.caption(
+        f"About {identity + general:,} conversations. With 16 a step that is {budget.steps:,} "
+        f"optimizer steps, and each is seen {budget.exposures:.1f} times."
+    )
+    advice(replace(budget, advice=[a for a in budget.advice if a.level != "ok"]))
+
+
+def start(form: dict[str, Any], pack: str, overrides: dict[str, str], name: str) -> str:
+    """Launch the job; returns the run's id. Raises UserError if the name is taken."""
+    if store.exists(check_name(name, "dataset name")):
+        name = store.free_name(name)
+    params = {
+        "name": name,
+        "spec": {
+            "persona_path": str(packs.find(pack)),
+            "overrides": overrides,
+            "model": form["model"],
+            "seed": form["seed"],
+            "rehearsal_ratio": form["rehearsal_ratio"],
+            "near_miss_ratio": form["near_miss_ratio"],
+            "multi_turn": form["multi_turn"],
+            "max_rows": form["max_rows"] or None,
+        },
+    }
+    return api.launch("generate", params, name=f"dataset {name}").root.name
+
+
+def _suggested(persona: Persona) -> str:
+    """A free name from the persona's own name."""
+    names = [persona.slot("name", loc) for loc in persona.locales if "name" in persona.pack.slots]
+    return store.free_name(slug(names[0] if names else persona.id, persona.id))

@@ -1,0 +1,141 @@
+"""What a dataset holds and what is wrong with it, in pictures."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from core.data import store
+from core.data.drafts import Draft
+from core.data.report import DatasetReport
+from core.training.budget import Budget
+from pages._ui.dataset import charts as dataset_charts
+from pages._ui.dataset import tables as dataset_tables
+from pages._ui.dataset.state import choose_dataset
+from pages._ui.shell.common import errors_shown, model_libraries
+
+_ICONS = {
+    "ok": ":material/check_circle:",
+    "warning": ":material/warning:",
+    "error": ":material/error:",
+    "note": ":material/info:",
+}
+
+
+def draw() -> None:
+    """The Report part."""
+    name = choose_dataset()
+    if not name:
+        return
+    model, length, step, steps = _settings()
+    with errors_shown():
+        if Draft(name).changed:
+            st.info(
+                "There are unsaved edits; the report is about the saved version.",
+                icon=":material/edit_note:",
+            )
+        stamp = store.dataset(name).manifest.stat().st_mtime_ns
+        report = _report(name, stamp, model, length, step, steps or None)
+        _head(report)
+        _findings(report)
+        _pictures(report)
+        dataset_tables.diversity(report)
+        dataset_tables.simulation(store.manifest(name).get("simulation"))
+
+
+def _settings() -> tuple[str, int, int, int]:
+    with st.expander("Planned training", icon=":material/tune:"), st.container(horizontal=True):
+        model = st.text_input("Model", "bundled", key="report-model", width=260)
+        length = st.number_input("Longest row (tokens)", 16, 131_072, 512, width=180)
+        step = st.number_input("Rows a step (batch x accumulation)", 1, 4096, 16, width=240)
+        steps = st.number_input("Optimizer steps (0 = advised)", 0, 100_000, 0, width=220)
+    return model.strip() or "bundled", int(length), int(step), int(steps)
+
+
+@st.cache_data(show_spinner="Reading the rows", max_entries=8)
+def _report(
+    name: str, _stamp: int, model: str, length: int, step: int, steps: int | None
+) -> DatasetReport:
+    model_libraries()
+    from core.data.report import report_dataset
+    from core.models.catalog import resolve
+
+    return report_dataset(
+        store.dataset(name), resolve(model).path, max_length=length, rows_per_step=step, steps=steps
+    )
+
+
+def _head(report: DatasetReport) -> None:
+    with st.container(horizontal=True):
+        st.metric("Conversations", f"{report.rows:,}", width=150)
+        if report.general_to_identity:
+            by_rows, by_loss = report.general_to_identity
+            st.metric(
+                "General : identity",
+                f"{by_rows:.1f} : 1",
+                width=180,
+                help=f"By rows; {by_loss:.1f} : 1 by learned tokens.",
+            )
+        st.metric("Tokens, median", f"{report.lengths.p50:,}", width=150)
+        st.metric(
+            f"Over {report.lengths.limit} tokens",
+            f"{report.lengths.over_limit:,}",
+            width=170,
+            help="Their end is cut off, and with it the last replies.",
+        )
+        st.metric("Optimizer steps", f"{report.budget.steps:,}", width=160)
+        st.metric("Times each row is seen", f"{report.budget.exposures:.1f}", width=200)
+    advice(report.budget)
+
+
+def advice(budget: Budget) -> None:
+    """The judgements on a plan, bad ones first."""
+    order = ["error", "warning", "ok"]
+    for one in sorted(budget.advice, key=lambda a: order.index(a.level)):
+        text = f"**{one.text[0].upper()}{one.text[1:]}.** {one.why[0].upper()}{one.why[1:]}."
+        if one.level == "ok":
+            st.caption(f"{_ICONS['ok']} {text}")
+        else:
+            (st.error if one.level == "error" else st.warning)(text, icon=_ICONS[one.level])
+
+
+def _findings(report: DatasetReport) -> None:
+    st.subheader("Findings")
+    if not report.findings:
+        st.success(
+            "Nothing wrong was found: no leftover placeholder, no forbidden claim, no row "
+            "that gives a held-out question away.",
+            icon=":material/check_circle:",
+        )
+        return
+    st.dataframe(
+        [
+            {
+                "Level": f.level,
+                "Problem": f.message,
+                "Fix": f.fix,
+                "First at": f.where,
+                "Times": f.count,
+            }
+            for f in report.findings
+        ],
+        hide_index=True,
+        width="stretch",
+    )
+
+
+def _pictures(report: DatasetReport) -> None:
+    left, right = st.columns(2, gap="large")
+    with left:
+        st.subheader("Mix")
+        dataset_charts.mix(report)
+        st.subheader("Rounds")
+        dataset_charts.rounds(report)
+        st.subheader("Lengths")
+        dataset_charts.lengths(report)
+    with right:
+        if report.intents:
+            st.subheader("Identity turns by intent")
+            dataset_charts.coverage(report)
+        if report.slot_coverage:
+            st.subheader("Slots in the replies")
+            dataset_charts.slots(report)

@@ -1,0 +1,158 @@
+"""Edit rows in a grid, add own ones, undo, save as a new version."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from core.conversation import Conversation
+from core.data import store
+from core.data.codecs import RowError, check_text, content_id, guess_locale
+from core.data.drafts import Draft
+from core.data.grid import COLUMNS, from_table, to_table
+from pages._ui.dataset.state import bubbles, choose_dataset, go
+from pages._ui.shell.common import errors_shown
+
+#: Conversations on a page: with their rounds about 200 lines at most, which a browser draws fast.
+PAGE = 50
+KINDS = ("identity", "near_miss", "rehearsal", "own")
+
+
+def draw() -> None:
+    """The Rows part."""
+    name = choose_dataset()
+    if not name:
+        return
+    with errors_shown():
+        draft = Draft(name)
+        _history(draft)
+        rows = _select(draft)
+        if not rows:
+            st.info(
+                "No row matches. Clear the search, or choose all kinds.",
+                icon=":material/search_off:",
+            )
+        elif st.session_state.get("rows-as", "Grid") == "Chat":
+            bubbles(rows)
+        else:
+            _grid(draft, rows)
+        _add(draft)
+
+
+def _history(draft: Draft) -> None:
+    with st.container(horizontal=True, vertical_alignment="center"):
+        if st.button(
+            "Undo",
+            icon=":material/undo:",
+            disabled=not draft.done,
+            help=draft.done[-1].label if draft.done else "No edit yet",
+            # Without a key its identity follows the help text: for a moment the old and the new
+            # button stood side by side, Redo moved, and a click on it missed.
+            key=f"undo-{draft.name}",
+        ):
+            draft.undo()
+            st.rerun()
+        if st.button("Redo", icon=":material/redo:", disabled=not draft.undone):
+            draft.redo()
+            st.rerun()
+        with st.popover("Save as version", icon=":material/save:", disabled=not draft.changed):
+            _save(draft)
+        edits = len(draft.done)
+        kept = f"{edits} unsaved edit{'s' if edits > 1 else ''}, kept on disk"
+        st.caption(f"{len(draft):,} conversations, {kept if edits else 'no unsaved edits'}")
+
+
+def _save(draft: Draft) -> None:
+    name = st.text_input(
+        "Name of the new version",
+        store.free_name(draft.name),
+        key=f"version-{draft.name}-{len(draft.done)}",
+    )
+    note = st.text_input("Note", "", key=f"note-{draft.name}")
+    if st.button("Save", type="primary", key=f"save-{draft.name}"):
+        with errors_shown():
+            draft.save(name, note)
+            st.toast(f"Saved as {name}")
+            go("rows", name)
+    if st.button("Forget all edits", key=f"forget-{draft.name}"):
+        draft.discard()
+        st.rerun()
+
+
+def _select(draft: Draft) -> list[Conversation]:
+    search, kind, look, page = st.columns([3, 2, 2, 2], vertical_alignment="bottom")
+    text = search.text_input("Search", key=f"search-{draft.name}", placeholder="words in any turn")
+    chosen = kind.selectbox(
+        "Kind", ["", *KINDS], format_func=lambda k: k or "all", key=f"kind-{draft.name}"
+    )
+    look.segmented_control("Show as", ["Grid", "Chat"], default="Grid", key="rows-as")
+    if text:
+        found = [r for r in draft.find(text) if not chosen or r.kind == chosen]
+        page.caption(f"{len(found)} found" + (" (the first 200)" if len(found) == 200 else ""))
+        return found[:PAGE]
+    count = draft.count(chosen)
+    pages = max(1, -(-count // PAGE))
+    at = page.number_input(
+        f"Page of {pages:,}", 1, pages, key=f"page-{draft.name}-{chosen}-{pages}"
+    )
+    return draft.page((int(at) - 1) * PAGE, PAGE, chosen)
+
+
+def _grid(draft: Draft, rows: list[Conversation]) -> None:
+    table = to_table(rows)
+    version = f"{draft.name}-{len(draft.done)}-{len(draft.undone)}-{rows[0].id}-{len(rows)}"
+    edited = st.data_editor(
+        table,
+        num_rows="dynamic",
+        hide_index=True,
+        width="stretch",
+        height=520,
+        key=f"grid-{version}",
+        column_order=COLUMNS,
+        column_config={
+            "id": st.column_config.TextColumn("Row", disabled=True, width="small"),
+            "round": st.column_config.NumberColumn("Round", disabled=True, width=60),
+            "kind": st.column_config.SelectboxColumn("Kind", options=list(KINDS), width="small"),
+            "system": st.column_config.TextColumn("System", width="small"),
+            "user": st.column_config.TextColumn("User", width=360),
+            "reply": st.column_config.TextColumn("Reply", width=420),
+            "learn": st.column_config.CheckboxColumn(
+                "Learn", width="small", help="Whether the reply is trained on"
+            ),
+        },
+    )
+    changes = from_table(edited, rows)
+    if changes.problems:
+        st.warning(
+            "Not kept yet:\n" + "\n".join(f"- {p}" for p in changes.problems),
+            icon=":material/edit_off:",
+        )
+    elif changes:
+        draft.write(changes.rows, changes.removed, changes.label)
+        st.rerun()
+    st.caption(
+        "Every edit is kept on disk at once. Tick lines at the left and press the bin to "
+        "remove them; an empty line at the end makes a new conversation."
+    )
+
+
+def _add(draft: Draft) -> None:
+    with st.expander("Add a conversation of your own", icon=":material/add_comment:"):
+        with st.form(f"add-{draft.name}", clear_on_submit=True, border=False):
+            user = st.text_area("User", height=80)
+            reply = st.text_area("Reply", height=80)
+            asked = st.form_submit_button("Add", type="primary")
+        if not asked:
+            return
+        try:
+            texts = check_text(user, "User"), check_text(reply, "Reply")
+        except RowError as error:
+            st.error(f"{error.field}: {error.what}; {error.fix}", icon=":material/error:")
+            return
+        row = Conversation(
+            "",
+            [{"role": "user", "content": texts[0]}, {"role": "assistant", "content": texts[1]}],
+            locale=guess_locale(" ".join(texts)),
+        )
+        named = Conversation(f"own-{content_id(row.messages)}", row.messages, locale=row.locale)
+        draft.write([named], label="1 own conversation")
+        st.rerun()

@@ -1,0 +1,115 @@
+"""What can leave the workbench: GGUF, an Ollama folder, the hub. Each is a job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from core import fsio, paths
+from core.jobs import api
+from core.jobs.spec import read_spec
+from core.jobs.state import ACTIVE, Summary
+from core.paths import RunPaths
+from pages._ui.shell.common import errors_shown, folder_tree, show_error
+from pages._ui.train.state import badge
+
+_KINDS = {
+    "q8_0": "q8_0, 8 bits: half the size, hardly a difference",
+    "f16": "f16, 16 bits",
+    "bf16": "bf16, 16 bits",
+    "f32": "f32, exact",
+}
+
+
+def draw(run: RunPaths, folder: Path) -> None:
+    """The choices, and the exports of this merge so far."""
+    left, right = st.columns([2, 3], gap="large")
+    with left, errors_shown():
+        params = _choices(folder)
+        pressed = st.button(
+            "Export", icon=":material/ios_share:", key="merge_export", disabled=params is None
+        )
+        if pressed and params is not None:
+            job = api.create(
+                "export",
+                params,
+                name=f"{params['format']} of {read_spec(run).name}",
+                parent=run.root.name,
+            )
+            api.start(job)
+            st.rerun()
+    with right:
+        jobs = [s for s in api.list_runs() if s.kind == "export" and s.parent == run.root.name]
+        live = any(s.state in ACTIVE for s in jobs)
+        panel: Callable[..., None] = st.fragment(_jobs, run_every=1.0 if live else None)
+        panel(jobs, live)
+
+
+def _choices(folder: Path) -> dict[str, Any] | None:
+    """Parameters of the export job, or None while something is missing."""
+    target = st.segmented_control(
+        "To",
+        ["Ollama", "GGUF", "Hugging Face hub"],
+        default="Ollama",
+        key="merge_target",
+        required=True,
+    )
+    if target == "Hugging Face hub":
+        st.caption("Uses the login of `hf auth login`. Nothing is sent before you press Export.")
+        repo = st.text_input("Repository", placeholder="owner/name", key="merge_repo").strip()
+        private = st.toggle("Private", value=True, key="merge_private")
+        if not repo:
+            return None
+        return {"merged": str(folder), "format": "hub", "repo": repo, "private": private}
+    kind = st.selectbox(
+        "Type of the weights", list(_KINDS), format_func=_KINDS.__getitem__, key="merge_gguf_kind"
+    )
+    if target == "Ollama":
+        st.caption("A GGUF file and a Modelfile with the chat template and stop tokens.")
+    else:
+        st.caption("One file for llama.cpp and what is built on it.")
+    return {
+        "merged": str(folder),
+        "format": "ollama" if target == "Ollama" else "gguf",
+        "kind": kind,
+    }
+
+
+def _jobs(jobs: list[Summary], live: bool) -> None:
+    if not jobs:
+        st.caption("No export of this model yet.")
+    still = False
+    for summary in jobs:
+        now = api.status(RunPaths(summary.root))
+        still = still or now.state in ACTIVE
+        with st.container(border=True):
+            with st.container(horizontal=True, vertical_alignment="center"):
+                badge(now.state, now.reason if now.final else None)
+                st.caption(summary.name)
+            if now.state in ACTIVE:
+                st.progress(now.done / now.total if now.total else 0.0)
+            if now.error:
+                show_error(now.error)
+            if now.result:
+                _done(now.result, read_spec(RunPaths(summary.root)).params)
+    if live and not still:
+        st.rerun()
+
+
+def _done(result: dict[str, Any], params: dict[str, Any]) -> None:
+    if params["format"] == "hub":
+        st.markdown(result["address"])
+        return
+    out = Path(result["out"])
+    if not out.is_dir():
+        st.caption("The folder was removed.")
+        return
+    folder_tree(fsio.tree(out))
+    if params["format"] == "ollama":
+        name = fsio.slug(paths.RunPaths(out.parent.parent).root.name)
+        st.code(f"cd {out}\nollama create {name} -f Modelfile\nollama run {name}", language="bash")
+    else:
+        st.code(str(out), language=None)

@@ -1,0 +1,90 @@
+"""What the Merge page keeps between looks, and what it knows about runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import streamlit as st
+
+from core import fsio
+from core.jobs import api
+from core.jobs.state import ACTIVE, Summary
+from core.paths import RunPaths
+from core.training import lifecycle
+from core.training.checkpoints import Checkpoint
+from core.weights.manifest import NAME as MANIFEST
+
+NEW, RESULTS = "New merge", "Results"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A whole checkpoint of a training run, with what is needed to merge it."""
+
+    run: RunPaths
+    name: str
+    checkpoint: Checkpoint
+    model: str
+    dataset: str
+
+
+def merges() -> list[Summary]:
+    """Merge jobs, newest first."""
+    return [s for s in api.list_runs() if s.kind == "merge"]
+
+
+def trained() -> dict[str, Summary]:
+    """Training runs with at least one whole checkpoint, newest first, by id."""
+    return {
+        s.id: s
+        for s in api.list_runs()
+        if s.kind == "train" and any(c.whole for c in _checkpoints(s.root))
+    }
+
+
+def _checkpoints(root: Path) -> list[Checkpoint]:
+    return lifecycle.checkpoints_of(RunPaths(root))
+
+
+def checkpoints(root: Path) -> tuple[list[Checkpoint], int | None]:
+    """Whole checkpoints, the recommended one first and then the latest; and the recommended step.
+
+    Only a sweep recommends.
+    """
+    whole = [c for c in reversed(_checkpoints(root)) if c.whole]
+    sweep = root / "sweep.json"
+    chosen = fsio.read_json(sweep).get("recommended") if sweep.is_file() else None
+    step = chosen.get("step") if isinstance(chosen, dict) else None
+    if step not in {c.step for c in whole}:
+        return whole, None
+    return sorted(whole, key=lambda c: c.step != step), step
+
+
+def merged_folder(run: RunPaths) -> Path | None:
+    """The merged model of a finished merge job."""
+    result = api.status(run).result
+    folder = Path(result["merged"]) if result else None
+    return folder if folder and (folder / MANIFEST).is_file() else None
+
+
+def go_to(view: str, run: str | None = None) -> None:
+    """Show another view at the next rerun; the address keeps the job through a reload."""
+    st.session_state["merge_goto"] = view
+    if run is not None:
+        st.query_params["merge"] = run
+        st.session_state.pop("merge_job", None)
+
+
+def choose_view() -> str:
+    """The switch at the top. Opens on the results if the address names one or a merge runs."""
+    wanted = st.session_state.pop("merge_goto", None)
+    if wanted is None and "merge_view" not in st.session_state:
+        alive = any(s.state in ACTIVE for s in merges())
+        wanted = RESULTS if alive or "merge" in st.query_params else NEW
+    if wanted is not None:
+        st.session_state["merge_view"] = wanted
+    view = st.segmented_control(
+        "View", (NEW, RESULTS), key="merge_view", required=True, label_visibility="collapsed"
+    )
+    return str(view or NEW)

@@ -1,0 +1,101 @@
+"""Small pieces that several pages draw the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import streamlit as st
+
+from core import fsio
+from core.chat.render import safe_markdown
+from core.errors import UserError, UserErrors
+from core.jobs.spec import run_title
+from core.jobs.state import ACTIVE, Summary
+from core.models.device import Device
+
+
+@st.cache_resource(show_spinner="Loading torch and transformers (once a server)")
+def model_libraries() -> bool:
+    """Import what opens models and tokenizers, one thread at a time.
+
+    A click while a page still computes starts a second thread beside the first. Two threads in
+    the middle of ``import transformers`` see half a module and fail with ImportError, so pages
+    call this before anything that imports it.
+    """
+    from transformers import AutoTokenizer  # noqa: F401  (the attribute does the lazy import)
+
+    import core.inference.load
+    import core.training.preflight  # noqa: F401
+
+    return True
+
+
+@st.cache_resource(show_spinner="Looking at this machine")
+def device() -> Device:
+    """The device, looked up once a server (it imports torch)."""
+    from core.models.device import describe
+
+    return describe()
+
+
+def device_line() -> None:
+    """One line under the title: what was found, and what follows."""
+    st.caption(f":material/memory: {device().line()}")
+
+
+def show_error(error: UserError) -> None:
+    """What, why and how to fix, for one problem or several.
+
+    A message may quote a file or a server's answer, so it is shown as model text is: nothing in
+    it loads an image or runs.
+    """
+    problems = error.problems if isinstance(error, UserErrors) else [error]
+    for problem in problems:
+        where = f"`{problem.where}` " if problem.where else ""
+        lines = [f"{where}{safe_markdown(problem.what)}"]
+        if problem.why:
+            lines.append(f"**Why:** {safe_markdown(problem.why)}")
+        if problem.fix:
+            lines.append(f"**Fix:** {safe_markdown(problem.fix)}")
+        st.error("\n\n".join(lines), icon=":material/error:")
+
+
+@contextmanager
+def errors_shown() -> Iterator[None]:
+    """Turn a UserError inside the block into a message on the page."""
+    try:
+        yield
+    except UserError as error:
+        show_error(error)
+
+
+def run_label(summary: Summary) -> str:
+    """One line for a select box: name, end of the id, how it ended.
+
+    Without a state that will change: the browser shows the chosen line as it was when it was
+    chosen, so a run that has ended would go on being called running.
+    """
+    end = "" if summary.state in ACTIVE else f" · {summary.state.lower()}"
+    return run_title(summary.name, summary.id) + end
+
+
+def folder_tree(entries: list[fsio.TreeEntry]) -> None:
+    """A folder listing with sizes, as the tutorial's tree.py prints it."""
+    lines = [
+        f"{'    ' * e.depth}{e.path}{'/' if e.is_dir else ''}  ({fsio.human_bytes(e.size)})"
+        for e in entries
+    ]
+    st.code("\n".join(lines) or "(empty)", language=None)
+
+
+def time_left(seconds: float | None) -> str:
+    """75 -> '1 min 15 s left'; None -> ''."""
+    if seconds is None:
+        return ""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s left"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s left"
+    return f"{whole // 3600} h {whole % 3600 // 60} min left"

@@ -1,0 +1,151 @@
+"""The form of a new run: dataset, model, stock config, and the parts of an XTuner config."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from core import paths
+from core.errors import UserError
+from core.models.device import Choice
+from core.training.defaults import following
+from core.training.spec import FIELDS, FieldInfo, TrainSpec
+from pages._ui.shell.common import device
+
+#: Title, whether it is open at first, what to say about it.
+_PARTS = {
+    1: ("PART 1 · Settings", True, ""),
+    2: ("PART 2 · Model and LoRA", False, ""),
+    3: ("PART 3 · Data", False, ""),
+    5: ("PART 4-5 · Schedule and runtime", False, "Rarely needed."),
+    0: ("GPUs and DeepSpeed", False, ""),
+}
+#: Fields that have a place of their own on the page.
+_ELSEWHERE = {"dataset", "model", "stock_config", "resume_from", "config_text"}
+_NEEDS_GPU = {"deepspeed", "gpus", "nodes"}
+
+
+@st.cache_data(show_spinner="Choosing defaults for this dataset, model and machine", max_entries=16)
+def _auto(dataset: str, model: str, stock: str, stamp: int) -> tuple[dict[str, Any], list[Choice]]:
+    spec, choices = TrainSpec.auto(dataset, model, device(), stock_config=stock)
+    return spec.to_dict(), choices
+
+
+def settings(dataset: Path, model: str, stock: str) -> TrainSpec:
+    """Draw the form; the spec as it stands.
+
+    Raises:
+        UserError: the model or dataset cannot be used, or a value cannot be read.
+    """
+    stamp = paths.DatasetPaths(dataset).manifest.stat().st_mtime_ns
+    defaults, choices = _auto(str(dataset), model, stock, stamp)
+    # A change of dataset or model brings new defaults, hence new widgets.
+    scope = hashlib.sha256(f"{dataset}\0{model}\0{stamp}".encode()).hexdigest()[:8]
+    reasons = {c.name: c.reason for c in choices}
+    _take_over(scope)
+    values = {**defaults, "stock_config": stock}
+    for part, (title, is_open, note) in _PARTS.items():
+        with st.expander(title, expanded=is_open):
+            if note:
+                st.caption(note)
+            values |= _part(part, scope, values, reasons)
+    return TrainSpec.from_dict(values)
+
+
+def _take_over(scope: str) -> None:
+    """Put the settings of an earlier run into the form, once, if it was asked for."""
+    changes: dict[str, Any] = st.session_state.pop("train_take_over", {})
+    for info in FIELDS:
+        if info.name in changes and info.name not in _ELSEWHERE:
+            key = f"train_{scope}_{info.name}"
+            st.session_state[key] = _shown(info, changes[info.name])
+            st.session_state.pop(f"{key}_followed", None)
+
+
+def _part(part: int, scope: str, values: dict[str, Any], reasons: dict[str, str]) -> dict[str, Any]:
+    fields = [f for f in FIELDS if f.part == part and f.name not in _ELSEWHERE]
+    got: dict[str, Any] = {}
+    for first in range(0, len(fields), 2):  # a row of its own for each pair keeps them level
+        for column, info in zip(st.columns(2), fields[first : first + 2], strict=False):
+            with column:
+                got[info.name] = _field(info, f"train_{scope}_{info.name}", values[info.name])
+                if info.name == "steps":
+                    _follow(scope, got["steps"])
+                if reason := reasons.get(info.name):
+                    st.caption(f":material/auto_awesome: {reason}")
+    return got
+
+
+def _follow(scope: str, steps: int) -> None:
+    """Let warm-up and checkpoint interval follow the steps until somebody changes them.
+
+    They are drawn after the steps. A form that was taken over from an earlier run keeps its own.
+    """
+    for name, (value, _) in following(steps).items():
+        key = f"train_{scope}_{name}"
+        if st.session_state.get(key) == st.session_state.get(f"{key}_followed"):
+            st.session_state[key] = value
+        st.session_state[f"{key}_followed"] = value
+
+
+def _shown(info: FieldInfo, value: Any) -> Any:
+    """A value as its widget holds it."""
+    return "\n".join(value) if info.type == "list" else value
+
+
+def _field(info: FieldInfo, key: str, value: Any) -> Any:
+    """The widget that fits a field's type."""
+    common: dict[str, Any] = {"key": key, "help": info.help, "persist_state": "session"}
+    if key not in st.session_state:
+        st.session_state[key] = _shown(info, value)
+    if info.name in _NEEDS_GPU and device().kind == "cpu":
+        st.session_state[key] = info.default
+        common |= {"disabled": True, "help": f"{info.help} Off: no GPU was found."}
+    if info.type == "choice":
+        return st.selectbox(info.label, info.choices, format_func=lambda v: v or "none", **common)
+    if info.type == "bool":
+        return st.toggle(info.label, **common)
+    if info.type == "int":
+        return int(st.number_input(info.label, min_value=int(info.minimum or 0), step=1, **common))
+    if info.type == "float":
+        return float(
+            st.number_input(
+                info.label,
+                min_value=info.minimum or 0.0,
+                format="%.6g",
+                step=_step(value),
+                **common,
+            )
+        )
+    if info.type == "list":
+        text = st.text_area(f"{info.label} (one a line)", height=100, **common)
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    return st.text_input(info.label, **common)
+
+
+def _step(value: float) -> float:
+    """A press of + changes the value by a tenth to a half of it."""
+    return (
+        10.0 ** len(str(int(value))) / 10
+        if value >= 1
+        else float(f"1e{f'{value:e}'.split('e')[1]}")
+        if value
+        else 0.01
+    )
+
+
+def run_name(dataset: str) -> str:
+    """What to call the run."""
+    name = st.text_input(
+        "Name of the run",
+        value=Path(dataset).name,
+        key="train_name",
+        max_chars=60,
+        persist_state="session",
+    )
+    if not name.strip():
+        raise UserError("the run has no name", fix="give it one")
+    return name

@@ -1,0 +1,81 @@
+"""A new run: form and source side by side, what stands against it, the command, one button."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import streamlit as st
+
+from core.errors import UserError
+from core.jobs import api, locks
+from core.training import lifecycle
+from core.training.spec import TrainSpec
+from pages._ui.shell.common import errors_shown, model_libraries, show_error
+from pages._ui.train import (
+    choose as train_choose,
+)
+from pages._ui.train import (
+    form as train_form,
+)
+from pages._ui.train import (
+    preflight as train_preflight,
+)
+from pages._ui.train import (
+    source as train_source,
+)
+from pages._ui.train.state import WATCH, go_to
+
+#: Pixels of the form; the source takes the rest.
+_FORM_WIDTH = 470
+
+
+def draw() -> None:
+    """The view."""
+    model_libraries()
+    chosen = None
+    with errors_shown():
+        chosen = train_choose.choose()
+    if chosen is None:
+        return
+    with st.container(horizontal=True, gap="large"):  # side by side, or below in a narrow window
+        form, source = st.container(width=_FORM_WIDTH), st.container()
+    spec: TrainSpec | None = None
+    with form, errors_shown():
+        spec = train_form.settings(*chosen)
+    if spec is None:
+        return
+    with source:
+        try:
+            spec = train_source.draw(spec)
+        except UserError as error:
+            show_error(error)
+            return
+    st.divider()
+    with errors_shown():
+        name = train_form.run_name(spec.dataset)
+        ready = train_preflight.draw(spec)
+        _start(spec, name, ready)
+
+
+def _start(spec: TrainSpec, name: str, ready: bool) -> None:
+    holder = locks.device_holder()
+    if holder is not None:
+        st.info(
+            f"The device is held by {holder.what}; this run will wait its turn."
+            + ("" if holder.run else " Unload the chat on the Compare page to let it start."),
+            icon=":material/hourglass:",
+        )
+    parent = st.session_state.get("train_parent")
+    if not st.button(
+        "Start", type="primary", icon=":material/play_arrow:", key="train_start", disabled=not ready
+    ):
+        return
+    try:
+        run = lifecycle.start_training(dataclasses.replace(spec), name=name, parent=parent)
+    except api.AlreadyStarted as error:
+        st.toast(f"Already started as {error.run}", icon=":material/info:")
+        go_to(WATCH, error.run)
+        st.rerun()
+    st.session_state.pop("train_parent", None)
+    go_to(WATCH, run.root.name)
+    st.rerun()
