@@ -68,9 +68,12 @@ def rows(
         Probe(f"{suite}{i}", suite, [{"role": "user", "content": prompt}])
         for i in range(len(texts))
     ]
-    theirs = {p.id: answer(t) for p, t in zip(probes, base, strict=True)} if base else None
+    theirs = {p.id: answer(t) for p, t in zip(probes, base or (), strict=bool(base))}
     return metrics.judge(
-        side, probes, [answer(t) for t in texts], base=theirs, aliases=["Luna", "Riverside Lab"]
+        side,
+        probes,
+        [answer(t) for t in texts],
+        metrics.Yardstick(["Luna", "Riverside Lab"], theirs),
     )
 
 
