@@ -13,31 +13,17 @@ import numpy.typing as npt
 from core import fsio, paths, seal
 from core.errors import UserError
 from core.weights import manifest, staging
+from core.weights.adapter import CONFIG, WEIGHTS
 from core.weights.checkpoint import open_checkpoint
 from core.weights.deepspeed import read_zero
 from core.weights.source import AdapterSource, read_config
-from core.weights.tensors import TensorRef
 
 Engine = Literal["fast", "xtuner"]
 Array = npt.NDArray[Any]
 
-WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
 #: XTuner's name for the copy of the config that it puts beside the weights.
 CONFIG_COPY = "xtuner_config.py"
 _FP16_MAX = 65504.0
-_NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
-
-
-def to_float32(ref: TensorRef) -> Array:
-    """The tensor as a float32 array of its shape."""
-    data = ref.read()
-    if ref.dtype == "BF16":  # the upper half of a float32
-        wide = np.frombuffer(data, "<u2").astype("<u4") << 16
-        return wide.view("<f4").reshape(ref.shape)
-    if ref.dtype not in _NUMPY:
-        raise UserError(f"{ref.file}: {ref.name!r} holds {ref.dtype}, not floating-point numbers")
-    return np.frombuffer(data, _NUMPY[ref.dtype]).astype("<f4", copy=False).reshape(ref.shape)
 
 
 def adapter_key(name: str) -> str | None:
@@ -70,7 +56,7 @@ def _trained(checkpoint: Path) -> dict[str, Array]:
         state = content.get("state_dict", content) if isinstance(content, dict) else content
         for name, ref in opened.tensors(state, "state_dict").items():
             if key := adapter_key(name):
-                arrays[key] = to_float32(ref)
+                arrays[key] = ref.to_float32()
     if not any("lora_" in key for key in arrays):
         raise UserError(
             f"{checkpoint} holds no LoRA weights",
