@@ -62,7 +62,7 @@ class TunePaths:
 
     @property
     def scorecard(self) -> Path:
-        """The numbers: see the README for its fields."""
+        """The numbers: see docs/results.md for its fields."""
         return self.root / "scorecard.json"
 
     def run(self, stage: str) -> Path:

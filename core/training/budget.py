@@ -8,8 +8,8 @@ from typing import Literal
 
 from core.data.report import DatasetReport
 
-#: Passes over the data that a run makes unless told otherwise. In our sweeps of the bundled model
-#: (README, benchmarks/mix_sweep.py) recall was highest after 1 to 3 passes and fell from there on.
+#: Passes over the data that a run makes unless told otherwise. In sweeps of the bundled model
+#: (docs/results.md, benchmarks/mix_sweep.py) recall was highest after 1 to 3 passes, then fell.
 PASSES = 1.5
 MIN_STEPS = 20
 #: Optimizer steps and exposures of a row that our runs learned an identity in. Public recipes with
