@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from core import fsio, paths
+from core import fsio, paths, seal
 from core.errors import UserError
 from core.weights import manifest, staging
 from core.weights.adapter import CONFIG, WEIGHTS
@@ -127,17 +127,14 @@ def _convert_xtuner(
 ) -> None:
     from core.weights import xtuner_tools
 
-    # XTuner unpickles the file, which runs whatever is in it, and runs the config. Both must be
-    # a run's own; and the pickle must name nothing that a checkpoint has no use for.
-    run = paths.RunPaths(config.resolve().parent)
-    if not run.spec.is_file() or not checkpoint.resolve().is_relative_to(run.root):
+    # XTuner runs the config, so it must be the one that a run of this workspace wrote. Of the
+    # checkpoint it gets data only, whatever the file names.
+    if not seal.sealed(config):
         raise UserError(
-            f"{checkpoint} and {config} are not of one run's folder",
-            why="engine 'xtuner' runs the code of both",
+            f"{config} was not written by a training run of this workspace, or was changed since",
+            why="engine 'xtuner' runs the config as code",
             fix="use engine 'fast', which runs none",
         )
-    for part in sorted(checkpoint.glob("*.pt")) if checkpoint.is_dir() else [checkpoint]:
-        open_checkpoint(part)
     xtuner_tools.pth_to_hf(config, checkpoint, folder, fp32=fp32, max_shard_size=max_shard_size)
     if not (folder / CONFIG).is_file() and not (folder / "config.json").is_file():
         raise UserError(f"XTuner's converter wrote no adapter for {checkpoint}")
