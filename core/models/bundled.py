@@ -124,7 +124,11 @@ def _write(source: Path, out: Path, on_progress: OnProgress) -> None:
     model.generation_config = GenerationConfig(
         eos_token_id=2, pad_token_id=0, do_sample=False, max_new_tokens=256
     )
-    model.save_pretrained(out, safe_serialization=True)
+    # Dense now, but a model read from a GGUF still calls itself quantized and refuses to be saved.
+    model.hf_quantizer = None
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    model.save_pretrained(out)
     for file in out.iterdir():
         file.chmod(0o644)
     on_progress(stage, 3, 3)
