@@ -35,9 +35,9 @@ def test_xtuner_trains_a_cut_reply_without_its_end(row: Conversation, tiny_llama
     from core.training import compat
 
     compat.apply()
+    from xtuner.dataset import utils
     from xtuner.dataset.map_fns import openai_map_fn, template_map_fn_factory
     from xtuner.dataset.utils import encode_fn
-    from xtuner.dataset import utils
 
     tokenizer = load_tokenizer(tiny_llama)
     chat = ChatTemplate(tokenizer)

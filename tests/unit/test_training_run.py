@@ -128,6 +128,7 @@ def test_short_runs_keep_the_plan(
 
 def test_ids_trained_on_are_the_ids_chat_feeds(finished: Any, tiny_llama: Path) -> None:
     from mmengine.config import Config
+
     from core.inference.load import load_tokenizer
     from core.models.template import ChatTemplate
     from core.training import compat
