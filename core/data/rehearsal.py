@@ -190,7 +190,7 @@ class _Maker:
         self._tokenizer = load_tokenizer(model.path)
         self._model = load_model(model.path)
         self._template = ChatTemplate(self._tokenizer)
-        self._seed, self._cap, self._locales = seed, max_new_tokens, locales
+        self._seed, self._cap, self._locales = seed, max_new_tokens, list(locales)
         self._avoid = PromptFilter(avoid)
         self._progress = _Overall(on_progress)
         self._rejected: Counter[str] = Counter()
@@ -206,7 +206,7 @@ class _Maker:
         self._progress.expect(sum(first.values()) + sum(map(len, near_miss.values())) + n)
         drawn = {locale: self._draw(k, locale) for locale, k in first.items() if k}
         rows: list[Conversation] = []
-        for locale, prompts in near_miss.items():
+        for locale, near in near_miss.items():
             rows += self._answer(prompts, "near_miss", locale, len(prompts))
         for locale, count in wanted.items():
             pool = self._pool(own[locale], drawn.get(locale, []), rng)
