@@ -2,8 +2,8 @@
 
 A process in a session of its own, so that it outlives the page, the server and the terminal that
 started it. It holds the run's lock for life, starts the child, turns its output into metrics and
-events, stops it when asked, and writes ``exit.json`` as its last act. Standard library and psutil
-only: it must start in a blink and never fail because a heavy library does.
+events, stops it when asked, and writes ``exit.json`` as its last act. Standard library, psutil
+and pydantic only: it must start in a blink and never fail because a heavy library does.
 """
 
 from __future__ import annotations

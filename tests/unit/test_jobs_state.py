@@ -30,6 +30,10 @@ def seen(**changes: object) -> Observation:
     return Observation(**{**base, **changes})  # type: ignore[arg-type]
 
 
+def _spec(options: Options | None = None) -> RunSpec:
+    return RunSpec(kind="train", name="x", params={}, seq=1, options=options or Options())
+
+
 @pytest.mark.parametrize(
     ("observation", "state", "reason"),
     [
@@ -106,7 +110,7 @@ def test_derive_knows_every_observation(
     ],
 )
 def test_the_reason_of_an_ending(code: int, text: str, reason: Reason) -> None:
-    table = reasons.table_of(RunSpec("train", "x", {}, 1), RunPaths(Path("gone")))
+    table = reasons.table_of(_spec(), RunPaths(Path("gone")))
     fault = reasons.diagnose(table, text, returncode=code)
     assert fault.reason == reason
     shown = reasons.account(code, fault, None)
@@ -130,13 +134,12 @@ def test_the_jobs_own_words_come_first() -> None:
 def test_spec_round_trip_and_refusals(tmp_path: Path) -> None:
     run = RunPaths(tmp_path / "r")
     spec = RunSpec(
-        "train",
-        "Kai",
-        {"lr": 1e-3, "x": [1, None, "é"]},
-        7,
-        "p",
-        (),
-        Options(grace_seconds=3, pass_env=("HF_TOKEN",)),
+        kind="train",
+        name="Kai",
+        params={"lr": 1e-3, "x": [1, None, "é"]},
+        seq=7,
+        parent="p",
+        options=Options(grace_seconds=3, pass_env=("HF_TOKEN",)),
     )
     spec.write(run)
     assert read_spec(run) == spec
@@ -241,7 +244,7 @@ def test_the_watcher_by_a_fake_clock(tmp_path: Path) -> None:
     now = [0.0]
     told: list[str] = []
     watcher = OutputWatcher(
-        RunSpec("train", "x", {}, 1, options=Options(stall_seconds=60, nan_steps=3)),
+        _spec(Options(stall_seconds=60, nan_steps=3)),
         journal.Journal(tmp_path / "m"),
         lambda event, **_: told.append(event),
         clock=lambda: now[0],
