@@ -207,7 +207,7 @@ class _Maker:
         drawn = {locale: self._draw(k, locale) for locale, k in first.items() if k}
         rows: list[Conversation] = []
         for locale, near in near_miss.items():
-            rows += self._answer(prompts, "near_miss", locale, len(prompts))
+            rows += self._answer(near, "near_miss", locale, len(near))
         for locale, count in wanted.items():
             pool = self._pool(own[locale], drawn.get(locale, []), rng)
             rows += self._general(pool, locale, count, rng)
