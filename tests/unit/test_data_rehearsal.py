@@ -24,7 +24,7 @@ from core.inference.generate import Reply
 from core.models import catalog
 from core.models.catalog import resolve
 from core.paths import RunPaths
-from core.text import textstats
+from core.text import normalize
 
 ASSISTANT = str(paths.TEMPLATES / "assistant.yaml")
 
@@ -141,7 +141,7 @@ class Scripted:
         heads = [tokenizer.decode(ids)[-2:] for ids in prompts]
         return [
             Reply(f"说第{at}到{i}个题目。然后", [1], "length")
-            if textstats.locale_of(head) == "zh"
+            if normalize.locale_of(head) == "zh"
             else Reply(f"Explain topic number {at} {i} to me. Then", [1], "length")
             for i, head in enumerate(heads)
         ]

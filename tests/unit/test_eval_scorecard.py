@@ -330,7 +330,7 @@ def test_a_limit_holds_for_each_language(dataset: DatasetPaths) -> None:
     held = Counter(p.locale for p in asked.suites["held_out"])
     assert held["en"] == quick.suites["held_out"].limit and held["zh"] >= 100
     full = questions.gather(dataset, plan.plan("full"), ["en", "zh"])
-    assert {p.locale for p in full.suites["language"]} > {"en", "zh"}
+    assert {p.locale for p in full.suites["language"]} >= {"en", "zh"}
     assert {i.locale for i in full.knowledge} == {"en", "zh"}
 
 
