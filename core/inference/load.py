@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.errors import UserError
 from core.models import device as devices
+from core.models import folder
 from core.models.nf4 import nf4_config
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
+    folder.refuse_pointers(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -65,6 +67,7 @@ def load_model(
     import torch
     from transformers import AutoModelForCausalLM
 
+    folder.check(path)
     where = device or devices.describe().kind
     if dtype == "auto":
         dtype = devices.describe().compute_dtype.value if where != "cpu" else "float32"
@@ -87,9 +90,9 @@ def load_model(
 
         own_memory(model)
     if adapter is not None:
-        from peft import PeftModel
+        from core.inference.adapters import wrap
 
-        model = PeftModel.from_pretrained(model, str(adapter))
+        model = wrap(model, adapter)
     model.eval()
     model.requires_grad_(False)  # for answers only; ``batching`` may then fuse the weights
     return model
