@@ -76,8 +76,7 @@ def dataset_of(params: dict[str, Any]) -> DatasetPaths:
 def sides(params: dict[str, Any]) -> dict[str, Any]:
     """The sides to score, base first. Raises UserError for models that cannot be used."""
     from core.inference.pool import Loadable
-    from core.models import lora
-    from core.models import catalog
+    from core.models import catalog, lora
 
     base = catalog.resolve(str(params["base"]))
     found = {"base": Loadable(base)}

@@ -65,6 +65,7 @@ def load_model(
         UserError: the folder cannot be loaded as a causal LM.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     folder.check(path)
@@ -79,7 +80,7 @@ def load_model(
         model: Any = AutoModelForCausalLM.from_pretrained(
             str(path), dtype=torch_dtype, trust_remote_code=False, **extra
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, ImportError) as error:
         raise UserError(
             f"cannot load {path} as a causal language model",
             why=str(error)[:400],

@@ -16,7 +16,12 @@ from core.errors import UserError
 #: How git-lfs marks a file that was not fetched.
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _SUFFIXES = {".safetensors", ".bin", ".json", ".model", ".txt", ".jinja", ".gguf", ".tiktoken"}
-_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 
 
 def refuse_pointers(folder: Path) -> None:
@@ -40,38 +45,50 @@ def _pointer(path: Path) -> bool:
 def weight_files(folder: Path) -> list[Path]:
     """The files that transformers would read the weights from: one, or the shards of an index.
 
-    safetensors before ``.bin``, a single file before an index, as transformers looks for them.
-
     Raises:
         UserError: there are none, or the index names files that are not there.
     """
-    for single, index in zip(("model.safetensors", "pytorch_model.bin"), _INDEXES, strict=True):
-        if (folder / single).is_file():
-            return [folder / single]
-        if (folder / index).is_file():
-            return _shards(folder, folder / index)
-    raise UserError(
-        f"{folder} has no weights",
-        why=f"none of model.safetensors, pytorch_model.bin, {', '.join(_INDEXES)} in it",
-        fix="complete the download of the model",
-    )
-
-
-def _shards(folder: Path, index: Path) -> list[Path]:
-    record = fsio.read_json(index)
-    weight_map = record.get("weight_map") if isinstance(record, dict) else None
-    if not isinstance(weight_map, Mapping) or not weight_map:
-        raise UserError(f"{index} has no weight_map", fix="fetch the model folder again")
-    names = sorted({str(name) for name in weight_map.values()})
+    found = _weights(folder)
+    if found is None:
+        raise UserError(
+            f"{folder} has no weights",
+            why="none of model.safetensors, pytorch_model.bin, or an index of shards in it",
+            fix="complete the download of the model",
+        )
+    if found.suffix != ".json":
+        return [found]
+    names = sorted(set(_weight_map(found).values()))
     missing = [name for name in names if not fsio.safe_join(folder, name).is_file()]
     if missing:
         raise UserError(
             f"the download of {folder} is not complete",
-            why=f"{index.name} names {', '.join(missing[:5])}, which "
+            why=f"{found.name} names {', '.join(missing[:5])}, which "
             f"{'is' if len(missing) == 1 else 'are'} not there",
             fix="download the missing files",
         )
     return [folder / name for name in names]
+
+
+def indexed(folder: Path) -> set[str]:
+    """Names of the tensors that the index of a sharded model lists (empty for a single file)."""
+    found = _weights(folder)
+    return set(_weight_map(found)) if found is not None and found.suffix == ".json" else set()
+
+
+def _weights(folder: Path) -> Path | None:
+    """The weights or their index: safetensors first, a single file first, as transformers looks."""
+    for name in _WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    return None
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    record = fsio.read_json(index)
+    weight_map = record.get("weight_map") if isinstance(record, dict) else None
+    if not isinstance(weight_map, Mapping) or not weight_map:
+        raise UserError(f"{index} has no weight_map", fix="download the model folder again")
+    return {str(name): str(file) for name, file in weight_map.items()}
 
 
 def check(folder: Path) -> None:
@@ -106,14 +123,19 @@ def quantization(folder: Path) -> str:
 
 def _packed(folder: Path) -> Iterator[str]:
     """Names of tensors that only a quantized layer has."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     for path in weight_files(folder):
-        if path.suffix == ".safetensors":
+        if path.suffix != ".safetensors":
+            continue
+        try:
             with safe_open(path, framework="np") as file:
-                for key in file.keys():  # noqa: SIM118
-                    if key.endswith((".qweight", ".qzeros", ".weight.absmax", ".weight_scale_inv")):
-                        yield f"the tensor {key}"
+                keys = list(file.keys())
+        except SafetensorError:
+            return  # whoever reads the weights says where the file is damaged
+        for key in keys:
+            if key.endswith((".qweight", ".qzeros", ".weight.absmax", ".weight_scale_inv")):
+                yield f"the tensor {key}"
 
 
 def require_trainable(folder: Path) -> None:

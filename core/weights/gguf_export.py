@@ -19,7 +19,8 @@ import numpy.typing as npt
 from core import fsio
 from core.conversation import OnProgress
 from core.errors import UserError
-from core.weights.tensors import TensorRef, read_model
+from core.weights.files import read_model
+from core.weights.tensors import TensorRef
 
 Array = npt.NDArray[Any]
 Kind = Literal["f32", "f16", "bf16", "q8_0"]
