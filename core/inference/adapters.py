@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.models import lora
+from core.models import lora, sandbox
 
 _active = threading.local()
 
@@ -49,6 +49,8 @@ def wrap(model: Any, adapter: Path, name: str = "default", **options: Any) -> An
     config = lora.read(adapter)
     lora.require_known(config, adapter)
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    names = [name for name, _ in inner.named_modules()]
+    sandbox.require_matchable(config, names, str(adapter))
     lora.require_fit(adapter, inner, base)
     try:
         if isinstance(model, PeftModel):

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder; it must have a chat template and a pad token.
 
+    Of several named templates it keeps the one named ``default``.
+
     A missing pad token becomes the eos token, which is what generate() falls back to anyway.
 
     Raises:
@@ -33,10 +35,15 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
             why=str(error)[:400],
             fix="complete the model folder",
         ) from error
+    templates = tokenizer.chat_template
+    if isinstance(templates, dict):  # several by name, for tools or retrieval: chat is the default
+        tokenizer.chat_template = templates.get("default")
     if not tokenizer.chat_template:
         raise UserError(
             f"the tokenizer of {path} has no chat template",
-            why="without it nobody knows how the model was taught to see a conversation",
+            why=f"only templates named {', '.join(templates)}, and none named default"
+            if templates
+            else "without it nobody knows how the model was taught to see a conversation",
             fix="choose the chat or instruct version of the model",
         )
     if tokenizer.pad_token_id is None:

@@ -73,7 +73,9 @@ def data_only() -> Iterator[None]:
         try:
             with torch.serialization.safe_globals(allowed):
                 return original(f, *args[:1], **kwargs)
-        except pickle.UnpicklingError as error:
+        except (OSError, RuntimeError, MemoryError):
+            raise  # of the disk or the device, not of what the pickle says
+        except Exception as error:  # a damaged pickle makes the reader raise nearly anything
             raise UserError(
                 f"{f if isinstance(f, str) else getattr(f, 'name', f)} is refused",
                 why="a checkpoint is a pickle, which can run code, and this one is damaged or "

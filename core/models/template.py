@@ -14,14 +14,19 @@ into such pieces is trained reply by reply: each row holds the rendered prompt a
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
 from core.conversation import Conversation, Message
 from core.errors import UserError
+from core.models import sandbox
 
 IGNORE_INDEX = -100
+#: sha256 of templates that are known to be harmless and are rendered without a child: plain
+#: ChatML, which the bundled model has.
+_KNOWN = frozenset({"f91864928fccff928b3068ca784db6275e655e400ccbb28f61d92c0090caf3b3"})
 _USER, _REPLY, _SYSTEM = "@USER-SENTINEL@", "@REPLY-SENTINEL@", "@SYSTEM-SENTINEL@"
 _EXCHANGE: list[Message] = [
     {"role": "user", "content": _USER},
@@ -56,7 +61,8 @@ class ChatTemplate:
         """The conversation as text, special tokens included.
 
         Raises:
-            UserError: the template refuses the conversation.
+            TemplateRefused: the template says no to this conversation, or is broken.
+            UserError: the template takes more time or memory than one may.
         """
         return self._apply(self.accepted(messages), add_generation_prompt)
 
@@ -70,30 +76,27 @@ class ChatTemplate:
                 what says that there are none. Persona replies have none, and a reply that begins
                 with them would have to be sampled for a long time.
         """
-        try:
+        source = self.tokenizer.get_chat_template()
+        if hashlib.sha256(source.encode("utf-8", "replace")).hexdigest() in _KNOWN:
             return str(
                 self.tokenizer.apply_chat_template(
-                    list(messages),
-                    tokenize=False,
-                    add_generation_prompt=add_generation_prompt,
-                    enable_thinking=thinking,
+                    list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
                 )
             )
-        except (RecursionError, MemoryError):
-            raise
-        except Exception as error:  # the template's own text runs here and raises what it likes
-            roles = ", ".join(m["role"] for m in messages[:6]) + (" …" if len(messages) > 6 else "")
-            raise UserError(
-                f"the chat template of {self._name} refuses this conversation",
-                why=f"{str(error)[:300]} (turns: {roles})",
-                fix="begin with a user turn, and let user and assistant take turns",
-            ) from error
+        return sandbox.render(
+            source,
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            thinking=thinking,
+            special_tokens=self.tokenizer.special_tokens_map,
+            name=self._name,
+        )
 
     def _taken(self, *messages: Message) -> str | None:
         """The rendering, or None if the template refuses these turns."""
         try:
             return self._apply(messages, False)
-        except UserError:
+        except sandbox.TemplateRefused:
             return None
 
     @cached_property
