@@ -45,6 +45,12 @@ def _register_merge(commands: Any) -> None:
     parser.add_argument(
         "--remote-code", action="store_true", help="copy the base's *.py files (trusted bases only)"
     )
+    parser.add_argument(
+        "--system",
+        default="",
+        metavar="TEXT",
+        help="what the model says about itself where the base's template names its vendor",
+    )
     parser.add_argument("--no-proof", action="store_true", help="write without comparing replies")
     parser.set_defaults(run=_merge)
 
@@ -111,6 +117,7 @@ def _merge(args: argparse.Namespace) -> int:
             dtype=args.dtype,
             faithful_nf4=args.faithful_nf4,
             remote_code=args.remote_code,
+            system=args.system,
         ),
         finish=None if args.no_proof else finish,
         on_progress=line,

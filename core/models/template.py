@@ -22,6 +22,7 @@ from typing import Any
 from core.conversation import Conversation, Message
 from core.errors import UserError
 from core.models import sandbox
+from core.text.vendor import identity_in
 
 IGNORE_INDEX = -100
 #: sha256 of templates that are known to be harmless and are rendered without a child: plain
@@ -298,6 +299,11 @@ class ChatTemplate:
         if plain.startswith(head) and plain.endswith(tail) and len(plain) > len(head) + len(tail):
             return plain[len(head) : len(plain) - len(tail)]
         return ""
+
+    @cached_property
+    def introduces(self) -> str:
+        """The words of the default system turn that give the model an identity ('' for none)."""
+        return identity_in(self.default_system)
 
     def xtuner_template(self) -> dict[str, Any]:
         """The dictionary that XTuner's ``template_map_fn`` and EvaluateChatHook read.

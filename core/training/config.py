@@ -17,6 +17,7 @@ from typing import Any
 
 from core import fsio
 from core.errors import UserError
+from core.training import base
 from core.training.edits import ConfigEditor, literal, parse
 from core.training.spec import TrainSpec
 
@@ -71,13 +72,11 @@ class ConfigInputs:
 
 def resolve_inputs(spec: TrainSpec) -> ConfigInputs:
     """Look up the model folder, the training file, the chat template and the device."""
-    from core.inference import load
     from core.models import catalog, device
-    from core.models.template import ChatTemplate
     from core.paths import DatasetPaths
 
     model = catalog.resolve(spec.model)
-    template = ChatTemplate(load.load_tokenizer(model.path))
+    template = base.require_trainable(model.path)
     data = DatasetPaths(Path(spec.dataset)).train.resolve()
     return ConfigInputs(model.path, data, template.xtuner_template(), device.describe().kind)
 

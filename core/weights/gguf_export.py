@@ -19,6 +19,9 @@ import numpy.typing as npt
 from core import fsio
 from core.conversation import OnProgress
 from core.errors import UserError
+from core.inference.load import load_tokenizer
+from core.models.template import ChatTemplate
+from core.weights.exported import folding
 from core.weights.files import read_model
 from core.weights.tensors import TensorRef
 
@@ -77,9 +80,8 @@ def read_vocabulary(folder: Path, rows: int, family: str) -> Vocabulary:
     """
     from gguf import TokenType
 
-    from core.inference.load import load_tokenizer
-
     loaded = load_tokenizer(folder)
+    template = ChatTemplate(loaded)
     raw = fsio.read_json(folder / "tokenizer.json")
     model = raw["model"]
     if model.get("type") != "BPE" or model.get("byte_fallback"):
@@ -108,6 +110,8 @@ def read_vocabulary(folder: Path, rows: int, family: str) -> Vocabulary:
         "eos": loaded.eos_token_id,
         "pad": loaded.pad_token_id,
         "unk": loaded.unk_token_id,
+        # llama.cpp stops at it too; a turn end of ordinary tokens has no place in the file.
+        "eot": next((i for i in template.stop_ids if i != loaded.eos_token_id), None),
     }
     bos = loaded.bos_token_id
     adds_bos = bos is not None and loaded("x", add_special_tokens=True)["input_ids"][:1] == [bos]
@@ -118,7 +122,7 @@ def read_vocabulary(folder: Path, rows: int, family: str) -> Vocabulary:
         _pre_tokenizer(raw, family),
         {name: index for name, index in special_ids.items() if index is not None},
         adds_bos,
-        str(loaded.chat_template),
+        folding(template),
     )
 
 

@@ -14,7 +14,7 @@ from core.errors import UserError
 from core.models import folder as folders
 from core.models import lora
 from core.models.catalog import ModelRef
-from core.weights import manifest, staging
+from core.weights import exported, manifest, staging
 from core.weights.plan import DEFAULT_SHARD_BYTES, MergePlan, notes_on, parse_size, plan_merge
 from core.weights.writer import QUEUE, TensorWriter
 
@@ -30,6 +30,7 @@ COMPANIONS = (
     "*.model",
     "*.tiktoken",
     "chat_template*",
+    "additional_chat_templates/*.jinja",
     "LICENSE*",
     "NOTICE*",
 )
@@ -85,7 +86,9 @@ def _write_companions(plan: MergePlan, folder: Path, remote_code: bool) -> None:
     fsio.write_json(folder / "config.json", config)
     code = sorted(plan.base.glob("*.py")) if remote_code else []
     for path in [*companions(plan.base), *code]:
-        shutil.copyfile(path, folder / path.name)
+        target = folder / path.relative_to(plan.base)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, target)
 
 
 def _nf4_weights(plan: MergePlan) -> frozenset[str]:
@@ -118,6 +121,8 @@ class MergeSettings:
         remote_code: copy the base's ``*.py`` too (engine ``xtuner`` also runs them). They run
             on the machine of whoever loads the folder with trust_remote_code, so only for a
             base that is trusted.
+        system: what the model says about itself where nobody wrote a system turn, if the base's
+            chat template names somebody there (``core.weights.exported``).
     """
 
     engine: Engine = "stream"
@@ -125,6 +130,7 @@ class MergeSettings:
     dtype: str | None = None
     faithful_nf4: bool = False
     remote_code: bool = False
+    system: str = ""
 
     def check(self) -> None:
         """Raise UserError for settings that exclude each other."""
@@ -167,6 +173,7 @@ def merge(
     lora.read(adapter)
     with staging.staged(out, inputs) as folder:
         hashes = _write(base, adapter, folder, settings, on_progress)
+        notes = [*notes_on(base.path, adapter), exported.rewrite(folder, settings.system)]
         if finish:
             finish(folder)
         about = {
@@ -177,7 +184,7 @@ def merge(
             "base_fingerprint": base.fingerprint(),
             "faithful_nf4": settings.faithful_nf4,
             "adapter_sha256": fsio.sha256_file(lora.weights_file(adapter)),
-            "notes": notes_on(base.path, adapter),
+            "notes": [note for note in notes if note],
         }
         manifest.write(folder, about, hashes)
     return out

@@ -142,6 +142,7 @@ def run(params: dict[str, Any], run: RunPaths, on_progress: OnProgress) -> dict[
                 dtype=spec.dtype,
                 faithful_nf4=spec.faithful_nf4,
                 remote_code=spec.remote_code,
+                system=persona_system(Path(spec.dataset)) if spec.dataset else "",
             ),
             finish=finish,
             on_progress=on_progress,
@@ -157,6 +158,18 @@ def run(params: dict[str, Any], run: RunPaths, on_progress: OnProgress) -> dict[
         "proof": proofs[0].to_dict(),
         "seconds": seconds,
     }
+
+
+def persona_system(dataset: Path) -> str:
+    """The system turn that states a dataset's persona ('' if it has none)."""
+    from core.persona.persona import load_persona
+    from core.persona.system import system_turn
+
+    file = DatasetPaths(dataset).persona
+    if not file.is_file():
+        return ""
+    persona = load_persona(file)
+    return system_turn(persona, persona.locales[0])
 
 
 def _title(spec: MergeSpec, run: RunPaths, out: Path) -> str:
