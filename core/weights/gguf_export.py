@@ -20,6 +20,7 @@ from core import fsio
 from core.conversation import OnProgress
 from core.errors import UserError
 from core.inference.load import load_tokenizer
+from core.models.families import rope_settings
 from core.models.template import ChatTemplate
 from core.weights.exported import folding
 from core.weights.files import read_model
@@ -154,7 +155,7 @@ def _items(folder: Path, config: Mapping[str, Any], kind: Kind) -> list[_Item]:
     family = str(config.get("model_type"))
     if family not in ARCHITECTURES:
         raise _refuse(f"a model of type {family!r}", f"only {', '.join(ARCHITECTURES)} are")
-    if config.get("rope_scaling"):
+    if rope_settings(config)[1]:
         raise _refuse("a model with scaled rotary positions", "the scaling is not carried over")
     architecture, interleaved = ARCHITECTURES[family]
     arch = MODEL_ARCH[architecture.upper()]
@@ -234,7 +235,7 @@ def _describe(
     writer.add_key_length(head_size)
     writer.add_value_length(head_size)
     writer.add_layer_norm_rms_eps(float(config["rms_norm_eps"]))
-    writer.add_rope_freq_base(float(config.get("rope_theta") or 10000.0))
+    writer.add_rope_freq_base(rope_settings(config)[0])
     writer.add_rope_dimension_count(head_size)
     writer.add_vocab_size(len(vocabulary.tokens))
     writer.add_tokenizer_model("gpt2")
