@@ -208,7 +208,7 @@ class ChatTemplate:
         """
         turns, flags = self._accepted(self.with_system(row.messages), row.loss)
         if self.pieces is not None:
-            return [dataclasses.replace(row, messages=turns, loss=flags)]
+            return [dataclasses.replace(row, messages=self._glued(turns), loss=flags)]
         at = [i for i, m in enumerate(turns) if m["role"] == "assistant"]
         wanted = [i for i, flag in zip(at, flags, strict=True) if flag] or at[-1:]
         parts = []
@@ -223,6 +223,20 @@ class ChatTemplate:
             part = dataclasses.replace(row, id=name, messages=messages, cut=cut, loss=[any(flags)])
             parts.append(part)
         return parts
+
+    def _glued(self, turns: list[Message]) -> list[Message]:
+        """User turns in a row as one, with what the template writes between them.
+
+        XTuner would join them without a word; and it drops what no reply follows.
+        """
+        out: list[Message] = []
+        for message in turns:
+            if message["role"] == "user" and out and out[-1]["role"] == "user":
+                between = self._apply([_EXCHANGE[0], _EXCHANGE[0]], False).split(_USER)[1]
+                text = f"{out.pop()['content']}{between}{message['content']}"
+                message = {"role": "user", "content": text}
+            out.append(message)
+        return out
 
     def _prompt_and_reply(self, turns: Sequence[Message], row: str) -> tuple[str, str]:
         """The last reply and all before it, as the template writes them, without BOS and end."""
@@ -395,11 +409,11 @@ class ChatTemplate:
         return self._as_xtuner(row.messages, self.pieces)[0] != whole
 
     def _as_xtuner(self, messages: Sequence[Message], template: dict[str, Any]) -> Encoded:
-        """Encode piece by piece, as XTuner's encode_fn does."""
+        """Encode piece by piece, as XTuner's openai_map_fn and encode_fn do."""
         ids = self._after_bos("")
         labels = [IGNORE_INDEX] * len(ids)
         system = ""
-        for message in self.with_system(messages):
+        for message in self._glued(self.with_system(messages)):
             if message["role"] == "system":
                 system = template["SYSTEM"].format(system=message["content"])
             elif message["role"] == "user":

@@ -19,6 +19,7 @@ from core import fsio
 from core.errors import UserError
 from core.training import base
 from core.training.edits import ConfigEditor, literal, parse
+from core.training.rows import data_pattern
 from core.training.spec import TrainSpec
 
 
@@ -126,7 +127,7 @@ def _same_literal(one: str | None, other: str) -> bool:
 def _edit_settings(editor: ConfigEditor, spec: TrainSpec, inputs: ConfigInputs) -> None:
     """Part 1. Intervals are micro-batches, because that is what XTuner counts."""
     _put(editor, "pretrained_model_name_or_path", literal(str(inputs.model_path)))
-    _put(editor, _path_variable(editor), literal(str(inputs.data_path)))
+    _put(editor, _path_variable(editor), literal(data_pattern(inputs.data_path)))
     _put(
         editor,
         "prompt_template",

@@ -63,6 +63,7 @@ def preflight(
     facts: dict[str, Any] = {"steps": spec.steps, "warnings": []}
     try:
         loaded = rows.read_rows(Path(spec.dataset))
+        rows.data_pattern(paths.DatasetPaths(Path(spec.dataset)).train.resolve())
     except UserError as error:
         loaded = []
         problems.append(error)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,6 +79,22 @@ def measure(rows: list[Conversation], template: ChatTemplate, max_length: int) -
 def differing(rows: list[Conversation], template: ChatTemplate) -> list[str]:
     """Ids of rows whose turns, encoded one by one as XTuner does, are not what chat feeds."""
     return [row.id for row in rows if template.differs(row)]
+
+
+def data_pattern(path: Path) -> str:
+    """The file as ``datasets.load_dataset`` takes it: a pattern that matches it alone.
+
+    Raises:
+        UserError: its name is expanded whatever one does: a variable that is set, or ``::``.
+    """
+    text = str(path)
+    if os.path.expandvars(text) != text or "::" in text:
+        raise UserError(
+            f"{path} cannot be read by XTuner",
+            why="the library that reads the rows expands $NAME and :: in a path",
+            fix="rename or move the folder",
+        )
+    return glob.escape(text)
 
 
 def write_for_xtuner(rows: list[Conversation], template: ChatTemplate, out: Path) -> Path | None:

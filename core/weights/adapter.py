@@ -45,6 +45,11 @@ _REASONS = {
 }
 
 
+#: What PEFT itself merges, in memory and in float16.
+_MERGED_BY_PEFT = {"bias", "lora_bias", "trainable_token_indices"}
+_BY_PEFT = "merge with engine 'xtuner' (--engine xtuner), which loads the model and merges by PEFT"
+
+
 @dataclass(frozen=True)
 class LoraWeights:
     """The low-rank update of one layer: W + scaling * B @ A.
@@ -148,7 +153,7 @@ def _config_problems(config: Mapping[str, Any], path: Path) -> list[UserError]:
             UserError(
                 f"init_lora_weights={init!r} cannot be merged",
                 why="it changed the base weights before training",
-                fix="save it as a plain LoRA with PEFT (path_initial_model_for_weight_conversion)",
+                fix=_BY_PEFT if init.startswith(("pissa", "olora")) else "",
                 where=str(path),
             )
         )
@@ -159,7 +164,7 @@ def _config_problems(config: Mapping[str, Any], path: Path) -> list[UserError]:
             UserError(
                 f"{key}={value!r} cannot be merged tensor by tensor",
                 why=_REASONS.get(key, "its effect on the weights is not known here"),
-                fix="merge with engine 'xtuner', or serve base and adapter unmerged",
+                fix=_BY_PEFT if key in _MERGED_BY_PEFT else "",
                 where=str(path),
             )
         )

@@ -22,8 +22,6 @@ DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 NAMES = {code: name for name, code in DTYPES.items()}
 _HEADS = ("lm_head.weight", "output.weight", "embed_out.weight")
 _EMBEDDINGS = re.compile(r"(?:.+\.)?(?:embed_tokens|tok_embeddings|wte|word_embeddings)\.weight")
-#: Families whose config ties the embeddings when it does not say (the class default).
-_TIED_BY_DEFAULT = {"gpt2", "gemma", "gemma2", "gemma3_text", "opt", "bloom", "gpt_neo", "cohere"}
 
 
 @dataclass(frozen=True)
@@ -90,6 +88,13 @@ def parse_size(text: str | int) -> int:
     return int(float(match[1]) * step ** " KMGT".index(match[2].upper() or " "))
 
 
+def _tied_by_default(family: str) -> bool:
+    """Whether a family ties input and output embedding when its config does not say."""
+    from transformers import CONFIG_MAPPING
+
+    return family in CONFIG_MAPPING and bool(CONFIG_MAPPING[family]().tie_word_embeddings)
+
+
 class _Base:
     """The base model's tensors, with the names that an adapter uses for them."""
 
@@ -99,8 +104,9 @@ class _Base:
         self.config: dict[str, Any] = fsio.read_json(folder / "config.json")
         self.head = next((h for h in _HEADS if h in self.tensors), None)
         self.embedding = next((n for n in self.tensors if _EMBEDDINGS.fullmatch(n)), None)
-        family = self.config.get("model_type")
-        flag = self.config.get("tie_word_embeddings", family in _TIED_BY_DEFAULT)
+        flag = self.config.get("tie_word_embeddings")
+        if flag is None:
+            flag = _tied_by_default(str(self.config.get("model_type")))
         self.tied = bool(self.embedding) and (bool(flag) or self.head is None)
 
     def find(self, key: str) -> str | None:

@@ -346,3 +346,52 @@ def test_push_needs_a_whole_folder_a_name_and_a_login(
     with pytest.raises(UserError, match=r"logged in|did not take"):
         push_to_hub(merged, "a/b")
     json.dumps(manifest.read(merged))
+
+
+# -- config keys that GGUF does not know ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"logit_scale": 0.25},
+        {"attention_multiplier": 2.0},
+        {"partial_rotary_factor": 0.5},
+        {"hidden_act": "gelu"},
+        {"sliding_window": 64},
+        {"layer_types": ["full_attention", "sliding_attention"]},
+        {"rope_scaling": {"type": "yarn", "factor": 4}},
+        {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8}},
+        {"quantization_config": {"quant_method": "gptq"}},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_gguf_refuses_what_it_could_not_say(
+    merged: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    import shutil
+
+    copy = shutil.copytree(merged, tmp_path / "copy")
+    config = fsio.read_json(copy / "config.json")
+    fsio.write_json(copy / "config.json", {**config, **change})
+    with pytest.raises(UserError, match="cannot be written as GGUF here"):
+        export_gguf(copy, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"logit_scale": None, "a_key_of_next_year": False, "partial_rotary_factor": 1.0},
+        {"layer_types": ["full_attention", "full_attention"], "sliding_window": None},
+        {"temperature": 0.7, "transformers.js_config": {"dtype": "q4"}, "is_llama_config": True},
+    ],
+)
+def test_gguf_takes_keys_that_change_nothing(
+    merged: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    import shutil
+
+    copy = shutil.copytree(merged, tmp_path / "copy")
+    config = fsio.read_json(copy / "config.json")
+    fsio.write_json(copy / "config.json", {**config, **change})
+    assert export_gguf(copy, tmp_path / "out", kind="f16").is_dir()
