@@ -167,7 +167,7 @@ def _train_params(spec: TuneSpec, out: TunePaths) -> Callable[[], dict[str, Any]
         train, _ = choose(
             str(out.dataset), spec.model, describe(), {"seed": spec.seed, **spec.training}
         )
-        return asdict(train)
+        return train.to_dict()
 
     return params
 
