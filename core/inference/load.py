@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
 
 from core.errors import UserError
 from core.models import device as devices
@@ -12,6 +15,18 @@ from core.models.nf4 import nf4_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+#: What transformers raises for a folder that it cannot make a model of.
+_LOADING = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    KeyError,
+    ImportError,
+    SafetensorError,
+    pickle.UnpicklingError,
+)
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
@@ -72,7 +87,6 @@ def load_model(
         UserError: the folder cannot be loaded as a causal LM.
     """
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     folder.check(path)
@@ -87,7 +101,7 @@ def load_model(
         model: Any = AutoModelForCausalLM.from_pretrained(
             str(path), dtype=torch_dtype, trust_remote_code=False, **extra
         )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, ImportError) as error:
+    except _LOADING as error:
         raise UserError(
             f"cannot load {path} as a causal language model",
             why=str(error)[:400],

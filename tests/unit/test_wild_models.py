@@ -47,7 +47,7 @@ def to_bin(model: Path, *, shards: bool = False) -> None:
     names = {key: f"pytorch_model-0000{1 + i % 2}-of-00002.bin" for i, key in enumerate(state)}
     for name in sorted(set(names.values())):
         torch.save({k: v for k, v in state.items() if names[k] == name}, model / name)
-    fsio.write_json(model / "pytorch_model.bin.index.json", {"weight_map": names})
+    fsio.write_json(model / "pytorch_model.bin.index.json", {"metadata": {}, "weight_map": names})
 
 
 @pytest.mark.parametrize("shards", [False, True])
@@ -243,7 +243,7 @@ def test_a_quantized_base_is_refused_before_training(
             resume=False,
         )
     assert method in str(found.value) and not (tmp_path / "t").exists()
-    problems = [p.what for p in preflight(TrainSpec("nowhere", model=str(model))).problems]
+    problems = [p.what for p in preflight(TrainSpec(dataset="nowhere", model=str(model))).problems]
     assert any("quantized already" in what for what in problems)
     with pytest.raises(UserError, match="quantized already"):
         merge(tiny.ref_of(model), tmp_path / "adapter", tmp_path / "out")
