@@ -30,7 +30,8 @@ ROWS = [
 
 def _spec(dataset: Path, model: Path) -> TrainSpec:
     return TrainSpec(
-        dataset=str(dataset), model=str(model), steps=2, warmup_steps=1, batch_size=2, accumulation=1,
+        dataset=str(dataset), model=str(model), steps=2, warmup_steps=1, batch_size=2,
+        accumulation=1,
         checkpoint_every=2, evaluation_inputs=["Who are you?"],
     )  # fmt: skip
 
