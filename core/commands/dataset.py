@@ -195,12 +195,27 @@ def _build(args: argparse.Namespace) -> int:
         **_given(args, "seed", "rehearsal_ratio", "near_miss_ratio", "multi_turn", "max_rows"),
     }
     DatasetSpec.from_params(spec)
+    _say_who_the_base_is(args.model)
     params: dict[str, Any] = {"spec": spec}
     if args.out:
         params["out"] = str(args.out.resolve())
     else:
         params["name"] = args.name or store.free_name(slug(persona.id))
     return _follow("generate", params, f"dataset {params.get('name', args.out)}")
+
+
+def _say_who_the_base_is(model: str) -> None:
+    """An identity that the base's template gives it is told before anything is built."""
+    from core.inference.load import load_tokenizer
+    from core.models import catalog
+    from core.models.template import ChatTemplate
+
+    template = ChatTemplate(load_tokenizer(catalog.resolve(model).path))
+    if template.introduces:
+        print(
+            f"{model} has an identity of its own: without a system turn its chat template says\n"
+            f"  {template.default_system}"
+        )
 
 
 def _simulate(args: argparse.Namespace) -> int:
