@@ -195,12 +195,27 @@ def _build(args: argparse.Namespace) -> int:
         **_given(args, "seed", "rehearsal_ratio", "near_miss_ratio", "multi_turn", "max_rows"),
     }
     DatasetSpec.from_params(spec)
+    _say_who_the_base_is(args.model)
     params: dict[str, Any] = {"spec": spec}
     if args.out:
         params["out"] = str(args.out.resolve())
     else:
         params["name"] = args.name or store.free_name(slug(persona.id))
     return _follow("generate", params, f"dataset {params.get('name', args.out)}")
+
+
+def _say_who_the_base_is(model: str) -> None:
+    """An identity that the base's template gives it is told before anything is built."""
+    from core.inference.load import load_tokenizer
+    from core.models import catalog
+    from core.models.template import ChatTemplate
+
+    template = ChatTemplate(load_tokenizer(catalog.resolve(model).path))
+    if template.introduces:
+        print(
+            f"{model} has an identity of its own: without a system turn its chat template says\n"
+            f"  {template.default_system}"
+        )
 
 
 def _simulate(args: argparse.Namespace) -> int:
@@ -309,6 +324,8 @@ def _report(args: argparse.Namespace) -> int:
         return 0
     lengths = report.lengths
     print(f"rows      {report.rows:,} ({_counts(report.kinds)}); rounds {_counts(report.rounds)}")
+    for locale, kinds in report.locales.items() if len(report.locales) > 1 else ():
+        print(f"{locale:<9} {_counts(kinds)}")
     print(
         f"tokens    median {lengths.p50}, 95 % {lengths.p95}, longest {lengths.longest}; "
         f"{lengths.over_limit} over {lengths.limit}"

@@ -355,6 +355,7 @@ def test_report_is_whole_and_json(assistant: Persona, bundled_model: Path) -> No
     assert sum(report.loss_tokens.values()) == sum(
         sum(label != -100 for label in labels) for _, labels in exact
     )
+    assert report.locales == {"en": {"identity": 60, "rehearsal": 2}}
     assert report.lengths.over_limit == sum(len(ids) > 40 for ids, _ in exact)
     assert sum(n for _, n in report.lengths.histogram) == len(rows)
     assert report.errors == [] and report.general_to_identity is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import textwrap
 from pathlib import Path
@@ -12,8 +13,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from core import paths
+from core.data import build
 from core.data.generation import held_out, identity_rows, near_miss_prompts, split
 from core.data.lint import lint_pack
+from core.data.rehearsal import PromptFilter
 from core.errors import UserError, UserErrors
 from core.persona import templating
 from core.persona.persona import Persona, list_packs, load_persona, parse_persona
@@ -73,21 +76,37 @@ def test_shipped_packs_have_what_the_studio_promises(shipped: Persona) -> None:
         trained = [i for i in shipped.intents.values() if i.trained]
         assert len(trained) >= 12
         assert all(len(i.user[locale]) >= 3 for i in trained)
-        assert near_miss_prompts(shipped, locale, 0)
-    assert len(near_miss_prompts(shipped, "en", 0)) >= 40
+        near = near_miss_prompts(shipped, locale, 0)
+        suites = build.suite_prompts([locale])
+        assert len(build.near_miss(shipped, [locale], 0, 10_000)[locale]) >= 320
+        assert len(near) - len([p for p in near if not PromptFilter(suites).reason(p)]) <= 3
     assert [f for f in lint_pack(shipped) if f.level != "note"] == []
 
 
-def test_assistant_has_enough_held_out_and_enough_training() -> None:
-    persona = load_persona(paths.TEMPLATES / "assistant.yaml")
+@pytest.mark.parametrize("locale", ["en", "zh"])
+def test_every_language_has_enough_held_out_and_enough_training(
+    shipped: Persona, locale: str
+) -> None:
     for seed in range(5):
-        probes = held_out(persona, locales=["en"], seed=seed)
-        assert len(probes) >= 100
-        assert {p.intent for p in probes} == {k for k, i in persona.intents.items() if i.trained}
-        rows = list(identity_rows(persona, locales=["en"], seed=seed))
+        probes = held_out(shipped, locales=[locale], seed=seed)
+        assert len(probes) >= 140
+        assert {p.intent for p in probes} == {k for k, i in shipped.intents.items() if i.trained}
+        rows = list(identity_rows(shipped, locales=[locale], seed=seed))
         assert len(rows) >= 100
         asked = {m["content"] for r in rows for m in r.messages if m["role"] == "user"}
         assert not asked & {p.messages[0]["content"] for p in probes}
+
+
+def test_words_added_to_a_language_move_nothing_in_another(shipped: Persona) -> None:
+    fewer = copy.deepcopy(shipped)
+    english = {c.c for i in shipped.intents.values() for c in i.user["en"]}
+    for intent in fewer.intents.values():
+        intent.user["zh"] = [c for c in intent.user["zh"] if c.c in english]
+    for seed in range(3):
+        held = split(shipped, seed).held_out
+        assert held & english == split(fewer, seed).held_out & english
+        for cluster in held - english:
+            assert cluster not in split(fewer, seed).held_out
 
 
 def test_replies_are_short(shipped: Persona) -> None:
