@@ -352,7 +352,7 @@ def test_full_size_asks_every_suite(dataset: DatasetPaths) -> None:
 
 
 def test_a_slot_value_with_braces_survives() -> None:
-    slots = {"name": "L{name}a {other}", "author": "Q"}
+    slots = {"name": "L{name}a {other}", "author": "Qu"}
     persona = load_persona(TEMPLATES / "assistant.yaml", slots)
     names = suites.names_of(persona)
     probe = Probe("p", "s", [{"role": "user", "content": "Are you {name}? {unknown}"}])
