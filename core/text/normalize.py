@@ -61,9 +61,27 @@ def contains(text: str, alias: str) -> bool:
     return bool(needle) and f" {needle} " in f" {spaced(text)} "
 
 
-def is_matchable(alias: str) -> bool:
-    """False for names that would match by accident: under 3 Latin characters, under 2 CJK."""
-    return len(compact(alias)) >= (2 if is_unspaced(alias) else 3)
+#: Words of two letters: as a name such a word would be found in every other sentence.
+_WORDS_OF_TWO = re.compile(
+    "ad|ah|ai|am|an|as|at|be|by|do|du|eg|eh|em|er|eu|ex|fm|go|ha|he|hi|ho|ie|if|in|io|is|it|la|le"
+    "|lo|me|mm|mr|ms|my|no|of|oh|ok|on|op|or|os|ow|pa|pc|pi|pm|ps|re|so|tv|uh|uk|um|un|up|us|vs"
+    "|we|ya|ye|yo|de|et|es|si|da|il|ne|je"
+)
+
+
+def unmatchable(name: str) -> str:
+    """Why a name cannot be told from other text in a reply, or "".
+
+    Latin names are found as whole words, so two letters do unless they are a word; Chinese ones
+    stand inside other words, so one character does not; an emoji has no letters at all.
+    """
+    letters = compact(name)
+    if not letters:
+        return "it has no letters or digits"
+    if len(letters) < 2:
+        kind = "character stands" if is_unspaced(name) else "letter stands"
+        return f"one {kind} in everything"
+    return "it is an everyday word" if _WORDS_OF_TWO.fullmatch(letters) else ""
 
 
 def words(text: str) -> list[str]:
@@ -101,6 +119,17 @@ def script(text: str) -> str:
     if 3 * han > latin:
         return "zh"
     return "latin" if latin else ""
+
+
+def locale_of(text: str) -> str:
+    """``zh``, ``ja``, ``ko``, or ``en`` for all of Latin script, by the script of most letters.
+
+    Scripts, because language guessers are wrong on texts of a few words.
+    """
+    found = script(text)
+    if found == "other_cjk":
+        return "ko" if re.search(r"[\uac00-\ud7af]", text) else "ja"
+    return "zh" if found == "zh" else "en"
 
 
 def is_language(text: str, locale: str) -> bool:

@@ -103,10 +103,13 @@ def test_alias_match(text: str, alias: str, expected: bool) -> None:
 
 @pytest.mark.parametrize(
     ("name", "good"),
-    [("X", False), ("Al", False), ("Bob", True), ("宇", False), ("小宇", True), ("", False)],
+    [
+        *(("X", False), ("Al", True), ("Bob", True), ("宇", False), ("小宇", True), ("", False)),
+        *(("Jo", True), ("it", False), ("AI", False), ("🦊", False), ("C++", False), ("R2", True)),
+    ],
 )
-def test_short_names_cannot_be_matched(name: str, good: bool) -> None:
-    assert normalize.is_matchable(name) is good
+def test_names_that_cannot_be_matched(name: str, good: bool) -> None:
+    assert (not normalize.unmatchable(name)) is good
 
 
 @given(st.text(max_size=300), st.text(max_size=60))
