@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterator
 from functools import lru_cache
+from pathlib import Path
 
+_ZH_WORDS = Path(__file__).parent / "zh_words.txt"
 #: Han, kana, hangul and Thai: scripts that do not put spaces between words.
 _UNSPACED = re.compile(
     r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff]"
@@ -52,12 +55,63 @@ def is_unspaced(text: str) -> bool:
     return bool(_UNSPACED.search(text))
 
 
-def contains(text: str, alias: str) -> bool:
-    """Whether a name occurs in a text: CJK as a substring, other scripts as whole words."""
-    if is_unspaced(alias):
-        needle = compact(alias)
+@lru_cache(maxsize=4096)
+def name_pattern(name: str) -> re.Pattern[str]:
+    """Finds the name in folded text: punctuation and spaces between its words may differ."""
+    if is_unspaced(name):
+        return re.compile(r"[\W_]*".join(map(re.escape, compact(name))))
+    body = r"[\W_]+".join(map(re.escape, spaced(name).split()))
+    # A Latin name may touch a CJK character, but no other letter or digit.
+    return re.compile(rf"(?<![0-9a-z\u00c0-\u024f]){body}(?![0-9a-z\u00c0-\u024f])")
+
+
+def find_name(text: str, name: str) -> Iterator[re.Match[str]]:
+    """Where a name stands in folded text; not where it is a piece of a longer Chinese word."""
+    if compact(name):
+        for match in name_pattern(name).finditer(text):
+            if not (is_unspaced(name) and _inside_word(text, match.start(), match.end())):
+                yield match
+
+
+def _inside_word(text: str, start: int, end: int) -> bool:
+    """Whether ``text[start:end]`` is cut out of a word, as 小宇 out of 小宇宙, 阿里 out of 阿里山.
+
+    Where the neighbour makes another word with what follows it (我叫小明天气好, 明天 or 天气)
+    the name is believed.
+    """
+    short, long = _zh_words()
+    right, left = text[end - 1 : end + 1], text[max(0, start - 1) : start + 1]
+    if right in short and text[end : end + 2] not in short:
+        return True
+    if left in short and text[max(0, start - 2) : start] not in short:
+        return True
+    return any(
+        text.startswith(word, at)
+        for word in long
+        for at in range(max(0, end - len(word)), start + 1)
+        if (at, at + len(word)) != (start, end)
+    )
+
+
+@lru_cache(maxsize=1)
+def _zh_words() -> tuple[frozenset[str], tuple[str, ...]]:
+    """Words of two characters, and longer ones."""
+    lines = _ZH_WORDS.read_text(encoding="utf-8").splitlines()
+    words = {word for line in lines if not line.startswith("#") for word in line.split()}
+    return frozenset(w for w in words if len(w) == 2), tuple(sorted(w for w in words if len(w) > 2))
+
+
+def has_name(text: str, name: str) -> bool:
+    """Whether a name occurs in a text as a word of its own; see ``find_name``."""
+    return next(find_name(fold(text), name), None) is not None
+
+
+def contains(text: str, words: str) -> bool:
+    """Whether words occur in a text: CJK as a substring, other scripts as whole words."""
+    if is_unspaced(words):
+        needle = compact(words)
         return bool(needle) and needle in compact(text)
-    needle = spaced(alias)
+    needle = spaced(words)
     return bool(needle) and f" {needle} " in f" {spaced(text)} "
 
 
