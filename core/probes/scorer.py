@@ -114,7 +114,7 @@ def everyday(names: Iterable[str], text: str) -> list[str]:
 
 
 def _mention(text: str, name: str, common_words: Collection[str]) -> bool:
-    if not normalize.contains(text, name):
+    if not normalize.has_name(text, name):
         return False
     if normalize.spaced(name) not in common_words:
         return True
@@ -171,5 +171,5 @@ def introduces_itself(reply: str, names: Sequence[str]) -> bool:
     """Whether the first sentence presents the speaker by one of the names."""
     first = next(iter(normalize.sentences(reply)), "")
     return bool(_INTRODUCTION.search(normalize.fold(first))) and any(
-        normalize.contains(first, n) for n in names
+        normalize.has_name(first, n) for n in names
     )
