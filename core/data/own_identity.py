@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 
 from core import fsio, paths
-from core.data.rehearsal import AI_NAMES
+from core.data.filters import AI_NAMES
 from core.models.catalog import ModelRef
 from core.text import claims, normalize
 
