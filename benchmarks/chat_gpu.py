@@ -28,9 +28,10 @@ import transformers
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from core.inference.runner import LeanRunner, ThreadedRunner, make_runner
+
 from core.inference import adapters
 from core.inference.graph import GraphRunner
-from core.inference.runner import LeanRunner, ThreadedRunner, make_runner
 from core.inference.settings import ChatSettings
 from core.inference.stream import Stream
 

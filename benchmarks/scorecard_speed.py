@@ -56,8 +56,9 @@ def time_scorecard(
     size: str, base: str, tuned: Path, dataset: DatasetPaths, *, merged: bool
 ) -> float:
     """Seconds of one scorecard of base and tuned model, with an empty cache."""
-    from core.evaluation import scorecard
     from core.inference.pool import Loadable
+
+    from core.evaluation import scorecard
     from core.models import catalog
 
     model = catalog.resolve(base)

@@ -21,6 +21,7 @@ from typing import Any
 from core import fsio, paths
 from core.conversation import Conversation, Kind, OnProgress
 from core.errors import UserError
+from core.inference.settings import ChatSettings
 from core.models.catalog import ModelRef
 from core.text import textstats
 
@@ -34,7 +35,7 @@ MAX_PROMPT_TOKENS = 32
 #: Replies that loop more than this are dropped (share of repeated 4-grams).
 MAX_REPETITION = 0.3
 #: Part of the cache key, with the prompts; raise it when the filters change.
-RECIPE = 5
+RECIPE = 6
 
 #: Names that a base model may take itself for. A reply that names one teaches the old identity.
 AI_NAMES = (
@@ -159,12 +160,9 @@ class _Maker:
         avoid: Sequence[str],
         on_progress: OnProgress | None,
     ) -> None:
-        from core.inference.load import load_model, load_tokenizer
-        from core.models.template import ChatTemplate
+        from core.inference.resident import Resident
 
-        self._tokenizer = load_tokenizer(model.path)
-        self._model = load_model(model.path)
-        self._template = ChatTemplate(self._tokenizer)
+        self._voice = Resident.load(model.path).voice()
         self._seed, self._cap, self._locales = seed, max_new_tokens, locales
         self._avoid = PromptFilter(avoid)
         self._progress = _Overall(on_progress)
@@ -210,22 +208,17 @@ class _Maker:
 
     def _draw(self, count: int, attempt: int = 0) -> list[str]:
         """Let the base write user turns of its own."""
-        from core.inference.generate import ROWS_ON_CPU, generate_ids
+        from core.inference import decoding
 
         mark = "@PROMPT@"
-        head = self._template.render([{"role": "user", "content": mark}]).split(mark)[0]
-        ids = self._tokenizer.encode(head, add_special_tokens=False)
-        drawn = generate_ids(
-            self._model,
-            self._tokenizer,
-            [ids] * count,
-            stop_ids=self._template.stop_ids,
-            max_new_tokens=MAX_PROMPT_TOKENS,
-            batch_size=ROWS_ON_CPU,  # on a GPU too: what is sampled depends on it
-            temperature=1.0,
-            seed=self._seed * 1009 + attempt,
-            on_progress=self._progress,
-            stage="draw prompts",
+        resident = self._voice.resident
+        head = resident.template.render([{"role": "user", "content": mark}]).split(mark)[0]
+        ids = resident.tokenizer.encode(head, add_special_tokens=False)
+        settings = ChatSettings(
+            temperature=1.0, max_new_tokens=MAX_PROMPT_TOKENS, seed=self._seed * 1009 + attempt
+        )
+        drawn = decoding.continuations(
+            self._voice, [ids] * count, settings, on_progress=self._progress, stage="draw prompts"
         )
         self._progress.stage_done(count)
         self._result.prompts_drawn += count
@@ -263,14 +256,12 @@ class _Maker:
     def _answer_block(
         self, block: Sequence[str], kind: Kind, report: Callable[[str, int, int], None]
     ) -> list[Conversation]:
-        from core.inference.generate import generate, rows_at_once
+        from core.inference import decoding
 
-        replies = generate(
-            self._model,
-            self._tokenizer,
+        replies = decoding.replies(
+            self._voice,
             [[{"role": "user", "content": p}] for p in block],
-            max_new_tokens=self._cap,
-            batch_size=rows_at_once(self._model),
+            ChatSettings(max_new_tokens=self._cap),
             on_progress=report,
         )
         self._result.replies_made += len(block)

@@ -1,4 +1,4 @@
-"""Load a tokenizer or a model, with an adapter or quantized to NF4 if asked."""
+"""Load a tokenizer or a model, quantized to NF4 if asked."""
 
 from __future__ import annotations
 
@@ -48,16 +48,12 @@ def load_model(
     device: str | None = None,
     dtype: str = "auto",
     nf4: bool = False,
-    adapter: Path | None = None,
 ) -> Any:
     """A causal LM in eval mode, frozen, on ``device``, by default the one found.
-
-    A PeftModel if there is an adapter.
 
     Args:
         dtype: ``auto`` is the device's compute dtype (float32 on a CPU); ``stored`` the file's own.
         nf4: quantize the linear layers as in training.
-        adapter: a PEFT adapter folder, attached unmerged.
 
     Raises:
         UserError: the folder cannot be loaded as a causal LM.
@@ -83,13 +79,9 @@ def load_model(
             fix="check that the folder is whole",
         ) from error
     if where == "cpu" and not nf4:
-        from core.inference.llama import own_memory
+        from core.inference.fused import own_memory
 
         own_memory(model)
-    if adapter is not None:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, str(adapter))
     model.eval()
-    model.requires_grad_(False)  # for answers only; ``batching`` may then fuse the weights
+    model.requires_grad_(False)  # for answers only; the lean forward may then fuse the weights
     return model

@@ -48,7 +48,7 @@ class ChatTemplate:
 
     def encode(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
         """What the model is fed to answer ``messages``."""
-        return self._ids(self.render(messages, add_generation_prompt))
+        return self.ids(self.render(messages, add_generation_prompt))
 
     def head(self, messages: Sequence[Message], ids: Sequence[int]) -> int:
         """How many of a prompt's first tokens are the same whatever the user writes.
@@ -67,7 +67,8 @@ class ChatTemplate:
             same += 1
         return same
 
-    def _ids(self, text: str) -> list[int]:
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a rendered text."""
         # The template writes every special token itself.
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
@@ -100,14 +101,14 @@ class ChatTemplate:
             end = len(through) - len(self._after_turn_end)
             labels[start:end] = ids[start:end]
         if cut and messages and messages[-1]["role"] == "assistant":
-            tail = len(self._ids(self._turn_end))
+            tail = len(self.ids(self._turn_end))
             ids, labels = ids[:-tail], labels[:-tail]
         return ids, labels
 
     @cached_property
     def stop_ids(self) -> list[int]:
         """Tokens that end a reply: the turn end of the template, and the tokenizer's eos."""
-        first = self._ids(self._turn_end)[:1]
+        first = self.ids(self._turn_end)[:1]
         eos = self.tokenizer.eos_token_id
         return list(dict.fromkeys([*first, *([eos] if eos is not None else [])]))
 
@@ -159,7 +160,7 @@ class ChatTemplate:
     def _after_turn_end(self) -> list[int]:
         """Ids between the turn-end token and the next turn (ChatML's newline)."""
         suffix = self._turn_end.rstrip()
-        return self._ids(self._turn_end)[len(self._ids(suffix)) :]
+        return self.ids(self._turn_end)[len(self.ids(suffix)) :]
 
     def xtuner_template(self) -> dict[str, Any]:
         """The dictionary that XTuner's ``template_map_fn`` and EvaluateChatHook read.
@@ -217,12 +218,12 @@ class ChatTemplate:
             if message["role"] == "system":
                 system = template["SYSTEM"].format(system=message["content"])
             elif message["role"] == "user":
-                piece = self._ids(system + template["INSTRUCTION"].format(input=message["content"]))
+                piece = self.ids(system + template["INSTRUCTION"].format(input=message["content"]))
                 system = ""
                 ids, labels = ids + piece, labels + [IGNORE_INDEX] * len(piece)
             else:
-                piece = self._ids(message["content"] + template["SUFFIX"])
-                sep = self._ids(template["SEP"])
+                piece = self.ids(message["content"] + template["SUFFIX"])
+                sep = self.ids(template["SEP"])
                 ids = ids + piece + sep
                 labels = labels + piece + [IGNORE_INDEX] * len(sep)
         return ids, labels
