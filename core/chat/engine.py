@@ -17,7 +17,7 @@ import torch
 from core.chat.context import Plan, context_length, plan
 from core.chat.sides import SideSpec
 from core.conversation import Message
-from core.errors import UserError
+from core.errors import ErrorRecord, UserError
 from core.inference import decoding, scoring
 from core.inference.resident import Resident, Residents, Voice
 from core.inference.scoring import Passage
@@ -55,13 +55,13 @@ class Engine:
         self._asked: dict[str, _Asked] = {}
         self._cancel: dict[str, threading.Event] = {}
 
-    def load(self, sides: Sequence[SideSpec]) -> dict[str, dict[str, str]]:
+    def load(self, sides: Sequence[SideSpec]) -> dict[str, ErrorRecord]:
         """Make exactly these columns ready; weights that none of them needs are let go.
 
         Returns:
             Errors by column id (what/why/fix); empty when every column is ready.
         """
-        errors: dict[str, dict[str, str]] = {}
+        errors: dict[str, ErrorRecord] = {}
         wanted: dict[str, tuple[Path, Path | None]] = {}
         keys: set[str] = set()
         for side in (s for s in sides if s.local):

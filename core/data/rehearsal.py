@@ -23,7 +23,7 @@ from core.conversation import Conversation, Kind, OnProgress
 from core.errors import UserError
 from core.inference.settings import ChatSettings
 from core.models.catalog import ModelRef
-from core.text import textstats
+from core.text import normalize, textstats
 
 PROMPTS = Path(__file__).parent / "prompts"
 #: Share of prompts that the base makes up itself. Our own list is tidier and ends sooner; the
@@ -147,7 +147,7 @@ def own_prompts(locale: str) -> list[str]:
     path = PROMPTS / f"general_{locale}.txt"
     if not path.is_file():
         return []
-    return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    return [line for _, line in fsio.numbered_lines(path.read_text("utf-8"))]
 
 
 class _Maker:
@@ -226,7 +226,7 @@ class _Maker:
         for reply in drawn:
             text = reply.text if reply.finish_reason == "stop" else whole_sentences(reply.text)
             reason = _prompt_fault(text) if text else "no whole sentence"
-            if not reason and textstats.locale_of(text) not in self._locales:
+            if not reason and normalize.locale_of(text) not in self._locales:
                 reason = "other language"
             if reason:
                 self._rejected[f"prompt: {reason}"] += 1
@@ -283,7 +283,7 @@ class _Maker:
                         {"role": "assistant", "content": text},
                     ],
                     kind=kind,
-                    locale=textstats.locale_of(prompt),
+                    locale=normalize.locale_of(prompt),
                     cut=cut,
                 )
             )
@@ -386,7 +386,6 @@ def without_names(result: Rehearsal, names: Sequence[str]) -> Rehearsal:
     everyday word of the prompts ("will") counts only where the scorer takes it for a name.
     """
     from core.probes import scorer
-    from core.text import normalize
 
     prompts = "\n".join(r.messages[0]["content"] for r in result.rows)
     common = {normalize.spaced(n) for n in scorer.everyday(names, prompts)}

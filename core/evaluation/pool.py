@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core import fsio
-from core.inference import adapters
+from core.errors import UserError
+from core.models import lora
 from core.models.catalog import ModelRef
 
 if TYPE_CHECKING:
@@ -40,10 +41,10 @@ class Source:
         """
         if self.adapter is None:
             return self.model.fingerprint()
-        adapters.read_config(self.adapter)
+        lora.read(self.adapter)
         digest = hashlib.sha256(self.model.fingerprint().encode())
-        digest.update(fsio.sha256_file(self.adapter / adapters.WEIGHTS).encode())
-        digest.update((self.adapter / adapters.CONFIG).read_bytes())
+        digest.update(fsio.sha256_file(lora.weights_file(self.adapter)).encode())
+        digest.update((self.adapter / lora.CONFIG).read_bytes())
         if self.fused:
             digest.update(b"fused")
         return digest.hexdigest()
@@ -85,14 +86,20 @@ class Pool:
     def use(self, side: str) -> Iterator[Subject]:
         """The side's model; valid inside the ``with`` block only."""
         source = self.sides[side]
-        where = source.model.path, source.adapter
-        self._residents.keep([self._residents.key(*where)])
-        resident = self._residents.get(*where)
-        if source.fused and source.adapter is not None:
-            with resident.fused(source.adapter) as voice:
-                yield Subject(side, self._fingerprints[side], voice)
-            return
+        path, adapter = source.model.path, source.adapter
+        alone = adapter is not None and not lora.shareable(adapter)
+        self._residents.keep([self._residents.key(path, adapter)])
+        resident = self._residents.get(path, adapter)
         try:
-            yield Subject(side, self._fingerprints[side], resident.voice(source.adapter))
-        finally:
+            if source.fused and adapter is not None and not alone:
+                with resident.fused(adapter) as voice:
+                    yield Subject(side, self._fingerprints[side], voice)
+            else:
+                yield Subject(side, self._fingerprints[side], resident.voice(adapter))
             resident.detach()
+        except UserError:
+            alone = True  # PEFT may have stopped half-way
+            raise
+        finally:
+            if alone:  # it may have replaced weights of the base, which detaching leaves in
+                self._residents.keep(())

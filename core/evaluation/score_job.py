@@ -76,14 +76,13 @@ def dataset_of(params: dict[str, Any]) -> DatasetPaths:
 def sides(params: dict[str, Any]) -> dict[str, Any]:
     """The sides to score, base first. Raises UserError for models that cannot be used."""
     from core.evaluation.pool import Source
-    from core.inference import adapters
-    from core.models import catalog
+    from core.models import catalog, lora
 
     base = catalog.resolve(str(params["base"]))
     found = {"base": Source(base)}
     if params.get("adapter"):
         adapter = Path(params["adapter"])
-        adapters.read_config(adapter)
+        lora.read(adapter)
         found["adapter"] = Source(base, adapter)
     if params.get("merged"):
         found["merged"] = Source(catalog.resolve(str(params["merged"])))

@@ -5,6 +5,6 @@
   whether the lean forward (``llama``, ``fused``) computes what transformers computes.
 - One decode loop (``decoding``), over three backends behind one protocol (``backend``): ``lean`` on
   a CPU, ``graph`` on a GPU, and ``padded``, transformers' own forward, for all other models.
-- One sampler (``sampling``) with one record of settings (``settings``); one text stream (``stream``).
+- One sampler (``sampling``), one record of settings (``settings``), one text stream (``stream``).
 - One pass over given tokens (``scoring``): log-probabilities, KL and loss.
 """

@@ -19,6 +19,7 @@ from core.inference.lean import LeanBackend
 from core.inference.llama import LeanLlama, agrees
 from core.inference.load import load_model, load_tokenizer
 from core.inference.padded import PaddedBackend
+from core.models import lora
 from core.models.template import ChatTemplate
 
 
@@ -133,7 +134,7 @@ class Residents:
         Raises:
             UserError: the adapter folder is none.
         """
-        if adapter is not None and not adapters.shareable(adapter):
+        if adapter is not None and not lora.shareable(adapter):
             return f"{model}+{adapter}"
         return str(model)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from tokenizers.decoders import DecodeStream
 
-from core.errors import UserError
+from core.errors import ErrorRecord, UserError
 from core.inference.requests import FinishReason, Request, text_of
 
 #: An event is a JSON object: {"type": "start" | "token" | "done" | "error", "side": id, ...}.
@@ -132,7 +132,7 @@ class TextStream:
         return text_of(self._tokenizer, held)
 
 
-def error_record(error: BaseException) -> dict[str, str]:
+def error_record(error: BaseException) -> ErrorRecord:
     """An error as what/why/fix, for the other side of a pipe."""
     if is_out_of_memory(error):
         return {
@@ -141,7 +141,7 @@ def error_record(error: BaseException) -> dict[str, str]:
             "fix": "clear the conversation, ask for a shorter reply, or use fewer columns",
         }
     if isinstance(error, UserError):
-        return {"what": error.what, "why": error.why, "fix": error.fix}
+        return error.to_dict()
     why = f"{type(error).__name__}: {error}"[:600]
     return {"what": "this column stopped with an error", "why": why, "fix": "try again"}
 

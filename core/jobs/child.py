@@ -14,19 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from core import fsio
-from core.errors import UserError, UserErrors
-from core.jobs.journal import PREFIX
+from core.errors import UserError
 from core.jobs.kinds import kind_of
+from core.jobs.records import emit
 from core.jobs.spec import read_spec
 from core.paths import RunPaths
 
 #: Progress lines are for people: five a second are enough.
 _INTERVAL = 0.2
-
-
-def emit(record: dict[str, Any]) -> None:
-    """Print one record for the supervisor."""
-    print(PREFIX + fsio.dump_json(record), flush=True)
 
 
 class Reporter:
@@ -47,17 +42,7 @@ class Reporter:
 def error_record(error: BaseException) -> dict[str, Any]:
     """What ``error.json`` holds. ``kind`` tells a UserError from a crash."""
     if isinstance(error, UserError):
-        problems = error.problems if isinstance(error, UserErrors) else []
-        return {
-            "schema": 1,
-            "kind": "user",
-            "what": error.what,
-            "why": error.why,
-            "fix": error.fix,
-            "where": error.where,
-            "reason": getattr(error, "reason", None),
-            "problems": [error_record(problem) for problem in problems],
-        }
+        return {"schema": 1, "kind": "user", **error.to_dict()}
     text = "".join(traceback.format_exception_only(error)).strip()
     return {"schema": 1, "kind": "crash", "what": text[:2000]}
 

@@ -2,17 +2,19 @@
 
 A process in a session of its own, so that it outlives the page, the server and the terminal that
 started it. It holds the run's lock for life, starts the child, turns its output into metrics and
-events, stops it when asked, and writes ``exit.json`` as its last act. Standard library and psutil
-only: it must start in a blink and never fail because a heavy library does.
+events, stops it when asked, and writes ``exit.json`` as its last act. Standard library, psutil
+and pydantic only: it must start in a blink and never fail because a heavy library does.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,12 @@ from typing import Any
 import psutil
 
 from core import fsio
-from core.errors import UserError
-from core.jobs import processes, reasons
+from core.errors import ErrorRecord, UserError
+from core.jobs import processes, reasons, records
 from core.jobs.journal import Journal, LogFollower, parse_record, tail
 from core.jobs.kinds import kind_of
 from core.jobs.locks import DeviceLock, FileLock, device_holder
+from core.jobs.observe import read_error
 from core.jobs.spec import RunSpec, read_spec
 from core.jobs.state import Reason, State
 from core.jobs.watcher import OutputWatcher
@@ -46,7 +49,8 @@ class Supervisor:
         self.events = Journal(run.events)
         self.device = DeviceLock(f"{spec.kind} {run.root.name}", run.root.name)
         self.log = LogFollower(run.log)
-        self.watcher = OutputWatcher(spec, Journal(run.metrics), self.event)
+        self.secret = secrets.token_hex(16)
+        self.watcher = OutputWatcher(spec, Journal(run.metrics), self.event, self.secret)
         self.began = time.monotonic()
         self.child_pid: int | None = None
         self.child_status: int | None = None
@@ -97,7 +101,7 @@ class Supervisor:
         self,
         state: State,
         reason: Reason,
-        error: dict[str, Any] | None = None,
+        error: ErrorRecord | None = None,
         left_over: list[int] | None = None,
     ) -> None:
         """Write exit.json. Tried for a minute: without it the run would read as LOST."""
@@ -129,8 +133,23 @@ class Supervisor:
         return self.signalled or self.run.stop.exists() or not self.run.spec.exists()
 
     def supervise(self) -> None:
-        """Wait for the device, run the child, say how it ended."""
+        """Wait for the device, run the child, say how it ended; also after a fault of our own."""
         self.begin()
+        try:
+            self._supervise()
+        except Exception as error:
+            # Whatever it is: a run that nobody watches or that has no end is worse.
+            traceback.print_exc()
+            running = self.child_pid is not None and self.child_status is None
+            left = self.end_child() if running else []
+            told = UserError(
+                "the supervisor of this run failed",
+                why="".join(traceback.format_exception_only(error)).strip()[:1000],
+                fix="resume from the newest checkpoint, or start again; log.txt says where it was",
+            )
+            self.finish(State.FAILED, Reason.INCOMPLETE, told.to_dict(), left)
+
+    def _supervise(self) -> None:
         if kind_of(self.spec.kind).needs_device and not self.wait_for_device():
             self.finish(State.STOPPED, self._stop_reason())
             return
@@ -140,15 +159,9 @@ class Supervisor:
             self.finish(
                 State.FAILED,
                 Reason.BAD_CONFIG,
-                {
-                    "schema": 1,
-                    "kind": "user",
-                    "what": f"cannot start {self.spec.argv[:1]}",
-                    "why": str(error),
-                    "fix": "check the command",
-                    "where": "",
-                    "problems": [],
-                },
+                UserError(
+                    f"cannot start {self.spec.argv[:1]}", str(error), "check the command"
+                ).to_dict(),
             )
             return
         halted = self.follow_child()
@@ -168,6 +181,7 @@ class Supervisor:
         """Own session, output straight into the log (a pipe would tie it to our life)."""
         argv = list(self.spec.argv) or [sys.executable, "-m", "core.jobs.child", str(self.run.root)]
         env = processes.job_environment(self.spec.mark, self.spec.options.pass_env)
+        env[records.SECRET] = self.secret
         with self.run.log.open("ab") as log:
             child = subprocess.Popen(
                 argv,
@@ -261,15 +275,13 @@ class Supervisor:
             self.finish(State.SUCCEEDED, Reason.COMPLETED, left_over=left)
             return
         status = self.child_status if self.child_status is not None else -signal.SIGKILL
-        params = self.spec.params if self.spec.kind == "train" else None
+        table = reasons.table_of(self.spec, self.run)
         if halted is not None:
-            self.finish(State.FAILED, halted, reasons.given_up(halted, params), left)
+            self.finish(State.FAILED, halted, reasons.given_up(halted, table), left)
             return
-        told = read_error(self.run)
-        fault = reasons.diagnose(status, told, log_tail, params)
-        self.finish(
-            State.FAILED, Reason(fault.reason), reasons.account(status, fault, told, log_tail), left
-        )
+        error = read_error(self.run)
+        fault = reasons.diagnose(table, log_tail, returncode=status, error=error)
+        self.finish(State.FAILED, fault.reason, reasons.account(status, fault, error), left)
 
     def _has_result(self) -> bool:
         try:
@@ -284,14 +296,6 @@ def force_wanted(run: RunPaths) -> bool:
         return bool((parse_record(run.stop.read_bytes()) or {}).get("force"))
     except OSError:
         return False
-
-
-def read_error(run: RunPaths) -> dict[str, Any] | None:
-    """error.json, if the child could write it."""
-    try:
-        return parse_record(run.error.read_bytes())
-    except OSError:
-        return None
 
 
 def main(argv: list[str]) -> int:

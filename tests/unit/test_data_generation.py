@@ -24,7 +24,7 @@ from core.data.lint import lint_pack, lint_rows, lint_slots
 from core.data.report import report_rows
 from core.errors import UserError
 from core.persona.persona import Persona, load_persona, parse_persona
-from core.training import budget
+from core.training import budget, compat
 from tests.unit.test_data_persona import PACK, any_text
 
 
@@ -361,6 +361,8 @@ def test_report_is_whole_and_json(assistant: Persona, bundled_model: Path) -> No
     assert sum(n for _, n in report.lengths.histogram) == len(rows)
     assert report.errors == [] and report.general_to_identity is not None
     assert 0.8 < report.slot_coverage["name"] <= 1
+    planned = budget.for_dataset(report, rows_per_step=4, steps=31)
+    assert (planned.rows, planned.identity_rows, planned.exposures) == (62, 60, 2.0)
     fsio.dump_json(asdict(report))
 
 
@@ -398,6 +400,7 @@ def test_slot_text_reaches_the_tokenizer_unchanged(
     bundled_model: Path, name: str, author: str
 ) -> None:
     """Slot -> row -> JSONL -> XTuner's own loader -> token ids -> text."""
+    compat.importable()
     from xtuner.dataset.map_fns import openai_map_fn
 
     tokenizer = _tokenizer(bundled_model)

@@ -8,11 +8,12 @@ from typing import Any
 
 import streamlit as st
 
-from core import paths
+from core import fsio, paths
 from core.errors import UserError
 from core.models.device import Choice
-from core.training.defaults import following
-from core.training.spec import FIELDS, FieldInfo, TrainSpec
+from core.training.defaults import choose, following
+from core.training.fields import FIELDS, Field
+from core.training.spec import TrainSpec
 from pages._ui.shell.common import device
 
 #: Title, whether it is open at first, what to say about it.
@@ -30,7 +31,7 @@ _NEEDS_GPU = {"deepspeed", "gpus", "nodes"}
 
 @st.cache_data(show_spinner="Choosing defaults for this dataset, model and machine", max_entries=16)
 def _auto(dataset: str, model: str, stock: str, stamp: int) -> tuple[dict[str, Any], list[Choice]]:
-    spec, choices = TrainSpec.auto(dataset, model, device(), stock_config=stock)
+    spec, choices = choose(dataset, model, device(), {"stock_config": stock})
     return spec.to_dict(), choices
 
 
@@ -91,12 +92,12 @@ def _follow(scope: str, steps: int) -> None:
         st.session_state[f"{key}_followed"] = value
 
 
-def _shown(info: FieldInfo, value: Any) -> Any:
+def _shown(info: Field, value: Any) -> Any:
     """A value as its widget holds it."""
     return "\n".join(value) if info.type == "list" else value
 
 
-def _field(info: FieldInfo, key: str, value: Any) -> Any:
+def _field(info: Field, key: str, value: Any) -> Any:
     """The widget that fits a field's type."""
     common: dict[str, Any] = {"key": key, "help": info.help, "persist_state": "session"}
     if key not in st.session_state:
@@ -122,7 +123,7 @@ def _field(info: FieldInfo, key: str, value: Any) -> Any:
         )
     if info.type == "list":
         text = st.text_area(f"{info.label} (one a line)", height=100, **common)
-        return [line.strip() for line in text.splitlines() if line.strip()]
+        return [line for _, line in fsio.numbered_lines(text)]
     return st.text_input(info.label, **common)
 
 
