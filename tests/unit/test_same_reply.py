@@ -111,10 +111,8 @@ def in_compare(base: Path, adapter: Path) -> Answers:
 def on_the_command_line(base: Path, adapter: Path, capsys: pytest.CaptureFixture[str]) -> Answers:
     """``compare``, with a worker process of its own."""
     asked = [f"--prompt={question}" for question in QUESTIONS]
-    code = command_line.main(
-        ["compare", "--base", str(base), "--adapter", str(adapter), *asked, "--json"]
-        + ["--max-new-tokens", str(TOKENS)]
-    )
+    asked += ["--json", f"--max-new-tokens={TOKENS}"]
+    code = command_line.main(["compare", "--base", str(base), "--adapter", str(adapter), *asked])
     assert code == 0
     rows = json.loads(capsys.readouterr().out)
     return [row["replies"][f"adapter {adapter.name}"]["token_ids"] for row in rows]
