@@ -324,6 +324,8 @@ def _report(args: argparse.Namespace) -> int:
         return 0
     lengths = report.lengths
     print(f"rows      {report.rows:,} ({_counts(report.kinds)}); rounds {_counts(report.rounds)}")
+    for locale, kinds in report.locales.items() if len(report.locales) > 1 else ():
+        print(f"{locale:<9} {_counts(kinds)}")
     print(
         f"tokens    median {lengths.p50}, 95 % {lengths.p95}, longest {lengths.longest}; "
         f"{lengths.over_limit} over {lengths.limit}"

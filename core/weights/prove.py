@@ -26,7 +26,7 @@ from core.inference.scoring import Passage
 from core.inference.settings import ChatSettings
 from core.models import device as devices
 from core.models.catalog import ModelRef
-from core.models.template import ChatTemplate
+from core.models.xtuner_template import XTunerTemplate
 from core.weights.plan import notes_on
 
 #: Fewer would let a mismatch hide.
@@ -161,7 +161,7 @@ class _Trial:
     ) -> None:
         self.compute = compute
         self.tokenizer = load_tokenizer(merged)
-        template = ChatTemplate(self.tokenizer)
+        template = XTunerTemplate(self.tokenizer)
         self.heads = [template.encode(p) for p in prompts]
         self.supervised = [example for row in rows for example in template.examples(row)]
 
