@@ -112,6 +112,7 @@ def on_the_command_line(base: Path, adapter: Path, capsys: pytest.CaptureFixture
     """``compare``, with a worker process of its own."""
     asked = [f"--prompt={question}" for question in QUESTIONS]
     asked += ["--json", f"--max-new-tokens={TOKENS}"]
+    capsys.readouterr()  # what libraries said before
     code = command_line.main(["compare", "--base", str(base), "--adapter", str(adapter), *asked])
     assert code == 0
     rows = json.loads(capsys.readouterr().out)
