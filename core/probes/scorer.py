@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from core.conversation import Probe
-from core.text import claims, normalize
+from core.text import claims, normalize, thoughts
 
 Label = Literal["HIT", "PART", "MISS", "OLD", "DEGEN"]
 LABELS: tuple[Label, ...] = ("HIT", "PART", "MISS", "OLD", "DEGEN")
@@ -65,6 +65,7 @@ def score_reply(
         common_words: folded names that are also everyday words ("will", "hope"); they count only
             with the capital of a name, inside a sentence or right after a naming phrase.
     """
+    reply = thoughts.answer(reply)
     prompt = probe.messages[-1]["content"] if probe.messages else ""
     old = claims.claimed(reply, probe.must_not, prompt)
     if old:

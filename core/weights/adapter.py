@@ -47,7 +47,7 @@ _REASONS = {
 
 
 #: What PEFT itself merges, in memory and in float16.
-_MERGED_BY_PEFT = {"bias", "lora_bias", "trainable_token_indices"}
+_MERGED_BY_PEFT = {"bias", "trainable_token_indices"}
 _BY_PEFT = "merge with engine 'xtuner' (--engine xtuner), which loads the model and merges by PEFT"
 
 

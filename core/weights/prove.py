@@ -157,11 +157,11 @@ class _Trial:
         compute: str,
     ) -> None:
         from core.inference.load import load_tokenizer
-        from core.models.template import ChatTemplate
+        from core.models.xtuner_template import XTunerTemplate
 
         self.prompts, self.compute = prompts, compute
         self.tokenizer = load_tokenizer(merged)
-        template = ChatTemplate(self.tokenizer)
+        template = XTunerTemplate(self.tokenizer)
         self.heads = [template.encode(p) for p in prompts]
         self.supervised = [example for row in rows for example in template.examples(row)]
 
