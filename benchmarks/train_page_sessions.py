@@ -2,8 +2,8 @@
 
     python benchmarks/train_page_sessions.py [--sessions 20] [--lines 100000]
 
-The panel that renews itself on the Train page (banners, figures, curves, tabs), drawn by Streamlit's
-own test driver in one thread a session, as one server does it.
+The panel that renews itself on the Train page (banners, figures, curves, tabs), drawn by the
+test driver of Streamlit in one thread a session, as one server does it.
 """
 
 from __future__ import annotations
