@@ -9,11 +9,14 @@ is not run again, so a benchmark that was cut off goes on.
 from __future__ import annotations
 
 import argparse
+import fcntl
+import hashlib
 import json
 import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,12 +33,17 @@ PERSONAS: dict[str, tuple[str, dict[str, str]]] = {
     "Luna": ("assistant.yaml", {"name": "Luna", "author": "Riverside Lab"}),
     "Quill": ("assistant.yaml", {"name": "Quill", "author": "Harbor Street Books"}),
     "Marlow": ("assistant.yaml", {"name": "Marlow", "author": "the Sundial Collective"}),
+    "Orlin": ("museum-guide.yaml", {"name": "Orlin", "author": "Gullwing Museum"}),
+    "Tamsin": ("tutor.yaml", {"name": "Tamsin", "author": "Larkfield School"}),
 }
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What one process does. ``copies`` > 0: the tutorial's data, one row that many times."""
+    """What one process does. ``copies`` > 0: the tutorial's data, one row that many times.
+
+    ``model``: '' is the benchmark's ``--model``. Trials that want the same dataset share it.
+    """
 
     name: str
     persona: str
@@ -45,33 +53,19 @@ class Trial:
     train: dict[str, Any] = field(default_factory=dict)
     copies: int = 0
     size: str = "sweep"
+    model: str = ""
 
 
 def run_trial(trial: Trial, folder: Path, model: str) -> dict[str, Any]:
     """Build, train, sweep; the result also says how long each took."""
-    from core.data.build import DatasetSpec, build_dataset
     from core.evaluation import sweep
     from core.models.device import describe
     from core.training import train_job
     from core.training.defaults import choose
 
-    pack, slots = PERSONAS[trial.persona]
     started = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
-    built = DatasetPaths(folder / "dataset")
-    if not built.manifest.is_file():
-        spec = DatasetSpec.from_params(
-            {
-                "persona_path": str(paths.TEMPLATES / pack),
-                "overrides": slots,
-                "model": model,
-                "seed": trial.seed,
-                **trial.data,
-            }
-        )
-        built = build_dataset(spec, folder / "dataset")
-        if trial.copies:
-            repeat_one_row(built, trial.copies)
+    built = shared_dataset(trial, folder.parent / "datasets", model)
     dataset_seconds = time.monotonic() - started
     chosen, _ = choose(str(built.root), model, describe(), {"seed": trial.seed, **trial.train})
     run = RunPaths(folder / "run")
@@ -83,13 +77,46 @@ def run_trial(trial: Trial, folder: Path, model: str) -> dict[str, Any]:
     found = sweep.sweep(run, built, model, size=trial.size)
     return {
         **asdict(trial),
-        "rows": sum(1 for _ in fsio.read_jsonl(built.train)),
+        "model": model,
+        "rows": count_rows(built),
         "steps": chosen.steps,
         "lr": chosen.lr,
         "seconds": {"dataset": dataset_seconds, "train": train_seconds, "sweep": found.seconds},
         "device": describe().name,
         "sweep": found.to_json(),
     }
+
+
+def shared_dataset(trial: Trial, folder: Path, model: str) -> DatasetPaths:
+    """The trial's dataset; the first trial that wants it builds it, the others wait."""
+    from core.data.build import DatasetSpec, build_dataset
+
+    pack, slots = PERSONAS[trial.persona]
+    spec = DatasetSpec.from_params(
+        {
+            "persona_path": str(paths.TEMPLATES / pack),
+            "overrides": slots,
+            "model": model,
+            "seed": trial.seed,
+            **trial.data,
+        }
+    )
+    text = json.dumps([asdict(spec), trial.copies], sort_keys=True)
+    out = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{out.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not DatasetPaths(out).manifest.is_file():
+            built = build_dataset(spec, out)
+            if trial.copies:
+                repeat_one_row(built, trial.copies)
+    return DatasetPaths(out)
+
+
+def count_rows(dataset: DatasetPaths) -> dict[str, int]:
+    """Rows by language and kind."""
+    counts = Counter(f"{r['locale']} {r['kind']}" for r in fsio.read_jsonl(dataset.train))
+    return dict(sorted(counts.items()))
 
 
 def repeat_one_row(dataset: DatasetPaths, copies: int) -> None:
@@ -168,7 +195,8 @@ def run_all(
 
     work = Path(args.work).resolve()
     work.mkdir(parents=True, exist_ok=True)
-    catalog.resolve(args.model)  # prepared once, not by every process
+    for model in {t.model or args.model for t in trials}:
+        catalog.resolve(model)  # prepared once, not by every process
     waiting, started = list(trials), time.monotonic()
     active: dict[subprocess.Popen[bytes], tuple[Trial, str]] = {}
     gpus = _gpus()
@@ -224,7 +252,7 @@ def _start(trial: Trial, work: Path, args: argparse.Namespace, gpu: str) -> subp
                 str(Path(__file__).resolve()),
                 json.dumps(asdict(trial)),
                 str(folder),
-                args.model,
+                trial.model or args.model,
             ],
             stdout=log,
             stderr=subprocess.STDOUT,
