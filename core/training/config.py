@@ -102,6 +102,8 @@ def render(spec: TrainSpec, inputs: ConfigInputs) -> str:
     _edit_settings(editor, spec, inputs)
     _edit_model(editor, spec, inputs)
     _edit_data(editor, spec)
+    if spec.anchored:
+        _edit_loss(editor, spec)
     _edit_schedule(editor, spec)
     _edit_runtime(editor, spec, inputs)
     return editor.code
@@ -260,6 +262,17 @@ def _edit_data(editor: ConfigEditor, spec: TrainSpec) -> None:
     else:
         editor.ensure_import("mmengine.dataset", "DefaultSampler")
         editor.set("train_dataloader.sampler", "dict(type=DefaultSampler, shuffle=True)")
+
+
+def _edit_loss(editor: ConfigEditor, spec: TrainSpec) -> None:
+    """Our loss instead of XTuner's: the class, its weights, and rows that keep their kind."""
+    editor.ensure_import("core.training.anchored", "AnchoredFinetune")
+    editor.ensure_import("core.training.anchored", "collate")
+    editor.set("model.type", "AnchoredFinetune")
+    for name in ("anchor_kl", "anchor_ce", "dft"):
+        editor.set(f"model.{name}", literal(getattr(spec, name)))
+    editor.set(f"{editor.value('train_dataloader.dataset')}.remove_unused_columns", "False")
+    editor.set("train_dataloader.collate_fn.type", "collate")
 
 
 _WARMUP = """    dict(
