@@ -171,7 +171,7 @@ def test_modelfile(bundled_model: Path) -> None:
     assert 'PARAMETER stop "<|im_end|>"' in text and 'LICENSE """apache-2.0"""' in text
     assert "SYSTEM" not in text
     tokenizer = load_tokenizer(bundled_model)
-    tokenizer.chat_template = templates.CHATML.replace("assistant\n", 'assistant\n"""')
+    tokenizer.chat_template = templates.CHATML.replace("<|im_end|>", '<|im_end|>"""')
     with pytest.raises(UserError, match="three quotes"):
         modelfile(XTunerTemplate(tokenizer), "m.gguf")
 
