@@ -74,3 +74,16 @@ def test_names_that_cannot_work_are_refused_before_start(
         train_job.run(spec.to_dict(), RunPaths(tmp_path / "run"), lambda *progress: None)
     better = dataset.rename(tmp_path / "better")  # the advice
     assert preflight(_spec(better, tiny_llama), disk=tmp_path).problems == []
+
+
+def test_what_a_killed_merge_left_is_found_under_any_name(tmp_path: Path) -> None:
+    import subprocess
+
+    from core.weights.staging import staged
+
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    left = tmp_path / f".out [1]*.{gone.pid}.partial"
+    left.mkdir()
+    with staged(tmp_path / "out [1]*"):
+        assert not left.exists()
