@@ -14,7 +14,7 @@ from typing import Any
 
 from core import fsio
 from core.conversation import Conversation, OnProgress, Probe
-from core.data import rehearsal
+from core.data import own_identity, rehearsal
 from core.data.filters import PromptFilter
 from core.data.generation import (
     check_locales,
@@ -45,8 +45,9 @@ class DatasetSpec:
     locales: list[str] | None = None
     """Languages; None = those that both the pack and the model speak."""
     seed: int = 0
-    rehearsal_ratio: float = 1.25
-    """Rows with the base's own replies to everyday prompts. Below 1 unrelated answers suffer."""
+    rehearsal_ratio: float | None = None
+    """Rows with the base's own replies to everyday prompts. Below 1 unrelated answers suffer;
+    None = by what the base says of itself (``own_identity.rehearsal_ratio``)."""
     near_miss_ratio: float = 1.3
     """Rows with identity words about somebody else; at most what the pack has."""
     multi_turn: float = 0.3
@@ -72,7 +73,8 @@ class DatasetSpec:
             "system_share": (0, 1),
         }
         for name, (low, high) in limits.items():
-            if not low <= getattr(self, name) <= high:
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
                 yield UserError(
                     f"{name} is {getattr(self, name)}", fix=f"choose a value from {low} to {high}"
                 )
@@ -101,6 +103,9 @@ class Built:
     rows: list[Conversation]
     probes: list[Probe]
     rehearsal: rehearsal.Rehearsal
+    ratio: float
+    """General rows to one identity row, and why so many."""
+    reason: str
 
 
 def build_dataset(
@@ -146,11 +151,14 @@ def make_rows(spec: DatasetSpec, on_progress: OnProgress | None = None) -> Built
     locales = check_locales(persona, spoken)
     _require_writable(persona, locales, model)
     wanted = spec.max_rows or natural_rows(persona, locales, spec.seed, spec.multi_turn)
+    ratio, reason = spec.rehearsal_ratio, "set by you"
+    if ratio is None:
+        ratio, reason = own_identity.rehearsal_ratio(own_identity.ask(model))
     frozen = suite_prompts(locales)
     general = rehearsal.rehearse(
         model,
         rehearsal.Wanted(
-            round(wanted * spec.rehearsal_ratio),
+            round(wanted * ratio),
             seed=spec.seed,
             max_new_tokens=spec.max_new_tokens,
             near_miss=near_miss(
@@ -162,7 +170,7 @@ def make_rows(spec: DatasetSpec, on_progress: OnProgress | None = None) -> Built
         on_progress,
     )
     general = rehearsal.without_names(general, persona_names(persona))
-    rehearsal.require_rows(general, round(wanted * spec.rehearsal_ratio), locales)
+    rehearsal.require_rows(general, round(wanted * ratio), locales)
     identity = list(
         identity_rows(
             persona,
@@ -176,7 +184,7 @@ def make_rows(spec: DatasetSpec, on_progress: OnProgress | None = None) -> Built
     rows = [*_with_system(identity, persona, spec), *general.rows]
     Random(f"mix/{spec.seed}").shuffle(rows)
     probes = held_out(persona, locales=locales, seed=spec.seed)
-    return Built(persona, locales, rows, probes, general)
+    return Built(persona, locales, rows, probes, general, ratio, reason)
 
 
 def _require_writable(persona: Persona, locales: Sequence[str], model: ModelRef) -> None:
@@ -268,6 +276,8 @@ def _write(at: DatasetPaths, spec: DatasetSpec, built: Built) -> None:
             "probes": len(built.probes),
             "held_out": sorted({p.cluster for p in built.probes}),
             "rehearsal": {
+                "ratio": built.ratio,
+                "reason": built.reason,
                 "rejected": built.rehearsal.rejected,
                 "prompts_drawn": built.rehearsal.prompts_drawn,
                 "replies_made": built.rehearsal.replies_made,

@@ -225,7 +225,7 @@ def loss_on_supervised_tokens() -> None:
     from xtuner.model import sft
     from xtuner.parallel.sequence import get_sequence_parallel_world_size
 
-    from core.inference.llama import inner_model
+    from core.inference.fused import inner_model
 
     original = sft.SupervisedFinetune.compute_loss
 

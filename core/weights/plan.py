@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from core import fsio
 from core.errors import UserError, UserErrors
-from core.models import catalog
+from core.models import catalog, sandbox
 from core.models import folder as folders
 from core.models import lora as adapters
 from core.weights import manifest
@@ -304,6 +304,7 @@ def plan_merge(
         raise UserError(f"unknown dtype {dtype!r}", fix=f"one of {', '.join(DTYPES)}")
     parsed = read_adapter(adapter)
     model = _Base(base)
+    sandbox.require_matchable(parsed.config, model.modules(), str(adapter))
     changes, problems = _collect(model, parsed)
     if problems:
         raise UserErrors(problems, f"the adapter {adapter} does not fit {base}")

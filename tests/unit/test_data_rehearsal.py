@@ -8,19 +8,19 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
 from core import fsio, paths
 from core.conversation import Conversation, Probe
 from core.data import build, filters, generate_job, rehearsal
 from core.data.build import DatasetSpec, build_dataset
 from core.errors import UserError, UserErrors
-from core.inference import generate as generation
-from core.inference.generate import Reply
+from core.inference import decoding
+from core.inference.requests import Reply
+from core.inference.resident import Resident
+from core.inference.settings import ChatSettings
 from core.models import catalog
 from core.models.catalog import resolve
 from core.paths import RunPaths
@@ -124,8 +124,8 @@ class Scripted:
     def __init__(self) -> None:
         self.answered: list[str] = []
 
-    def generate(
-        self, model: Any, tokenizer: Any, conversations: Sequence[Any], **more: Any
+    def replies(
+        self, voice: Any, conversations: Sequence[Any], settings: ChatSettings, **more: Any
     ) -> list[Reply]:
         prompts = [c[-1]["content"] for c in conversations]
         self.answered += prompts
@@ -134,11 +134,11 @@ class Scripted:
             for p in prompts
         ]
 
-    def generate_ids(
-        self, model: Any, tokenizer: Any, prompts: Sequence[Any], **more: Any
+    def continuations(
+        self, voice: Any, prompts: Sequence[Any], settings: ChatSettings, **more: Any
     ) -> list[Reply]:
         at = len(self.answered)
-        heads = [tokenizer.decode(ids)[-2:] for ids in prompts]
+        heads = [voice.resident.tokenizer.decode(ids)[-2:] for ids in prompts]
         return [
             Reply(f"说第{at}到{i}个题目。然后", [1], "length")
             if normalize.locale_of(head) == "zh"
@@ -149,14 +149,9 @@ class Scripted:
 
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
-    from core.inference import load
-
     script = Scripted()
-    monkeypatch.setattr(generation, "generate", script.generate)
-    monkeypatch.setattr(generation, "generate_ids", script.generate_ids)
-    monkeypatch.setattr(
-        load, "load_model", lambda path: SimpleNamespace(device=torch.device("cpu"))
-    )
+    monkeypatch.setattr(decoding, "replies", script.replies)
+    monkeypatch.setattr(decoding, "continuations", script.continuations)
     return script
 
 
@@ -310,21 +305,16 @@ def test_the_job_names_its_dataset(scripted: Scripted, tiny_llama: Path, tmp_pat
 @pytest.mark.slow
 def test_the_bundled_model_answers_as_itself(workspace_with_model: Path) -> None:
     """Every rehearsal reply is what the base says greedily, to the token."""
-    from core.inference.generate import generate
-    from core.inference.load import load_model, load_tokenizer
-
     model = resolve("bundled")
     near = {"en": ["Who wrote The Hobbit?"]}
     wanted = rehearsal.Wanted(4, seed=0, near_miss=near, max_new_tokens=40)
     result = rehearsal.rehearse(model, wanted)
     general = [r for r in result.rows if r.kind == "rehearsal"]
     assert len(general) == 4
-    replies = generate(
-        load_model(model.path),
-        load_tokenizer(model.path),
+    replies = decoding.replies(
+        Resident.load(model.path).voice(),
         [r.messages[:1] for r in result.rows],
-        max_new_tokens=40,
-        batch_size=8,
+        ChatSettings(max_new_tokens=40),
     )
     assert [r.text for r in replies] == [r.messages[1]["content"] for r in result.rows]
     assert [r.finish_reason == "length" for r in replies] == [r.cut for r in result.rows]

@@ -228,6 +228,7 @@ OURS = {
     "details.py": {"now.left_over"},
     "source.py": {"changed"},
     "form.py": {"info.label"},
+    "files.py": {"what.capitalize()"},
     "scorecard_view.py": {"after['n']", "after['hits']"},
     "faults.py": {"number"},
 }

@@ -9,6 +9,7 @@ import streamlit as st
 from streamlit.runtime.pages_manager import PagesManager
 
 from core import paths
+from core.chat.render import code, literal
 
 #: A file of ours: for a Material icon here the browser would ask a font server on the internet.
 _ICON = Path(__file__).with_name("icon.svg")
@@ -21,8 +22,21 @@ def bootstrap() -> None:
     """Page settings, the workspace folders, and a refusal to serve strangers."""
     _through_the_app()
     st.set_page_config(page_title="Persona Workbench", page_icon=str(_ICON), layout="wide")
-    for folder in (paths.datasets_dir(), paths.runs_dir(), paths.chats_dir(), paths.cache_dir()):
-        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        for folder in (
+            paths.datasets_dir(),
+            paths.runs_dir(),
+            paths.chats_dir(),
+            paths.cache_dir(),
+        ):
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        st.error(
+            f"The workspace {code(paths.home())} cannot be used: {literal(error.strerror)}. Free "
+            "disk space, or set PERSONA_HOME to a folder that this user may write.",
+            icon=":material/hard_drive:",
+        )
+        st.stop()
     address = st.get_option("server.address") or ""
     if address not in _LOOPBACK and os.environ.get("PERSONA_ALLOW_REMOTE") != "1":
         st.error(
