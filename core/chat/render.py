@@ -18,6 +18,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from core.text.thoughts import split as split_thoughts
+
 #: A longer line is shown without formatting: Markdown parsers are quadratic in some of them.
 LONG_LINE = 5_000
 #: Beyond this a reply is shown as its head and tail; the whole is in the raw view and on disk.
@@ -39,7 +41,19 @@ _WORD_JOINER = "\u2060"
 
 
 def safe_markdown(text: str) -> str:
-    """Text for ``st.markdown``: formatting stays, whatever acts or fetches is shown as written."""
+    """Text for ``st.markdown``: formatting stays, whatever acts or fetches is shown as written.
+
+    What a reasoning model thought before its answer is quoted above it, so that a reply that
+    never came to an answer is not an empty one.
+    """
+    thoughts, answer = split_thoughts(text)
+    if thoughts:
+        quoted = plain(thoughts).replace("  \n", "  \n> ")
+        return f"> *Thinking*  \n> {quoted}\n\n{_formatted(answer) or '*No answer yet.*'}"
+    return _formatted(answer)
+
+
+def _formatted(text: str) -> str:
     text = _bounded(text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", ""))
     lines: list[str] = []
     closing = ""

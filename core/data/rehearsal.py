@@ -22,7 +22,7 @@ from core import fsio, paths
 from core.conversation import Conversation, Kind, OnProgress
 from core.errors import UserError
 from core.models.catalog import ModelRef
-from core.text import textstats
+from core.text import normalize, textstats
 
 PROMPTS = Path(__file__).parent / "prompts"
 #: Share of prompts that the base makes up itself. Our own list is tidier and ends sooner; the
@@ -233,7 +233,7 @@ class _Maker:
         for reply in drawn:
             text = reply.text if reply.finish_reason == "stop" else whole_sentences(reply.text)
             reason = _prompt_fault(text) if text else "no whole sentence"
-            if not reason and textstats.locale_of(text) not in self._locales:
+            if not reason and normalize.locale_of(text) not in self._locales:
                 reason = "other language"
             if reason:
                 self._rejected[f"prompt: {reason}"] += 1
@@ -292,7 +292,7 @@ class _Maker:
                         {"role": "assistant", "content": text},
                     ],
                     kind=kind,
-                    locale=textstats.locale_of(prompt),
+                    locale=normalize.locale_of(prompt),
                     cut=cut,
                 )
             )
@@ -395,7 +395,6 @@ def without_names(result: Rehearsal, names: Sequence[str]) -> Rehearsal:
     everyday word of the prompts ("will") counts only where the scorer takes it for a name.
     """
     from core.probes import scorer
-    from core.text import normalize
 
     prompts = "\n".join(r.messages[0]["content"] for r in result.rows)
     common = {normalize.spaced(n) for n in scorer.everyday(names, prompts)}

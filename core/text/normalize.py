@@ -103,6 +103,17 @@ def script(text: str) -> str:
     return "latin" if latin else ""
 
 
+def locale_of(text: str) -> str:
+    """``zh``, ``ja``, ``ko``, or ``en`` for all of Latin script, by the script of most letters.
+
+    Scripts, because language guessers are wrong on texts of a few words.
+    """
+    found = script(text)
+    if found == "other_cjk":
+        return "ko" if re.search(r"[\uac00-\ud7af]", text) else "ja"
+    return "zh" if found == "zh" else "en"
+
+
 def is_language(text: str, locale: str) -> bool:
     """Whether a reply's script fits the locale. Latin-script languages are not told apart."""
     found = script(text)

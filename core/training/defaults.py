@@ -39,7 +39,7 @@ def choose(
     ref = catalog.resolve(model)
     loaded = rows.read_rows(Path(dataset))
     template = ChatTemplate(load_tokenizer(ref.path))
-    stats = rows.measure(loaded, template, TrainSpec(dataset).max_length)
+    stats = rows.measure(loaded, template, TrainSpec(dataset=dataset).max_length)
     shape = cost.shape_of(ref.path)
     chosen: dict[str, Choice] = {}
 

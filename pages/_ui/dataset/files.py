@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import streamlit as st
+from streamlit.runtime.uploaded_file_manager import UploadedFile
 
 from core import fsio
-from core.data import store
+from core.data import placeholders, store
 from core.data.drafts import Draft
 from core.data.formats import FORMATS, export_lines
 from core.data.importer import ImportReport, UniqueIds, import_file
+from core.data.tables import Table
+from core.persona import packs
 from pages._ui.dataset.state import bubbles, choose_dataset, go
 from pages._ui.shell.common import errors_shown, folder_tree
 
@@ -80,32 +85,68 @@ def _unusable() -> None:
 def _import(name: str) -> None:
     st.subheader("Import")
     st.caption(
-        "JSON Lines or one JSON array, in any of these formats: "
+        "JSON, JSON Lines, CSV or TSV (also packed with gzip), as other tools write them: "
         + ", ".join(f.label for f in FORMATS.values())
-        + ". At most 50 MB; the command "
-        "line has no limit."
+        + ", question and answer. At most 50 MB; the command line has no limit."
     )
-    upload = st.file_uploader("File", type=["jsonl", "json", "txt"])
+    upload = st.file_uploader("File", type=["jsonl", "json", "txt", "csv", "tsv", "gz"])
     if upload is None:
+        st.session_state.pop(_IMPORTED, None)
         return
     with errors_shown():
-        report = import_file(upload)
+        persona = _persona()
+        report = _read(upload, {}, persona)
+        if report.table:
+            columns = _columns(report.table, upload.file_id)
+            if columns != report.table.used:
+                report = _read(upload, columns, persona)
         _report(report)
         if report.rows:
             _take(report, name, upload.name)
             bubbles(report.rows[:4])
 
 
-def _report(report: ImportReport) -> None:
-    kinds = ", ".join(f"{n:,} {FORMATS[k].label}" for k, n in report.formats.items())
-    st.write(f"**{len(report.rows):,} rows read**" + (f" ({kinds})" if kinds else ""))
-    if report.duplicates:
-        st.caption(f"{report.duplicates:,} of them say the same as an earlier row.")
-    if report.ignored_keys:
-        st.caption(
-            "Keys that were not read: "
-            + ", ".join(f"`{k}`" for k in list(report.ignored_keys)[:12])
+_IMPORTED = "imported-files"
+
+
+def _read(upload: UploadedFile, columns: dict[str, str], persona: str) -> ImportReport:
+    """The report of an upload, read again only if the file or a choice has changed."""
+    key = (upload.file_id, persona, *columns.items())
+    kept: dict[Any, ImportReport] = st.session_state.get(_IMPORTED, {})
+    if key not in kept:
+        fill = placeholders.of_persona(packs.load(persona)) if persona else None
+        # The first reading of the same file stays beside: it says how the table looks.
+        kept = {k: v for k, v in kept.items() if k == (upload.file_id, persona)}
+        kept[key] = import_file(upload, columns=columns, fill=fill)
+        st.session_state[_IMPORTED] = kept
+    return kept[key]
+
+
+def _columns(table: Table, file_id: str) -> dict[str, str]:
+    """What stands in which column, as found until it is chosen otherwise."""
+    chosen = {}
+    for place, what in zip(st.columns(3), ("question", "answer", "system"), strict=True):
+        options = ["", *dict.fromkeys(table.columns)]
+        used = table.used.get(what, "")
+        chosen[what] = place.selectbox(
+            f"{what.capitalize()} column",
+            options,
+            index=options.index(used) if used in options else 0,
+            key=f"import-{file_id}-{what}",
         )
+    return {what: column for what, column in chosen.items() if column}
+
+
+def _persona() -> str:
+    """The pack whose slots fill placeholders, or ""."""
+    if not st.checkbox("Fill placeholders such as {{name}} with a persona's slots"):
+        return ""
+    return st.selectbox("Persona", list(packs.all_packs())) or ""
+
+
+def _report(report: ImportReport) -> None:
+    for line in report.lines():
+        st.text(line)
     if report.bad:
         st.warning(f"{report.bad:,} rows left out", icon=":material/rule:")
         st.dataframe(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import streamlit as st
 
-from core.conversation import Conversation
+from core.conversation import Conversation, content_id
 from core.data import store
-from core.data.codecs import content_id, guess_locale
 from core.data.drafts import Draft
 from core.data.fields import RowError, check_text
 from core.data.grid import COLUMNS, from_table, to_table
+from core.text.normalize import locale_of
 from pages._ui.dataset.state import bubbles, choose_dataset, go
 from pages._ui.shell.common import errors_shown
 
@@ -152,7 +152,7 @@ def _add(draft: Draft) -> None:
         row = Conversation(
             "",
             [{"role": "user", "content": texts[0]}, {"role": "assistant", "content": texts[1]}],
-            locale=guess_locale(" ".join(texts)),
+            locale=locale_of(" ".join(texts)),
         )
         named = Conversation(f"own-{content_id(row.messages)}", row.messages, locale=row.locale)
         draft.write([named], label="1 own conversation")

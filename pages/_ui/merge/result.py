@@ -121,6 +121,8 @@ def _proof(proof: dict[str, Any], seconds: dict[str, float]) -> None:
         f"{proof['tokens']} positions compared.",
         icon=":material/verified:",
     )
+    for note in proof.get("notes", []):
+        st.info(note)
     limit, kl_limit = proof["tolerance"]
     rows = [
         ("Largest logit difference", f"{proof['max_abs_logit_diff']:.2g}", f"at most {limit:g}"),

@@ -12,7 +12,8 @@ from core import fsio, paths
 from core.errors import UserError
 from core.models.device import Choice
 from core.training.defaults import choose, following
-from core.training.spec import FIELDS, FieldInfo, TrainSpec
+from core.training.fields import FIELDS, Field
+from core.training.spec import TrainSpec
 from pages._ui.shell.common import device
 
 #: Title, whether it is open at first, what to say about it.
@@ -91,12 +92,12 @@ def _follow(scope: str, steps: int) -> None:
         st.session_state[f"{key}_followed"] = value
 
 
-def _shown(info: FieldInfo, value: Any) -> Any:
+def _shown(info: Field, value: Any) -> Any:
     """A value as its widget holds it."""
     return "\n".join(value) if info.type == "list" else value
 
 
-def _field(info: FieldInfo, key: str, value: Any) -> Any:
+def _field(info: Field, key: str, value: Any) -> Any:
     """The widget that fits a field's type."""
     common: dict[str, Any] = {"key": key, "help": info.help, "persist_state": "session"}
     if key not in st.session_state:

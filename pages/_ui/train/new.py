@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import streamlit as st
 
 from core.errors import UserError
@@ -71,7 +69,7 @@ def _start(spec: TrainSpec, name: str, ready: bool) -> None:
     ):
         return
     try:
-        run = lifecycle.start_training(dataclasses.replace(spec), name=name, parent=parent)
+        run = lifecycle.start_training(spec, name=name, parent=parent)
     except api.AlreadyStarted as error:
         st.toast(f"Already started as {error.run}", icon=":material/info:")
         go_to(WATCH, error.run)

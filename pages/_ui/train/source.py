@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import streamlit as st
@@ -73,4 +72,4 @@ def _raw(spec: TrainSpec, text: str) -> TrainSpec:
         ":material/edit: The form's values are not applied while this text is used. Keep "
         "its step count the same as the form's: the last checkpoint is looked for there."
     )
-    return dataclasses.replace(spec, config_text=edited)
+    return spec.changed(config_text=edited)
