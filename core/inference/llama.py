@@ -21,9 +21,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_FAMILIES = {"llama", "mistral", "qwen2", "qwen3"}
+from core.errors import UserError
+
+_FAMILIES = {"internlm2", "llama", "mistral", "qwen2", "qwen3"}
 #: Rotary tables of these kinds depend on the position only, not on the length of the prompt.
-_FIXED_ROPE = {"default", "linear", "llama3", "yarn"}
+#: "dynamic" is one of them up to the trained length, and no conversation is longer.
+_FIXED_ROPE = {"default", "dynamic", "linear", "llama3", "yarn"}
+#: Caches are rounded up, at most to the next multiple of this; entries beyond are never read.
+_ROUNDING = 256
 
 
 class KVCache:
@@ -134,6 +139,11 @@ class LeanLlama:
         self._head = inner.get_output_embeddings().weight.detach()
         self._norm = inner.model.norm.weight.detach()
         self._rotary = inner.model.rotary_emb
+        self._trained_length = (
+            int(config.max_position_embeddings)
+            if getattr(self._rotary, "rope_type", "") == "dynamic"
+            else None
+        )
         self._tables: tuple[Tensor, Tensor] | None = None
         self.layers = [_layer(layer) for layer in inner.model.layers]
 
@@ -142,11 +152,24 @@ class LeanLlama:
         return int(self._head.shape[0])
 
     def tables(self, length: int) -> tuple[Tensor, Tensor]:
-        """cos and sin of the rotary embedding, each (>= length, head_dim / 2), float32."""
+        """cos and sin of the rotary embedding, each (>= length, head_dim / 2), float32.
+
+        Raises:
+            UserError: beyond the trained length of a model whose positions then stretch.
+        """
         tables = self._tables
         if tables is None or tables[0].shape[0] < length:
             size = max(256, 1 << (length - 1).bit_length())
             positions = torch.arange(size, device=self.device)[None]
+            if self._trained_length:
+                if length >= self._trained_length + _ROUNDING:
+                    raise UserError(
+                        f"a text of {length:,} tokens is longer than this model was trained for",
+                        why=f"beyond {self._trained_length:,} its rotary positions are stretched "
+                        "by the length of the whole text (dynamic NTK)",
+                        fix="shorten the conversation",
+                    )
+                positions = positions.clamp(max=self._trained_length - 1)
             like = torch.empty(0, dtype=torch.float32, device=self.device)
             cos, sin = self._rotary(like, positions)
             half = self.head_dim // 2

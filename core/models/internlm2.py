@@ -74,12 +74,11 @@ class _Split(ConversionOps):
         input_dict: dict[str, Any],
         source_patterns: Sequence[str],
         target_patterns: Sequence[str],
-        config: Any,
         **kwargs: Any,
-    ) -> dict[str, torch.Tensor]:
+    ) -> dict[str, Any]:
         (found,) = input_dict.values()
         fused = found[0] if isinstance(found, list) else found
-        parts = _rows(config)
+        parts = _rows(kwargs["config"])
         return {name: fused[rows] for name, rows in zip(target_patterns, parts, strict=True)}
 
     @property
@@ -96,13 +95,12 @@ class _Join(ConversionOps):
         input_dict: dict[str, Any],
         source_patterns: Sequence[str],
         target_patterns: Sequence[str],
-        config: Any,
         **kwargs: Any,
-    ) -> dict[str, torch.Tensor]:
+    ) -> dict[str, Any]:
         found = [input_dict[name] for name in source_patterns]
         parts = [part[0] if isinstance(part, list) else part for part in found]
         fused = parts[0].new_empty(sum(len(part) for part in parts), *parts[0].shape[1:])
-        for rows, part in zip(_rows(config), parts, strict=True):
+        for rows, part in zip(_rows(kwargs["config"]), parts, strict=True):
             fused[rows] = part
         return {target_patterns[0]: fused}
 

@@ -83,9 +83,14 @@ def save(folder: Path, **changes: Any) -> Any:
 
 def reopen(folder: Path) -> Any:
     """The folder's weights in the published code."""
+    return reopen_as(folder, folder)
+
+
+def reopen_as(folder: Path, described_in: Path) -> Any:
+    """The folder's weights in the published code, with another folder's config.json."""
     from safetensors.torch import load_file
 
-    config = fsio.read_json(folder / "config.json")
+    config = fsio.read_json(described_in / "config.json")
     model = published.build(
         {k: v for k, v in config.items() if k not in ("auto_map", "architectures", "torch_dtype")}
     )
