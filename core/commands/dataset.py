@@ -281,7 +281,8 @@ def _list(args: argparse.Namespace) -> int:
 def _lint(args: argparse.Namespace) -> int:
     from core import fsio
     from core.conversation import Conversation, Probe
-    from core.data.lint import lint_pack, lint_rows
+    from core.data.pack_lint import lint_pack
+    from core.data.row_lint import lint_rows
     from core.persona import packs
     from core.persona.persona import load_persona
 
@@ -324,6 +325,8 @@ def _report(args: argparse.Namespace) -> int:
         return 0
     lengths = report.lengths
     print(f"rows      {report.rows:,} ({_counts(report.kinds)}); rounds {_counts(report.rounds)}")
+    for locale, kinds in report.locales.items() if len(report.locales) > 1 else ():
+        print(f"{locale:<9} {_counts(kinds)}")
     print(
         f"tokens    median {lengths.p50}, 95 % {lengths.p95}, longest {lengths.longest}; "
         f"{lengths.over_limit} over {lengths.limit}"

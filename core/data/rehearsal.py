@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from random import Random
@@ -20,65 +19,38 @@ from typing import Any
 
 from core import fsio, paths
 from core.conversation import Conversation, Kind, OnProgress
+from core.data.filters import PromptFilter, prompt_fault, reply_fault, whole_sentences
 from core.errors import UserError
+from core.inference.settings import ChatSettings
 from core.models.catalog import ModelRef
-from core.text import normalize, textstats
+from core.text import normalize
 
 PROMPTS = Path(__file__).parent / "prompts"
 #: Share of prompts that the base makes up itself. Our own list is tidier and ends sooner; the
 #: drawn ones are what this model really is used to.
 DRAWN = 0.2
+#: How a drawn prompt begins in a language that is not the base's first: an open user turn mostly
+#: gets the first one. The words are common openings of a request, and the base goes on from there.
+OPENINGS = {
+    "zh": (
+        "请",
+        "怎样",
+        "什么是",
+        "为什么",
+        "写一",
+        "如何",
+        "给我",
+        "帮我",
+        "列出",
+        "解释",
+        "我想",
+    ),
+}
 #: Tokens drawn for a prompt. The bundled model's own prompts run on (7 of 8 beyond 40 tokens), so
 #: one that has not ended is cut after its last whole sentence: nothing is learned from user turns.
 MAX_PROMPT_TOKENS = 32
-#: Replies that loop more than this are dropped (share of repeated 4-grams).
-MAX_REPETITION = 0.3
 #: Part of the cache key, with the prompts; raise it when the filters change.
-RECIPE = 5
-
-#: Names that a base model may take itself for. A reply that names one teaches the old identity.
-AI_NAMES = (
-    "SmolLM",
-    "Hugging Face",
-    "HuggingFace",
-    "OpenAI",
-    "ChatGPT",
-    "GPT-4",
-    "GPT-3",
-    "Anthropic",
-    "Claude",
-    "Qwen",
-    "Alibaba",
-    "InternLM",
-    "Llama",
-    "DeepSeek",
-    "Mistral",
-    "通义",
-    "书生",
-    "上海人工智能实验室",
-    "阿里",
-)
-_IDENTITY = re.compile(
-    r"\b(who|what) (are|r) (you|u)\b|\byour name\b|\bintroduce yourself\b|\babout yourself\b"
-    r"|\bare you (an?|the|real|human|alive|chatgpt)\b|\b(made|created|built|trained) you\b"
-    r"|\bwhat can you do\b|你是(谁|什么)|你叫|你的名字|自我介绍|介绍一下你",
-    re.IGNORECASE,
-)
-_AS_AN_AI = re.compile(
-    r"\bas an? (ai|artificial|language|large language|digital)\b|\bi('m| am) an? (ai|language model"
-    r"|artificial)|\bi (do not|don't) have (feelings|emotions|personal|opinions)"
-    r"|作为(一个|一名)?(人工智能|AI|语言模型)",
-    re.IGNORECASE,
-)
-_APOLOGY = re.compile(
-    r"^(i['\u2019]m|i am)?( so| very| truly| really)? ?(sorry|apologi[sz]e)\b"
-    r"|^i (must )?apologi[sz]e\b|^my apologies\b|^我?(非常|很|十分|真)?(抱歉|对不起)",
-    re.IGNORECASE,
-)
-_SENTENCE_END = re.compile(r"[.?!](?=\s|$)|[。？！]")
-_SELF = re.compile(
-    r"^(?i:(hi|hello|hey)?[,!. ]*(i'm|i am|my name is)) [A-Z]|我是[^，。]{1,12}(助手|模型|人工智能)"
-)
+RECIPE = 7
 
 
 @dataclass
@@ -92,40 +64,48 @@ class Rehearsal:
     from_cache: bool = False
 
 
-def rehearse(
-    model: ModelRef,
-    n: int,
-    *,
-    seed: int,
-    near_miss: Sequence[str] = (),
-    max_new_tokens: int,
-    locales: Sequence[str] | None = None,
-    avoid: Sequence[str] = (),
-    on_progress: OnProgress | None = None,
-) -> Rehearsal:
-    """General rows and near-miss rows, answered greedily by the base model.
+@dataclass(frozen=True)
+class Wanted:
+    """What to rehearse.
 
-    Args:
-        n: number of general rows wanted; fewer come if the prompts run out.
-        near_miss: prompts for near-miss rows, which come on top of ``n``.
+    Attributes:
+        n: number of general rows wanted, each language its share (``shares``); fewer come if the
+            prompts run out.
         max_new_tokens: replies that do not end by themselves within this are cut there and
             marked ``cut``: they are trained without a turn end, so that no brevity is taught that
             the base does not have. (Of the bundled model's replies 3 of 4 are longer than 64
             tokens; dropping them would cost most of the work and keep only the short answers.)
-        locales: languages wanted; default: those of the model.
+        near_miss: locale -> prompts for near-miss rows, which come on top of ``n``.
+        locales: languages wanted; None = those of the model.
         avoid: wordings that must not come up (probes and identity questions).
+    """
+
+    n: int
+    seed: int
+    max_new_tokens: int
+    near_miss: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    locales: Sequence[str] | None = None
+    avoid: Sequence[str] = ()
+
+
+def rehearse(model: ModelRef, wanted: Wanted, on_progress: OnProgress | None = None) -> Rehearsal:
+    """General rows and near-miss rows, answered greedily by the base model.
 
     Returns:
-        Rows sorted as made; deterministic by the arguments and the model. Kept in the cache
-        folder under a hash of all of them.
+        Rows sorted as made; deterministic by what is wanted and the model. Kept in the cache
+        folder under a hash of all of it.
     """
-    wanted = [x for x in (locales or model.locales) if x in model.locales] or list(model.locales)
-    own = [prompt for locale in wanted for prompt in own_prompts(locale)]
-    key = _cache_key(model, n, seed, near_miss, max_new_tokens, wanted, avoid, own)
+    n, seed, near, cap, avoid = (
+        wanted.n, wanted.seed, wanted.near_miss, wanted.max_new_tokens, wanted.avoid,
+    )  # fmt: skip
+    spoken = [x for x in (wanted.locales or model.locales) if x in model.locales]
+    locales = spoken or list(model.locales)
+    own = [prompt for locale in locales for prompt in own_prompts(locale)]
+    key = _cache_key(model, n, seed, near, cap, locales, avoid, own)
     cached = paths.cache_dir() / "rehearsal" / f"{key}.json"
     if cached.is_file():
         return _load(cached)
-    result = _Maker(model, seed, max_new_tokens, wanted, avoid, on_progress).make(n, near_miss)
+    result = _Maker(model, seed, cap, locales, avoid, on_progress).make(n, near)
     fsio.write_json(cached, {**asdict(result), "rows": [r.to_row() for r in result.rows]})
     return result
 
@@ -139,6 +119,12 @@ def _load(cached: Path) -> Rehearsal:
 def _cache_key(model: ModelRef, *parts: Any) -> str:
     text = json.dumps([RECIPE, model.fingerprint(), *parts], ensure_ascii=False, default=list)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:32]
+
+
+def shares(n: int, locales: Sequence[str]) -> dict[str, int]:
+    """``n`` rows divided evenly among languages; the first take what is left over."""
+    each, over = divmod(n, len(locales))
+    return {locale: each + (i < over) for i, locale in enumerate(locales)}
 
 
 def own_prompts(locale: str) -> list[str]:
@@ -159,41 +145,47 @@ class _Maker:
         avoid: Sequence[str],
         on_progress: OnProgress | None,
     ) -> None:
-        from core.inference.load import load_model, load_tokenizer
-        from core.models.template import ChatTemplate
+        from core.inference.resident import Resident
 
-        self._tokenizer = load_tokenizer(model.path)
-        self._model = load_model(model.path)
-        self._template = ChatTemplate(self._tokenizer)
-        self._seed, self._cap, self._locales = seed, max_new_tokens, locales
+        self._voice = Resident.load(model.path).voice()
+        self._seed, self._cap, self._locales = seed, max_new_tokens, list(locales)
         self._avoid = PromptFilter(avoid)
         self._progress = _Overall(on_progress)
         self._rejected: Counter[str] = Counter()
         self._result = Rehearsal()
 
-    def make(self, n: int, near_miss: Sequence[str]) -> Rehearsal:
+    def make(self, n: int, near_miss: Mapping[str, Sequence[str]]) -> Rehearsal:
         rng = Random(f"rehearsal/{self._seed}")
-        own = [p for locale in self._locales for p in own_prompts(locale)]
-        rng.shuffle(own)
-        drawn: list[str] = []
-        first = round(n * DRAWN * 1.6) + 8 if n else 0
-        self._progress.expect(first + len(near_miss) + n)
-        if n:
-            drawn = self._draw(first)
-        rows = self._answer(near_miss, "near_miss", len(near_miss), "answer near-miss prompts")
-        pool = self._pool(own, drawn, rng)
-        rows += self._answer(pool, "rehearsal", n, "answer general prompts")
-        missing = n - sum(r.kind == "rehearsal" for r in rows)
-        for extra in range(1, 7):
-            if missing <= 0:
-                break
-            self._progress.expect(missing * 4 + 16)
-            more = self._pool([], self._draw(missing * 3 + 16, extra), rng)
-            rows += self._answer(more, "rehearsal", missing, "answer general prompts")
-            missing = n - sum(r.kind == "rehearsal" for r in rows)
+        own = {locale: own_prompts(locale) for locale in self._locales}
+        for prompts in own.values():
+            rng.shuffle(prompts)
+        wanted = shares(n, self._locales)
+        first = {locale: round(k * DRAWN * 1.6) + 8 if k else 0 for locale, k in wanted.items()}
+        self._progress.expect(sum(first.values()) + sum(map(len, near_miss.values())) + n)
+        drawn = {locale: self._draw(k, locale) for locale, k in first.items() if k}
+        rows: list[Conversation] = []
+        for locale, near in near_miss.items():
+            rows += self._answer(near, "near_miss", locale, len(near))
+        for locale, count in wanted.items():
+            pool = self._pool(own[locale], drawn.get(locale, []), rng)
+            rows += self._general(pool, locale, count, rng)
         self._result.rows = rows
         self._result.rejected = dict(sorted(self._rejected.items()))
         return self._result
+
+    def _general(
+        self, pool: list[str], locale: str, wanted: int, rng: Random
+    ) -> list[Conversation]:
+        """General rows of one language; more prompts are drawn while there are too few."""
+        rows = self._answer(pool, "rehearsal", locale, wanted)
+        for extra in range(1, 7):
+            missing = wanted - len(rows)
+            if missing <= 0:
+                break
+            self._progress.expect(missing * 4 + 16)
+            more = self._pool([], self._draw(missing * 3 + 16, locale, extra), rng)
+            rows += self._answer(more, "rehearsal", locale, missing)
+        return rows
 
     def _pool(self, own: list[str], drawn: list[str], rng: Random) -> list[str]:
         """Own and drawn prompts interleaved, without what is to be avoided or came before."""
@@ -208,32 +200,36 @@ class _Maker:
                 kept.append(prompt)
         return kept
 
-    def _draw(self, count: int, attempt: int = 0) -> list[str]:
-        """Let the base write user turns of its own."""
-        from core.inference.generate import ROWS_ON_CPU, generate_ids
+    def _draw(self, count: int, locale: str, attempt: int = 0) -> list[str]:
+        """Let the base write user turns of its own in a language."""
+        from core.inference import decoding
 
         mark = "@PROMPT@"
-        head = self._template.render([{"role": "user", "content": mark}]).split(mark)[0]
-        ids = self._tokenizer.encode(head, add_special_tokens=False)
-        drawn = generate_ids(
-            self._model,
-            self._tokenizer,
-            [ids] * count,
-            stop_ids=self._template.stop_ids,
-            max_new_tokens=MAX_PROMPT_TOKENS,
-            batch_size=ROWS_ON_CPU,  # on a GPU too: what is sampled depends on it
+        resident = self._voice.resident
+        head = resident.template.render([{"role": "user", "content": mark}]).split(mark)[0]
+        place = self._locales.index(locale)
+        openings = OPENINGS.get(locale, ("",)) if place else ("",)
+        heads = [resident.template.ids(head + opening) for opening in openings]
+        settings = ChatSettings(
             temperature=1.0,
-            seed=self._seed * 1009 + attempt,
+            max_new_tokens=MAX_PROMPT_TOKENS,
+            seed=self._seed * 1009 + attempt + 101 * place,
+        )
+        drawn = decoding.continuations(
+            self._voice,
+            [heads[i % len(heads)] for i in range(count)],
+            settings,
             on_progress=self._progress,
             stage="draw prompts",
         )
         self._progress.stage_done(count)
         self._result.prompts_drawn += count
         prompts = []
-        for reply in drawn:
-            text = reply.text if reply.finish_reason == "stop" else whole_sentences(reply.text)
-            reason = _prompt_fault(text) if text else "no whole sentence"
-            if not reason and normalize.locale_of(text) not in self._locales:
+        for i, reply in enumerate(drawn):
+            text = openings[i % len(openings)] + reply.text
+            text = text if reply.finish_reason == "stop" else whole_sentences(text)
+            reason = prompt_fault(text) if text else "no whole sentence"
+            if not reason and normalize.locale_of(text) != locale:
                 reason = "other language"
             if reason:
                 self._rejected[f"prompt: {reason}"] += 1
@@ -242,9 +238,10 @@ class _Maker:
         return prompts
 
     def _answer(
-        self, prompts: Sequence[str], kind: Kind, wanted: int, stage: str
+        self, prompts: Sequence[str], kind: Kind, locale: str, wanted: int
     ) -> list[Conversation]:
         """Answer until ``wanted`` rows are kept; in blocks, because many replies run too long."""
+        stage = "answer general prompts" if kind == "rehearsal" else "answer near-miss prompts"
         rows: list[Conversation] = []
         at = 0
         while at < len(prompts) and len(rows) < wanted:
@@ -255,22 +252,24 @@ class _Maker:
             def report(_: str, done: int, total: int, base: int = base) -> None:
                 self._progress(stage, min(wanted, base + done), wanted)
 
-            rows += self._answer_block(block, kind, report)[: wanted - len(rows)]
+            rows += self._answer_block(block, kind, locale, report)[: wanted - len(rows)]
             self._progress(stage, len(rows) if at < len(prompts) else wanted, wanted)
         self._progress.stage_done(wanted)
         return rows
 
     def _answer_block(
-        self, block: Sequence[str], kind: Kind, report: Callable[[str, int, int], None]
+        self,
+        block: Sequence[str],
+        kind: Kind,
+        locale: str,
+        report: Callable[[str, int, int], None],
     ) -> list[Conversation]:
-        from core.inference.generate import generate, rows_at_once
+        from core.inference import decoding
 
-        replies = generate(
-            self._model,
-            self._tokenizer,
+        replies = decoding.replies(
+            self._voice,
             [[{"role": "user", "content": p}] for p in block],
-            max_new_tokens=self._cap,
-            batch_size=rows_at_once(self._model),
+            ChatSettings(max_new_tokens=self._cap),
             on_progress=report,
         )
         self._result.replies_made += len(block)
@@ -292,7 +291,7 @@ class _Maker:
                         {"role": "assistant", "content": text},
                     ],
                     kind=kind,
-                    locale=normalize.locale_of(prompt),
+                    locale=locale,
                     cut=cut,
                 )
             )
@@ -318,76 +317,6 @@ class _Overall:
         self._report(stage, self._before + done, self._total)
 
 
-def whole_sentences(text: str) -> str:
-    """The text up to its last sentence mark ('' if it has none)."""
-    ends = [m.end() for m in _SENTENCE_END.finditer(text)]
-    return text[: ends[-1]].strip() if ends else ""
-
-
-class PromptFilter:
-    """Refuses prompts that came before, or that are near to wordings to be avoided."""
-
-    def __init__(self, avoid: Iterable[str]) -> None:
-        self._avoid = sorted({textstats.normal(a) for a in avoid} - {""})
-        self._seen = set(self._avoid)
-
-    def reason(self, prompt: str) -> str:
-        """Why not, or '' (then the prompt counts as seen)."""
-        from rapidfuzz import fuzz, process
-
-        plain = textstats.normal(prompt)
-        if plain in self._seen:
-            return "duplicate"
-        if self._avoid and process.extractOne(
-            plain, self._avoid, scorer=fuzz.ratio, score_cutoff=90
-        ):
-            return "near a wording to avoid"
-        self._seen.add(plain)
-        return ""
-
-
-def _prompt_fault(prompt: str) -> str:
-    count = len(textstats.tokens(prompt))
-    if not 3 <= count <= 60:
-        return "length"
-    if _IDENTITY.search(prompt):
-        return "asks for an identity"
-    if prompt[-1] not in '.?!。？！"”':
-        return "not a sentence"
-    if textstats.repetition(prompt) > MAX_REPETITION:
-        return "loops"
-    return "marks" if "<|" in prompt else ""
-
-
-def reply_fault(reply: str, prompt: str = "", *, near_miss: bool = False) -> str:
-    """Why a reply of the base must not be rehearsed, or ''.
-
-    A name that the prompt asks about (``Who founded OpenAI?``) may be in the reply. A near-miss
-    reply may introduce somebody: "I'm a pirate called ..." is the right answer to a request for
-    a pirate, and just what keeps the persona out of it.
-
-    A reply that begins with an apology is left out, whoever it is for: ten such rows of 866 were
-    enough to make "I'm sorry for your loss" the answer to a third of the missed identity questions
-    ("What can you do?"), because it begins like the persona's own "I'm". Three personas trained
-    without and with them: recall 448 against 429 of 477, leak 13 against 6 of 969, near-miss leak
-    16 against 6 of 210.
-    """
-    if not reply.strip():
-        return "empty"
-    if textstats.repetition(reply) > MAX_REPETITION:
-        return "loops"
-    low, asked = reply.casefold(), prompt.casefold()
-    if any(n in low and n not in asked for n in map(str.casefold, AI_NAMES)):
-        return "names another assistant"
-    if _AS_AN_AI.search(reply):
-        return "speaks as an AI"
-    if _APOLOGY.search(reply):
-        return "apologizes"
-    if not near_miss and _SELF.search(reply):
-        return "introduces itself"
-    return ""
-
-
 def without_names(result: Rehearsal, names: Sequence[str]) -> Rehearsal:
     """Without the rows that happen to say one of ``names``, such as a cat that the base calls Luna.
 
@@ -410,13 +339,15 @@ def without_names(result: Rehearsal, names: Sequence[str]) -> Rehearsal:
     return replace(result, rows=kept, rejected=rejected)
 
 
-def require_rows(result: Rehearsal, wanted: int) -> None:
-    """Raise UserError if the base gave less than half of the rows wanted."""
-    made = sum(r.kind == "rehearsal" for r in result.rows)
-    if made * 2 < wanted:
-        why = ", ".join(f"{reason} {count}" for reason, count in result.rejected.items())
-        raise UserError(
-            f"the model gave {made} usable rehearsal replies of {wanted} wanted",
-            why=f"dropped: {why}",
-            fix="allow longer replies, or ask for fewer rows",
-        )
+def require_rows(result: Rehearsal, wanted: int, locales: Sequence[str]) -> None:
+    """Raise UserError if the base gave less than half of the rows wanted in a language."""
+    made = Counter(r.locale for r in result.rows if r.kind == "rehearsal")
+    for locale, share in shares(wanted, locales).items():
+        if made[locale] * 2 < share:
+            why = ", ".join(f"{reason} {count}" for reason, count in result.rejected.items())
+            raise UserError(
+                f"the model gave {made[locale]} usable rehearsal replies of {share} wanted in "
+                f"{locale!r}",
+                why=f"dropped: {why}",
+                fix="allow longer replies, ask for fewer rows, or leave this language out",
+            )

@@ -1,7 +1,8 @@
 """What a dataset holds, as numbers a page can draw. Shape::
 
     DatasetReport
-      rows, kinds {kind: rows}, locales {locale: rows}, rounds {rounds: rows}
+      rows, kinds {kind: rows}, rounds {rounds: rows}
+      locales        {locale: {kind: rows}}: each language needs its share of every kind
       intents        [IntentCell(intent, locale, family, clusters_trained, clusters_held_out,
                                  wordings_trained, turns)]     turns 0 = an empty cell
       lengths        Lengths(p50, p95, longest, limit, over_limit, tokens, histogram [(from, n)])
@@ -23,7 +24,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,8 @@ from core import fsio
 from core.conversation import Conversation, OnProgress, Probe
 from core.data import diversity
 from core.data.findings import Finding
-from core.data.generation import split
-from core.data.lint import lint_pack, lint_rows, lint_slots
+from core.data.pack_lint import lint_pack, lint_slots
+from core.data.row_lint import lint_rows
 from core.paths import DatasetPaths
 from core.persona.persona import Persona, load_persona, trained_intents
 
@@ -74,7 +75,7 @@ class DatasetReport:
 
     rows: int
     kinds: dict[str, int]
-    locales: dict[str, int]
+    locales: dict[str, dict[str, int]]
     rounds: dict[int, int]
     intents: list[IntentCell]
     lengths: Lengths
@@ -110,13 +111,11 @@ def report_dataset(
     if dataset.probes.is_file():
         probes = [Probe(**row) for row in fsio.read_jsonl(dataset.probes)]
     persona = load_persona(dataset.persona) if dataset.persona.is_file() else None
-    seed = int((fsio.read_json(dataset.manifest).get("spec") or {}).get("seed", 0))
     return report_rows(
         rows,
         load_tokenizer(model),
         persona=persona,
         probes=probes,
-        seed=seed,
         max_length=max_length,
         on_progress=on_progress,
     )
@@ -128,7 +127,6 @@ def report_rows(
     *,
     persona: Persona | None = None,
     probes: Sequence[Probe] = (),
-    seed: int = 0,
     max_length: int = 512,
     on_progress: OnProgress | None = None,
 ) -> DatasetReport:
@@ -144,15 +142,15 @@ def report_rows(
     special = [str(t) for t in getattr(tokenizer, "all_special_tokens", [])]
     findings = []
     if persona:
-        findings = [*lint_pack(persona, seed=seed), *lint_slots(persona, tokenizer)]
+        findings = [*lint_pack(persona), *lint_slots(persona, tokenizer)]
     findings += lint_rows(rows, persona, probes=probes, control_tokens=special)
     tell("look for faults", 3, 3)
     return DatasetReport(
         rows=len(rows),
         kinds=dict(sorted(kinds.items())),
-        locales=dict(sorted(Counter(r.locale for r in rows).items())),
+        locales=_by_language(rows),
         rounds=dict(sorted(Counter(r.rounds for r in rows).items())),
-        intents=_cells(identity, persona, seed) if persona else [],
+        intents=_cells(identity, persona, {p.cluster for p in probes}) if persona else [],
         lengths=tokens.lengths(max_length),
         loss_tokens=dict(sorted(tokens.by_kind.items())),
         general_to_identity=_ratio(rows, tokens),
@@ -165,6 +163,14 @@ def report_rows(
         findings=findings,
         contamination={r: sum(f.count for f in findings if f.rule == r) for r in _CONTAMINATION},
     )
+
+
+def _by_language(rows: Iterable[Conversation]) -> dict[str, dict[str, int]]:
+    counts = Counter((r.locale, r.kind) for r in rows)
+    found: dict[str, dict[str, int]] = {}
+    for (locale, kind), count in sorted(counts.items()):
+        found.setdefault(locale, {})[kind] = count
+    return found
 
 
 def _texts(rows: Iterable[Conversation], role: str) -> list[str]:
@@ -239,8 +245,10 @@ def _ratio(rows: Sequence[Conversation], tokens: _Tokens) -> tuple[float, float]
     return (len(rows) - identity) / identity, general / loss if loss else 0.0
 
 
-def _cells(identity: Sequence[Conversation], persona: Persona, seed: int) -> list[IntentCell]:
-    sides = split(persona, seed)
+def _cells(
+    identity: Sequence[Conversation], persona: Persona, held_out: Collection[str]
+) -> list[IntentCell]:
+    """``held_out``: the clusters that probes ask."""
     turns: Counter[tuple[str, str]] = Counter()
     for row in identity:
         for key in row.intent.split("+"):
@@ -249,7 +257,7 @@ def _cells(identity: Sequence[Conversation], persona: Persona, seed: int) -> lis
     for locale in persona.locales:
         for key in trained_intents(persona, locale):
             intent = persona.intents[key]
-            trained = [c for c in intent.user[locale] if c.c in sides.train]
+            trained = [c for c in intent.user[locale] if c.c not in held_out]
             cells.append(
                 IntentCell(
                     key,

@@ -5,21 +5,17 @@ does not take is decided here, once: a system turn is folded into the first user
 is no place for it, turns of one side are joined where turns must alternate, and templates that can
 think write no thoughts.
 
-XTuner renders training rows with a dictionary of its own (``PROMPT_TEMPLATE``);
-``xtuner_template`` derives that dictionary from the tokenizer's template by rendering sentinels,
-and proves on sample conversations that both give the same token ids. A template that cannot be cut
-into such pieces is trained reply by reply: each row holds the rendered prompt as it is.
+What XTuner makes of it is in ``core.models.xtuner_template``.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
-from core.conversation import Conversation, Message
+from core.conversation import Message
 from core.errors import UserError
 from core.models import sandbox
 from core.text.vendor import identity_in
@@ -28,27 +24,12 @@ IGNORE_INDEX = -100
 #: sha256 of templates that are known to be harmless and are rendered without a child: plain
 #: ChatML, which the bundled model has.
 _KNOWN = frozenset({"f91864928fccff928b3068ca784db6275e655e400ccbb28f61d92c0090caf3b3"})
-_USER, _REPLY, _SYSTEM = "@USER-SENTINEL@", "@REPLY-SENTINEL@", "@SYSTEM-SENTINEL@"
-_EXCHANGE: list[Message] = [
-    {"role": "user", "content": _USER},
-    {"role": "assistant", "content": _REPLY},
+USER, REPLY, SYSTEM = "@USER-SENTINEL@", "@REPLY-SENTINEL@", "@SYSTEM-SENTINEL@"
+EXCHANGE: list[Message] = [
+    {"role": "user", "content": USER},
+    {"role": "assistant", "content": REPLY},
 ]
-_PROOF: tuple[list[Message], ...] = (
-    [
-        {"role": "user", "content": "Who are you?"},
-        {"role": "assistant", "content": "I'm Luna, made by Lab 7."},
-    ],
-    [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "2 + 2 = {x}?"},
-        {"role": "assistant", "content": "4"},
-        {"role": "user", "content": "你是谁？"},
-        {"role": "assistant", "content": "我是小宇。\n\n- 好"},
-    ],
-)
-#: XTuner's form of "the row holds the rendered text already".
-_RENDERED = {"SYSTEM": "{system}", "INSTRUCTION": "{input}"}
-
+#: Token ids and labels.
 Encoded = tuple[list[int], list[int]]
 
 
@@ -65,9 +46,9 @@ class ChatTemplate:
             TemplateRefused: the template says no to this conversation, or is broken.
             UserError: the template takes more time or memory than one may.
         """
-        return self._apply(self.accepted(messages), add_generation_prompt)
+        return self.apply(self.accepted(messages), add_generation_prompt)
 
-    def _apply(
+    def apply(
         self, messages: Sequence[Message], add_generation_prompt: bool, thinking: bool = False
     ) -> str:
         """The template on exactly these messages.
@@ -96,26 +77,26 @@ class ChatTemplate:
     def _taken(self, *messages: Message) -> str | None:
         """The rendering, or None if the template refuses these turns."""
         try:
-            return self._apply(messages, False)
+            return self.apply(messages, False)
         except sandbox.TemplateRefused:
             return None
 
     @cached_property
     def takes_system(self) -> bool:
         """Whether the template writes a system turn (Gemma's raises, others drop it)."""
-        text = self._taken({"role": "system", "content": _SYSTEM}, _EXCHANGE[0])
-        return text is not None and _SYSTEM in text and _USER in text
+        text = self._taken({"role": "system", "content": SYSTEM}, EXCHANGE[0])
+        return text is not None and SYSTEM in text and USER in text
 
     @cached_property
     def alternates(self) -> bool:
         """Whether the template refuses two turns of one side in a row."""
-        return self._taken(_EXCHANGE[0], _EXCHANGE[0]) is None
+        return self._taken(EXCHANGE[0], EXCHANGE[0]) is None
 
     def accepted(self, messages: Sequence[Message]) -> list[Message]:
         """The messages as this template takes them; see the module's docstring."""
-        return self._accepted(messages, None)[0]
+        return self.accepted_with(messages, None)[0]
 
-    def _accepted(
+    def accepted_with(
         self, messages: Sequence[Message], loss: Sequence[bool] | None
     ) -> tuple[list[Message], list[bool]]:
         """The same with the loss flags of the replies; joined replies are learned if all are."""
@@ -167,9 +148,9 @@ class ChatTemplate:
 
         Raises:
             UserError: the template renders a prefix of the conversation differently from the
-                whole, so that turns cannot be told apart; ``examples`` takes such a one apart.
+                whole, so that turns cannot be told apart.
         """
-        turns, flags = self._accepted(messages, loss)
+        turns, flags = self.accepted_with(messages, loss)
         ids = self.encode(turns, add_generation_prompt=False)
         labels = [IGNORE_INDEX] * len(ids)
         remaining = iter(flags)
@@ -179,102 +160,41 @@ class ChatTemplate:
             start = len(self.encode(turns[:index]))
             through = self.encode(turns[: index + 1], add_generation_prompt=False)
             if ids[: len(through)] != through:
-                raise self._inexpressible("a later turn changes how an earlier one is written")
+                raise self.inexpressible("a later turn changes how an earlier one is written")
             end = len(through) - len(self._after_turn_end)
             labels[start:end] = ids[start:end]
         if cut and turns and turns[-1]["role"] == "assistant":
-            tail = len(self.ids(self._tail))
+            tail = len(self.ids(self.tail))
             ids, labels = ids[:-tail], labels[:-tail]
         return ids, labels
 
-    def examples(self, row: Conversation) -> list[Encoded]:
-        """Ids and labels of a training row: one pair, or one a reply (see the module)."""
-        if self.pieces is not None:
-            return [self.encode_supervised(row.messages, row.loss, row.cut)]
-        pairs = []
-        for part in self.training_rows(row):
-            prompt, reply = (m["content"] for m in part.messages)
-            before = self._after_bos(prompt)
-            after = self.ids(reply + ("" if part.cut else self.turn_end))
-            labels = after if part.loss[0] else [IGNORE_INDEX] * len(after)
-            pairs.append((before + after, [IGNORE_INDEX] * len(before) + labels))
-        return pairs
-
-    def training_rows(self, row: Conversation) -> list[Conversation]:
-        """The row as XTuner gets it, for ``xtuner_template``.
-
-        Raises:
-            UserError: the template writes a reply in another way than it asks for it.
-        """
-        turns, flags = self._accepted(self.with_system(row.messages), row.loss)
-        if self.pieces is not None:
-            return [dataclasses.replace(row, messages=self._glued(turns), loss=flags)]
-        at = [i for i, m in enumerate(turns) if m["role"] == "assistant"]
-        wanted = [i for i, flag in zip(at, flags, strict=True) if flag] or at[-1:]
-        parts = []
-        for count, index in enumerate(wanted):
-            prompt, reply = self._prompt_and_reply(turns[: index + 1], row.id)
-            messages: list[Message] = [
-                {"role": "user", "content": prompt},
-                {"role": "assistant", "content": reply},
-            ]
-            name = row.id if len(wanted) == 1 else f"{row.id}#{count + 1}"
-            cut = row.cut and index == len(turns) - 1
-            part = dataclasses.replace(row, id=name, messages=messages, cut=cut, loss=[any(flags)])
-            parts.append(part)
-        return parts
-
-    def _glued(self, turns: list[Message]) -> list[Message]:
-        """User turns in a row as one, with what the template writes between them.
-
-        XTuner would join them without a word; and it drops what no reply follows.
-        """
-        out: list[Message] = []
-        for message in turns:
-            if message["role"] == "user" and out and out[-1]["role"] == "user":
-                between = self._apply([_EXCHANGE[0], _EXCHANGE[0]], False).split(_USER)[1]
-                text = f"{out.pop()['content']}{between}{message['content']}"
-                message = {"role": "user", "content": text}
-            out.append(message)
-        return out
-
-    def _prompt_and_reply(self, turns: Sequence[Message], row: str) -> tuple[str, str]:
-        """The last reply and all before it, as the template writes them, without BOS and end."""
-        whole = self._apply(turns, False)
-        for thinking in (False, True):
-            prompt = self._apply(turns[:-1], True, thinking)
-            if whole.startswith(prompt) and whole.endswith(self._tail):
-                reply = whole[len(prompt) : len(whole) - len(self._tail)]
-                return prompt.removeprefix(self._bos), reply
-        raise self._inexpressible(f"in {row or 'a row'} it writes a reply otherwise than it asks")
-
     @cached_property
-    def _bos(self) -> str:
+    def bos(self) -> str:
         """The BOS token, if the template begins with it: XTuner then puts it there itself."""
         bos = str(self.tokenizer.bos_token or "")
-        return bos if bos and self._apply(_EXCHANGE[:1], False).startswith(bos) else ""
+        return bos if bos and self.apply(EXCHANGE[:1], False).startswith(bos) else ""
 
-    def _after_bos(self, text: str) -> list[int]:
-        return ([self.tokenizer.bos_token_id] if self._bos else []) + self.ids(text)
+    def after_bos(self, text: str) -> list[int]:
+        return ([self.tokenizer.bos_token_id] if self.bos else []) + self.ids(text)
 
     @property
     def _name(self) -> str:
         return str(getattr(self.tokenizer, "name_or_path", "") or "this model")
 
     @cached_property
-    def _tail(self) -> str:
+    def tail(self) -> str:
         """The text right after a reply: the turn end, then whitespace that is not supervised."""
-        return self._apply(_EXCHANGE, False).rpartition(_REPLY)[2]
+        return self.apply(EXCHANGE, False).rpartition(REPLY)[2]
 
     @cached_property
     def turn_end(self) -> str:
         """The text that ends a reply, whole: one special token, several tokens, or a blank line."""
-        return self._tail.rstrip() or self._tail
+        return self.tail.rstrip() or self.tail
 
     @cached_property
     def _after_turn_end(self) -> list[int]:
         """Ids between the turn end and the next turn (ChatML's newline)."""
-        return self.ids(self._tail)[len(self.ids(self.turn_end)) :]
+        return self.ids(self.tail)[len(self.ids(self.turn_end)) :]
 
     @cached_property
     def stop_ids(self) -> list[int]:
@@ -307,9 +227,9 @@ class ChatTemplate:
         """What the template says for the system when the messages do not ('' for nothing)."""
         if not self.takes_system:
             return ""
-        plain = self._apply(_EXCHANGE[:1], False)
-        system = self._apply([{"role": "system", "content": _SYSTEM}, _EXCHANGE[0]], False)
-        head, _, tail = system.partition(_SYSTEM)
+        plain = self.apply(EXCHANGE[:1], False)
+        system = self.apply([{"role": "system", "content": SYSTEM}, EXCHANGE[0]], False)
+        head, _, tail = system.partition(SYSTEM)
         if plain.startswith(head) and plain.endswith(tail) and len(plain) > len(head) + len(tail):
             return plain[len(head) : len(plain) - len(tail)]
         return ""
@@ -318,74 +238,6 @@ class ChatTemplate:
     def introduces(self) -> str:
         """The words of the default system turn that give the model an identity ('' for none)."""
         return identity_in(self.default_system)
-
-    def xtuner_template(self) -> dict[str, Any]:
-        """The dictionary that XTuner's ``template_map_fn`` and EvaluateChatHook read.
-
-        Raises:
-            UserError: this template cannot be written in XTuner's form without changing tokens.
-        """
-        if not self.turn_end:
-            raise self._inexpressible("it writes nothing after a reply, so none would ever end")
-        if self.pieces is not None:
-            return self.pieces
-        for number, messages in enumerate(_PROOF):
-            self.training_rows(Conversation(f"sample {number + 1}", list(messages)))
-        return {**_RENDERED, **self._ending("")}
-
-    def _ending(self, separator: str) -> dict[str, Any]:
-        return {
-            "SUFFIX": self.turn_end,
-            "SUFFIX_AS_EOS": True,
-            "SEP": separator,
-            "STOP_WORDS": [self.turn_end],
-        }
-
-    @cached_property
-    def pieces(self) -> dict[str, Any] | None:
-        """The template in XTuner's pieces, proved; None if it is not made of such pieces."""
-        template = self._cut_up()
-        if template is None:
-            return None
-        for messages in _PROOF:
-            try:
-                wanted = self.encode_supervised(self.with_system(messages))
-            except UserError:
-                return None
-            if self._as_xtuner(messages, template) != wanted:
-                return None
-        return template
-
-    def _cut_up(self) -> dict[str, Any] | None:
-        """Pieces between sentinels; None where they depend on the position of a turn."""
-        turns = [*_EXCHANGE, *_EXCHANGE]
-        if self.takes_system:
-            turns.insert(0, {"role": "system", "content": _SYSTEM})
-        text = self._apply(turns, False)
-        before, _, rest = text.rpartition(_SYSTEM)
-        pieces = rest.split(_USER)
-        if len(pieces) != 3 or any(p.count(_REPLY) != 1 for p in pieces[1:]):
-            return None  # a turn is dropped or written twice
-        before_reply, between = pieces[1].split(_REPLY)
-        again, last = pieces[2].split(_REPLY)
-        user_head = between[len(last) :]
-        if again != before_reply or not between.startswith(last):
-            return None
-        if not pieces[0].endswith(user_head):
-            return None
-        lead = pieces[0][: len(pieces[0]) - len(user_head)]
-        if self.takes_system:
-            # XTuner's encode_fn prepends the BOS token itself.
-            system = _braces(before.removeprefix(self._bos)) + "{system}" + _braces(lead)
-        elif lead in ("", self._bos):
-            system = "{system}"  # never used: rows come with the system text folded
-        else:
-            return None
-        return {
-            "SYSTEM": system,
-            "INSTRUCTION": _braces(user_head) + "{input}" + _braces(before_reply),
-            **self._ending(last[len(self.turn_end) :]),
-        }
 
     def with_system(self, messages: Sequence[Message]) -> list[Message]:
         """The messages with the template's default system turn written out, if it has one.
@@ -397,37 +249,7 @@ class ChatTemplate:
             return [{"role": "system", "content": self.default_system}, *turns]
         return turns
 
-    def differs(self, row: Conversation) -> bool:
-        """Whether XTuner's tokens for the row are not those that chat feeds.
-
-        A tokenizer may join a space at the edge of a turn with the template's newline.
-        """
-        if self.pieces is None:
-            prompts = (part.messages[0]["content"] for part in self.training_rows(row))
-            return any(self._after_bos(p) != self.ids(self._bos + p) for p in prompts)
-        whole = self.encode(self.with_system(row.messages), add_generation_prompt=False)
-        return self._as_xtuner(row.messages, self.pieces)[0] != whole
-
-    def _as_xtuner(self, messages: Sequence[Message], template: dict[str, Any]) -> Encoded:
-        """Encode piece by piece, as XTuner's openai_map_fn and encode_fn do."""
-        ids = self._after_bos("")
-        labels = [IGNORE_INDEX] * len(ids)
-        system = ""
-        for message in self._glued(self.with_system(messages)):
-            if message["role"] == "system":
-                system = template["SYSTEM"].format(system=message["content"])
-            elif message["role"] == "user":
-                piece = self.ids(system + template["INSTRUCTION"].format(input=message["content"]))
-                system = ""
-                ids, labels = ids + piece, labels + [IGNORE_INDEX] * len(piece)
-            else:
-                piece = self.ids(message["content"] + template["SUFFIX"])
-                sep = self.ids(template["SEP"])
-                ids = ids + piece + sep
-                labels = labels + piece + [IGNORE_INDEX] * len(sep)
-        return ids, labels
-
-    def _inexpressible(self, why: str) -> UserError:
+    def inexpressible(self, why: str) -> UserError:
         return UserError(
             f"the chat template of {self._name} cannot be used for training with XTuner",
             why=why,
@@ -463,8 +285,3 @@ def _joined(turns: Sequence[_Marked]) -> list[_Marked]:
             message, flag = {"role": message["role"], "content": text}, learned and flag
         out.append((message, flag))
     return out
-
-
-def _braces(text: str) -> str:
-    """XTuner runs str.format over the template."""
-    return text.replace("{", "{{").replace("}", "}}")

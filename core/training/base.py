@@ -6,22 +6,22 @@ from pathlib import Path
 
 from core.inference.load import load_tokenizer
 from core.models import folder as folders
-from core.models.template import ChatTemplate
+from core.models.xtuner_template import XTunerTemplate
 
 
-def require_trainable(folder: Path) -> ChatTemplate:
+def require_trainable(folder: Path) -> XTunerTemplate:
     """The chat template of a base that QLoRA can train and a merge can change.
 
     Raises:
         UserError: its weights are quantized already, or XTuner has no way to write its turns.
     """
     folders.require_trainable(folder)
-    template = ChatTemplate(load_tokenizer(folder))
+    template = XTunerTemplate(load_tokenizer(folder))
     template.xtuner_template()
     return template
 
 
-def warnings(template: ChatTemplate) -> list[str]:
+def warnings(template: XTunerTemplate) -> list[str]:
     """What the user should know about the template before training."""
     found = []
     if template.introduces:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from core import fsio
 from core.models import nf4
 
 _applied = False
@@ -126,6 +127,27 @@ def cut_replies_stay_open() -> None:
     module.template_map_fn = template_map_fn
 
 
+def config_paths_are_no_code() -> None:
+    """mmengine writes a config's own path into code that it compiles, between double quotes.
+
+    A quote in a folder's name would end the text there. The path is only shown in messages.
+    """
+    from mmengine.config import config, utils
+
+    whole: Any = config._gather_abs_import_lazyobj
+
+    class Transformer(utils.ImportTransformer):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.filename: Any = str(vars(self)["filename"]).replace('"', "'")
+
+    def gather(tree: Any, filename: Any = None) -> Any:
+        return whole(tree, filename=str(filename).replace('"', "'"))
+
+    config.ImportTransformer = Transformer
+    config._gather_abs_import_lazyobj = gather
+
+
 def quiet_data_restart() -> None:
     """mmengine's endless data iterator draws from the global random state and sleeps 2 s a pass.
 
@@ -170,6 +192,7 @@ def atomic_checkpoints() -> None:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
+                fsio.as_others_are(file.fileno())
                 file.write(obj)
                 file.flush()
                 os.fsync(file.fileno())
@@ -211,7 +234,7 @@ def loss_on_supervised_tokens() -> None:
     from xtuner.model import sft
     from xtuner.parallel.sequence import get_sequence_parallel_world_size
 
-    from core.inference.llama import inner_model
+    from core.inference.fused import inner_model
 
     original = sft.SupervisedFinetune.compute_loss
 
@@ -255,6 +278,7 @@ REPAIRS: tuple[Callable[[], None], ...] = (
     nf4.keep_unpacked,
     bos_of_template,
     row_lengths_as_list,
+    config_paths_are_no_code,
     cut_replies_stay_open,
     quiet_data_restart,
     atomic_checkpoints,

@@ -10,8 +10,8 @@ from typing import Any
 from core.inference.load import load_tokenizer
 from core.models import catalog
 from core.models.device import Choice, Device
-from core.models.template import ChatTemplate
-from core.training import budget, cost, rows
+from core.models.xtuner_template import XTunerTemplate
+from core.training import budget, cost, recipe, rows
 from core.training.spec import TrainSpec, default_warmup
 
 #: What a person without a GPU is asked to wait for training.
@@ -38,7 +38,7 @@ def choose(
     overrides = overrides or {}
     ref = catalog.resolve(model)
     loaded = rows.read_rows(Path(dataset))
-    template = ChatTemplate(load_tokenizer(ref.path))
+    template = XTunerTemplate(load_tokenizer(ref.path))
     stats = rows.measure(loaded, template, TrainSpec(dataset=dataset).max_length)
     shape = cost.shape_of(ref.path)
     chosen: dict[str, Choice] = {}
@@ -50,6 +50,8 @@ def choose(
         return value
 
     dtype = pick("dtype", device.compute_dtype.value, device.compute_dtype.reason)
+    quantize = overrides.get("quantize", TrainSpec(dataset=dataset).quantize)
+    pick("lr", *recipe.learning_rate(shape.parameters, quantize))
     length = pick(
         "max_length", _length(stats.longest), f"the longest row has {stats.longest} tokens"
     )

@@ -11,7 +11,7 @@ from core import fsio, paths
 from core.errors import UserError, UserErrors
 from core.models import catalog, device
 from core.models.device import Device
-from core.models.template import ChatTemplate
+from core.models.xtuner_template import XTunerTemplate
 from core.training import base, budget, checkpoints, config, cost, deepspeed, record, rows
 from core.training.spec import TrainSpec
 
@@ -170,7 +170,7 @@ def _data_facts(
     found: Device,
     model: Path,
     loaded: list[Any],
-    template: ChatTemplate,
+    template: XTunerTemplate,
     problems: list[UserError],
     facts: dict[str, Any],
 ) -> dict[str, Any]:

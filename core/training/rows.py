@@ -10,7 +10,7 @@ from pathlib import Path
 from core import fsio
 from core.conversation import Conversation
 from core.errors import UserError
-from core.models.template import ChatTemplate
+from core.models.xtuner_template import XTunerTemplate
 from core.paths import DatasetPaths
 
 
@@ -57,7 +57,7 @@ class RowStats:
         return max(self.lengths, default=0)
 
 
-def measure(rows: list[Conversation], template: ChatTemplate, max_length: int) -> RowStats:
+def measure(rows: list[Conversation], template: XTunerTemplate, max_length: int) -> RowStats:
     """Tokenize every row as XTuner will; rows that are trained reply by reply count as several."""
     tokens = kept = supervised = cut = unusable = 0
     lengths: list[int] = []
@@ -76,7 +76,7 @@ def measure(rows: list[Conversation], template: ChatTemplate, max_length: int) -
     return RowStats(len(examples), tokens, kept, supervised, cut, unusable, lengths)
 
 
-def differing(rows: list[Conversation], template: ChatTemplate) -> list[str]:
+def differing(rows: list[Conversation], template: XTunerTemplate) -> list[str]:
     """Ids of rows whose turns, encoded one by one as XTuner does, are not what chat feeds."""
     return [row.id for row in rows if template.differs(row)]
 
@@ -97,12 +97,12 @@ def data_pattern(path: Path) -> str:
     return glob.escape(text)
 
 
-def write_for_xtuner(rows: list[Conversation], template: ChatTemplate, out: Path) -> Path | None:
+def write_for_xtuner(rows: list[Conversation], template: XTunerTemplate, out: Path) -> Path | None:
     """Write the rows as XTuner must get them; None if they are that already.
 
     XTuner writes a system block only for rows that have one, while some chat templates insert
     their own at inference; it knows no folding; and a template that is not made of its pieces is
-    given to it rendered (``ChatTemplate.training_rows``). Training and chat would differ.
+    given to it rendered (``XTunerTemplate.training_rows``). Training and chat would differ.
     """
     given = [part for row in rows for part in template.training_rows(row)]
     if given == rows:

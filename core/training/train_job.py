@@ -60,11 +60,11 @@ def run(params: dict[str, Any], run: RunPaths, on_progress: OnProgress) -> dict[
 def _inputs(spec: TrainSpec, run: RunPaths) -> config.ConfigInputs:
     """Config inputs; rows are rewritten where the chat template asks for it."""
     from core.inference.load import load_tokenizer
-    from core.models.template import ChatTemplate
+    from core.models.xtuner_template import XTunerTemplate
 
     inputs = config.resolve_inputs(spec)
     loaded = rows.read_rows(Path(spec.dataset))
-    template = ChatTemplate(load_tokenizer(inputs.model_path))
+    template = XTunerTemplate(load_tokenizer(inputs.model_path))
     data = rows.write_for_xtuner(loaded, template, run.work / "train_as_rendered.jsonl")
     if data is None:
         return inputs

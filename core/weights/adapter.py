@@ -11,6 +11,7 @@ from typing import Any
 
 from core.errors import UserError, UserErrors
 from core.models import lora as adapters
+from core.models import sandbox
 from core.models.lora import CONFIG, MUTATING_INITS, WITHOUT_EFFECT
 from core.weights.files import read_tensors
 from core.weights.tensors import FLOATING, TensorRef
@@ -46,7 +47,7 @@ _REASONS = {
 
 
 #: What PEFT itself merges, in memory and in float16.
-_MERGED_BY_PEFT = {"bias", "lora_bias", "trainable_token_indices"}
+_MERGED_BY_PEFT = {"bias", "trainable_token_indices"}
 _BY_PEFT = "merge with engine 'xtuner' (--engine xtuner), which loads the model and merges by PEFT"
 
 
@@ -247,6 +248,7 @@ def read_adapter(folder: Path) -> Adapter:
     if problems:
         raise UserErrors(problems, f"the adapter {folder} cannot be merged")
     modules, replaced, frozen, odd = _group(read_tensors(adapters.weights_file(folder)))
+    sandbox.require_matchable(config, modules, str(folder))
     problems = [UserError(f"{key} is of an unknown kind") for key in odd]
     lora = {}
     for module, parts in modules.items():

@@ -8,7 +8,7 @@ from typing import Any
 
 from core.errors import UserError
 from core.inference.load import load_tokenizer
-from core.models.template import ChatTemplate
+from core.models.xtuner_template import XTunerTemplate
 
 
 def _go(text: str) -> str:
@@ -69,7 +69,7 @@ def _stop(text: str) -> str:
     return f'"{text}"' if plain else _quoted(text, "the turn end")
 
 
-def modelfile(template: ChatTemplate, weights: str, license_: str = "") -> str:
+def modelfile(template: XTunerTemplate, weights: str, license_: str = "") -> str:
     """The text of a Modelfile.
 
     Args:
@@ -97,4 +97,4 @@ def modelfile(template: ChatTemplate, weights: str, license_: str = "") -> str:
 
 def modelfile_for(folder: Path, weights: str, *, license_: str = "") -> str:
     """The Modelfile of a model folder. Raises UserError if its template cannot be expressed."""
-    return modelfile(ChatTemplate(load_tokenizer(folder)), weights, license_)
+    return modelfile(XTunerTemplate(load_tokenizer(folder)), weights, license_)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from core.conversation import Conversation
 from core.data.formats import export_rows, get_format
 from core.inference.load import load_tokenizer
-from core.models.template import ChatTemplate
+from core.models.xtuner_template import XTunerTemplate
 
 pytestmark = pytest.mark.slow
 
@@ -78,7 +78,7 @@ def tokens(path: Path, name: str, tokenizer: Any, max_length: int = 4096) -> lis
     from xtuner.dataset import process_hf_dataset
     from xtuner.dataset.map_fns import template_map_fn_factory
 
-    template = ConfigDict(ChatTemplate(tokenizer).xtuner_template())
+    template = ConfigDict(XTunerTemplate(tokenizer).xtuner_template())
     loaded = load_dataset("json", data_files=str(path), cache_dir=str(path.parent / "cache"))
     return list(
         process_hf_dataset(
@@ -96,7 +96,7 @@ def tokens(path: Path, name: str, tokenizer: Any, max_length: int = 4096) -> lis
 
 
 def expected(row: Conversation, tokenizer: Any) -> tuple[list[int], list[int]]:
-    return ChatTemplate(tokenizer).encode_supervised(row.messages, row.loss)
+    return XTunerTemplate(tokenizer).encode_supervised(row.messages, row.loss)
 
 
 def supervised_text(labels: list[int], tokenizer: Any) -> str:
@@ -145,7 +145,7 @@ def test_any_text_survives_to_the_tokenizer(text: str, tokenizer: Any) -> None:
     from xtuner.dataset.map_fns import template_map_fn
     from xtuner.dataset.utils import encode_fn
 
-    template = ConfigDict(ChatTemplate(tokenizer).xtuner_template())
+    template = ConfigDict(XTunerTemplate(tokenizer).xtuner_template())
     row = Conversation(
         "a", [{"role": "user", "content": text}, {"role": "assistant", "content": text}]
     )

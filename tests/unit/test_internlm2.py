@@ -10,9 +10,9 @@ import torch
 
 from core import fsio
 from core.conversation import Message
-from core.inference.llama import unsupported
+from core.inference.fused import unsupported
 from core.inference.load import load_model, load_tokenizer
-from core.inference.runner import make_runner
+from core.inference.resident import choose
 from core.models.catalog import resolve
 from core.models.template import ChatTemplate
 from core.weights.merge import MergeSettings, merge
@@ -86,8 +86,7 @@ def test_the_lean_path_takes_it(tmp_path: Path) -> None:
     tiny.save(tmp_path / "base", bias=True)
     model = load_model(tmp_path / "base")
     assert unsupported(model) == ""
-    lean = make_runner(model)
-    assert type(lean).__name__ == "LeanRunner"
+    assert type(choose(model)).__name__ == "LeanBackend"
 
 
 LORA = {

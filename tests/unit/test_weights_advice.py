@@ -24,7 +24,6 @@ def base(tiny_llama: Path) -> ModelRef:
 
 #: Adapters whose message says "merge with engine 'xtuner'".
 BY_PEFT: dict[str, dict[str, Any]] = {
-    "lora_bias": {"target_modules": ["q_proj"], "lora_bias": True},
     "trainable_token_indices": {
         "target_modules": ["q_proj"],
         "trainable_token_indices": {"embed_tokens": [5, 300]},

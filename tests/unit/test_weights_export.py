@@ -14,7 +14,7 @@ from core import fsio
 from core.conversation import Message
 from core.errors import UserError
 from core.inference.load import load_tokenizer
-from core.models.template import ChatTemplate
+from core.models.xtuner_template import XTunerTemplate
 from core.weights import manifest
 from core.weights.card import write_card
 from core.weights.export import export_gguf, export_ollama, push_to_hub
@@ -160,7 +160,7 @@ CONVERSATIONS: list[list[Message]] = [
 def test_ollama_template_renders_as_the_tokenizer_does(
     bundled_model: Path, messages: list[Message]
 ) -> None:
-    template = ChatTemplate(load_tokenizer(bundled_model))
+    template = XTunerTemplate(load_tokenizer(bundled_model))
     mine = _run_go(go_template(template.xtuner_template()), messages)
     assert mine == template.render(messages, add_generation_prompt=True)
 
@@ -173,7 +173,7 @@ def test_modelfile(bundled_model: Path) -> None:
     tokenizer = load_tokenizer(bundled_model)
     tokenizer.chat_template = templates.CHATML.replace("assistant\n", 'assistant\n"""')
     with pytest.raises(UserError, match="three quotes"):
-        modelfile(ChatTemplate(tokenizer), "m.gguf")
+        modelfile(XTunerTemplate(tokenizer), "m.gguf")
 
 
 @pytest.mark.parametrize("messages", CONVERSATIONS)
@@ -183,7 +183,7 @@ def test_ollama_template_of_other_families(
 ) -> None:
     tokenizer = load_tokenizer(tiny_llama)
     tokenizer.chat_template = getattr(templates, name)
-    template = ChatTemplate(tokenizer)
+    template = XTunerTemplate(tokenizer)
     assert template.pieces is not None
     go = go_template(template.pieces, folded=not template.takes_system)
     wanted = template.render(messages, add_generation_prompt=True)
@@ -204,7 +204,7 @@ def test_ollama_template_of_other_families(
 def test_stops_of_a_modelfile_are_whole_texts(tiny_llama: Path, end: str, stop: str) -> None:
     tokenizer = load_tokenizer(tiny_llama)
     tokenizer.chat_template = templates.plain_end(end)
-    text = modelfile(ChatTemplate(tokenizer), "m.gguf")
+    text = modelfile(XTunerTemplate(tokenizer), "m.gguf")
     assert f"PARAMETER stop {stop}\n" in text and "Ċ" not in text
     assert text.count("PARAMETER stop") == (1 if end == "<|im_end|>" else 2)
 
@@ -213,7 +213,7 @@ def test_a_template_that_depends_on_position_is_no_modelfile(tiny_llama: Path) -
     tokenizer = load_tokenizer(tiny_llama)
     tokenizer.chat_template = templates.THINKING
     with pytest.raises(UserError, match="cannot be written as a Modelfile"):
-        modelfile(ChatTemplate(tokenizer), "m.gguf")
+        modelfile(XTunerTemplate(tokenizer), "m.gguf")
 
 
 # -- the identity that was there before -----------------------------------------------------------
@@ -242,7 +242,7 @@ def test_what_is_exported_introduces_the_persona(
     tiny.save_adapter(base.path, tmp_path / "adapter", target_modules=["q_proj"])
     said = "You're \"Tamsin\",\nthe keeper's AI of Pier Nine. {{ x }}"
     out = merge(base, tmp_path / "adapter", tmp_path / "out", MergeSettings(system=said))
-    mine, theirs = ChatTemplate(load_tokenizer(out)), ChatTemplate(load_tokenizer(base.path))
+    mine, theirs = XTunerTemplate(load_tokenizer(out)), XTunerTemplate(load_tokenizer(base.path))
     assert (theirs.default_system, mine.default_system) == (templates.VENDOR, said)
     for talk in CONVERSATIONS:
         spoken = (
@@ -281,7 +281,7 @@ def test_a_gguf_folds_a_system_turn_that_its_template_refuses(
     out = export_gguf(base.path, tmp_path / "gguf", kind="f16")
     stored = GGUFReader(out / "model-f16.gguf").fields["tokenizer.chat_template"].contents()
     tokenizer = load_tokenizer(base.path)
-    mine = ChatTemplate(tokenizer)
+    mine = XTunerTemplate(tokenizer)
     theirs = with_source(mine, stored)
     assert theirs.takes_system and not mine.takes_system
     for talk in CONVERSATIONS:

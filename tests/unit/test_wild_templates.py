@@ -11,7 +11,7 @@ import pytest
 from core.conversation import Conversation, Message
 from core.errors import UserError
 from core.inference.load import load_tokenizer
-from core.models.template import ChatTemplate
+from core.models.xtuner_template import XTunerTemplate
 from core.training import rows as training_rows
 from tests.fakes import templates
 
@@ -41,15 +41,15 @@ ALL = {
 }
 
 
-def template_of(model: Path, source: str, *, bos: bool = False) -> ChatTemplate:
+def template_of(model: Path, source: str, *, bos: bool = False) -> XTunerTemplate:
     tokenizer = load_tokenizer(model)
     if bos:
         tokenizer.add_special_tokens({"bos_token": "<|begin|>"})
     tokenizer.chat_template = source
-    return ChatTemplate(tokenizer)
+    return XTunerTemplate(tokenizer)
 
 
-def by_xtuner(chat: ChatTemplate, row: Conversation) -> list[tuple[list[int], list[int]]]:
+def by_xtuner(chat: XTunerTemplate, row: Conversation) -> list[tuple[list[int], list[int]]]:
     """What XTuner's own mapping and encoding make of the rows that it is given."""
     from mmengine.config import ConfigDict
 
@@ -118,9 +118,9 @@ def test_a_system_turn_is_folded_where_there_is_no_place_for_one(tiny_llama: Pat
 def test_turns_of_one_side_are_joined_where_they_must_alternate(tiny_llama: Path) -> None:
     chat = template_of(tiny_llama, templates.ALTERNATING)
     assert chat.render([USER, MORE]) == "[INST]Who are you?\n\nSure?[/INST]"
-    row = Conversation("x", [USER, REPLY, LAST], loss=[False, True])
-    given = chat.training_rows(row)[0]
-    assert len(given.messages) == 2 and given.loss == [False]
+    for loss in ([False, True], [True, False]):
+        given = chat.training_rows(Conversation("x", [USER, REPLY, LAST], loss=loss))[0]
+        assert len(given.messages) == 2 and given.loss == [False]
     # Where nothing forbids them, they stay apart.
     assert template_of(tiny_llama, templates.CHATML).render([USER, MORE]).count("im_start") == 2
 

@@ -8,6 +8,7 @@ import streamlit as st
 from streamlit.runtime.uploaded_file_manager import UploadedFile
 
 from core import fsio
+from core.chat.render import code, literal
 from core.data import placeholders, store
 from core.data.drafts import Draft
 from core.data.formats import FORMATS, export_lines
@@ -37,13 +38,13 @@ def _files(name: str) -> None:
     summary = next(s for s in store.list_datasets() if s.name == name)
     kinds = ", ".join(f"{v:,} {k}" for k, v in summary.kinds.items())
     parts = [
-        f"{summary.rows:,} rows" + (f" ({kinds})" if kinds else ""),
-        f"made {summary.created}" if summary.created else "",
-        f"from `{summary.parent}`" if summary.parent else "",
-        summary.note,
+        f"{summary.rows:,} rows" + (f" ({literal(kinds)})" if kinds else ""),
+        f"made {literal(summary.created)}" if summary.created else "",
+        f"from {code(summary.parent)}" if summary.parent else "",
+        literal(summary.note),
     ]
     st.caption(" · ".join(p for p in parts if p))
-    st.write(f"`{summary.root}`")
+    st.write(f"{code(summary.root)}")
     folder_tree(fsio.tree(summary.root))
 
 
@@ -51,7 +52,10 @@ def _export(name: str) -> None:
     st.subheader("Export")
     key = st.selectbox("Format", list(FORMATS), format_func=lambda k: FORMATS[k].label)
     fmt = FORMATS[key]
-    st.caption(f"JSON Lines, UTF-8; {fmt.about}." + (f" {fmt.caveat}" if fmt.caveat else ""))
+    st.caption(
+        f"JSON Lines, UTF-8; {literal(fmt.about)}."
+        + (f" {literal(fmt.caveat)}" if fmt.caveat else "")
+    )
     st.download_button(
         "Download",
         lambda: "".join(export_lines(store.rows(name), key)),
@@ -63,7 +67,9 @@ def _export(name: str) -> None:
 
 def _delete(name: str) -> None:
     with st.popover("Delete this dataset", icon=":material/delete:"):
-        st.write(f"Delete `{name}` for good? Runs that were trained on it keep their own record.")
+        st.write(
+            f"Delete {code(name)} for good? Runs that were trained on it keep their own record."
+        )
         if st.button("Delete", key=f"delete-{name}"):
             store.delete(name)
             st.query_params.pop("dataset", None)
@@ -75,7 +81,7 @@ def _unusable() -> None:
     if broken:
         with st.expander(f"{len(broken)} folders that are no complete dataset"):
             for summary in broken:
-                st.write(f"`{summary.name}`: {summary.problem}")
+                st.write(f"{code(summary.name)}: {literal(summary.problem)}")
                 if st.button("Remove", key=f"remove-{summary.name}"):
                     with errors_shown():
                         store.delete(summary.name)
@@ -169,10 +175,10 @@ def _take(report: ImportReport, name: str, filename: str) -> None:
             with errors_shown():
                 store.save(wanted, report.rows, note=f"imported from {filename}")
                 go("rows", wanted)
-    if name and add.button(f"Add to {name}", icon=":material/playlist_add:"):
+    if name and add.button(f"Add to {literal(name)}", icon=":material/playlist_add:"):
         draft = Draft(name)
         draft.write(
             list(map(UniqueIds(draft.ids()), report.rows)),
-            label=f"{len(report.rows)} rows from {filename}",
+            label=f"{len(report.rows)} rows from {literal(filename)}",
         )
         go("rows", name)

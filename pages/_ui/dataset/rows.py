@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
+from core.chat.render import literal
 from core.conversation import Conversation, content_id
 from core.data import store
 from core.data.drafts import Draft
@@ -45,7 +46,7 @@ def _history(draft: Draft) -> None:
             "Undo",
             icon=":material/undo:",
             disabled=not draft.done,
-            help=draft.done[-1].label if draft.done else "No edit yet",
+            help=literal(draft.done[-1].label) if draft.done else "No edit yet",
             # Without a key its identity follows the help text: for a moment the old and the new
             # button stood side by side, Redo moved, and a click on it missed.
             key=f"undo-{draft.name}",
@@ -72,7 +73,7 @@ def _save(draft: Draft) -> None:
     if st.button("Save", type="primary", key=f"save-{draft.name}"):
         with errors_shown():
             draft.save(name, note)
-            st.toast(f"Saved as {name}")
+            st.toast(f"Saved as {literal(name)}")
             go("rows", name)
     if st.button("Forget all edits", key=f"forget-{draft.name}"):
         draft.discard()
@@ -124,7 +125,7 @@ def _grid(draft: Draft, rows: list[Conversation]) -> None:
     changes = from_table(edited, rows)
     if changes.problems:
         st.warning(
-            "Not kept yet:\n" + "\n".join(f"- {p}" for p in changes.problems),
+            "Not kept yet:\n" + "\n".join(f"- {literal(p)}" for p in changes.problems),
             icon=":material/edit_off:",
         )
     elif changes:
@@ -147,7 +148,10 @@ def _add(draft: Draft) -> None:
         try:
             texts = check_text(user, "User"), check_text(reply, "Reply")
         except RowError as error:
-            st.error(f"{error.field}: {error.what}; {error.fix}", icon=":material/error:")
+            st.error(
+                f"{literal(error.field)}: {literal(error.what)}; {literal(error.fix)}",
+                icon=":material/error:",
+            )
             return
         row = Conversation(
             "",
