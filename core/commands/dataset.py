@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from core.commands.slots import parse_slots
 from core.errors import UserError
 from core.paths import DatasetPaths
+from core.records import JobSpec
 
 
 def register(commands: Any) -> None:
@@ -126,26 +128,11 @@ def _pack(text: str) -> Path:
     return Path(text).resolve() if text.endswith((".yaml", ".yml")) else packs.find(text)
 
 
-def _follow(kind: str, params: dict[str, Any], name: str, pass_env: tuple[str, ...] = ()) -> int:
-    """Run a job and draw its progress; Ctrl-C stops it."""
-    from core.console import ProgressLine
+def _complete(spec: JobSpec, name: str, pass_env: tuple[str, ...] = ()) -> int:
+    from core.commands.follow import complete
     from core.fsio import dump_json
-    from core.jobs import api
-    from core.jobs.spec import Options
 
-    run = api.launch(kind, params, name=name, options=Options(pass_env=pass_env))
-    line = ProgressLine()
-    try:
-        status = api.wait(run, on_update=lambda s: line.show(kind, s))
-    except KeyboardInterrupt:
-        line.note("stopping")
-        api.stop(run)
-        api.wait(run)
-        raise
-    line.end()
-    if status.state != "SUCCEEDED":
-        raise status.error or UserError(f"the job ended as {status.state}", fix=f"read {run.log}")
-    print(dump_json(status.result, indent=2))
+    print(dump_json(complete(spec, name, pass_env=pass_env), indent=2))
     return 0
 
 
@@ -157,14 +144,10 @@ def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
 def _build(args: argparse.Namespace) -> int:
     from core.data import store
     from core.data.build import DatasetSpec
-    from core.fsio import slug
+    from core.data.generate_job import Spec
     from core.persona.persona import load_persona
 
-    pairs = [text.partition("=") for text in args.slots]
-    for slot, equals, _ in pairs:
-        if not equals:
-            raise UserError(f"--set {slot!r} has no value", fix="write SLOT=VALUE")
-    overrides = {slot: value for slot, _, value in pairs}
+    overrides = parse_slots(args.slots)
     pack = _pack(args.pack)
     persona = load_persona(pack, overrides)
     spec = {
@@ -174,21 +157,16 @@ def _build(args: argparse.Namespace) -> int:
         **({"locales": args.locales.split(",")} if args.locales else {}),
         **_given(args, "seed", "rehearsal_ratio", "near_miss_ratio", "multi_turn", "max_rows"),
     }
-    DatasetSpec.from_params(spec)
-    params: dict[str, Any] = {"spec": spec}
-    if args.out:
-        params["out"] = str(args.out.resolve())
-    else:
-        params["name"] = args.name or store.free_name(slug(persona.id))
-    return _follow("generate", params, f"dataset {params.get('name', args.out)}")
+    out = str(args.out.resolve()) if args.out else None
+    name = "" if out else args.name or store.suggested_name(persona)
+    asked = Spec(spec=DatasetSpec.from_dict(spec), name=name, out=out)
+    return _complete(asked, f"dataset {name or args.out}")
 
 
 def _simulate(args: argparse.Namespace) -> int:
-    from dataclasses import asdict
-
     from core.data import store
-    from core.data.simulate_job import read_spec
-    from core.data.simulator import estimate
+    from core.data.simulate_job import Spec
+    from core.data.simulator import SimulateSpec, estimate
     from core.data.ultrachat.backends import KEY_VARIABLE, URL_VARIABLE
 
     if store.exists(args.name):
@@ -211,15 +189,15 @@ def _simulate(args: argparse.Namespace) -> int:
         values.setdefault("user_model", values["assistant_model"])
     if args.kinds:
         values["kinds"] = args.kinds.split(",")
-    spec = read_spec(values)
+    spec = SimulateSpec.from_dict(values)
     cost = estimate(spec)
     print(
         f"{cost.calls:,} model calls if every turn passes, at most {cost.max_calls:,} calls and "
         f"{cost.max_tokens:,} tokens",
         file=sys.stderr,
     )
-    params = {"spec": asdict(spec), "name": args.name, "dataset": args.add_to, "base": args.base}
-    return _follow("simulate", params, f"dialogues {args.name}", (URL_VARIABLE, KEY_VARIABLE))
+    asked = Spec(spec=spec, name=args.name, dataset=args.add_to, base=args.base)
+    return _complete(asked, f"dialogues {args.name}", (URL_VARIABLE, KEY_VARIABLE))
 
 
 def _list(args: argparse.Namespace) -> int:

@@ -132,7 +132,7 @@ class Supervisor:
     def supervise(self) -> None:
         """Wait for the device, run the child, say how it ended."""
         self.begin()
-        if kind_of(self.spec.kind).needs_device and not self.wait_for_device():
+        if kind_of(self.spec.kind).waits(self.spec.params) and not self.wait_for_device():
             self.finish(State.STOPPED, self._stop_reason())
             return
         try:
