@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from core import fsio, paths
-from core.commands.slots import parse_slots
+from core.commands.pairs import parse_pairs
 from core.errors import UserError
 
 
@@ -40,7 +40,7 @@ def _run(args: argparse.Namespace) -> int:
     from core.pipeline.stages import TuneSpec
     from core.pipeline.tune import tune
 
-    slots = parse_slots(args.slots)
+    slots = parse_pairs(args.slots, "--set")
     spec = TuneSpec(
         persona=str(Path(args.persona).resolve()),
         overrides=slots,

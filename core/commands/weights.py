@@ -45,6 +45,11 @@ def _register_merge(commands: Any) -> None:
         "--remote-code", action="store_true", help="copy the base's *.py files (trusted bases only)"
     )
     parser.add_argument("--dataset", type=Path, help="its persona goes into the model card")
+    parser.add_argument(
+        "--system",
+        metavar="TEXT",
+        help="what the model says about itself where the base's template names its vendor",
+    )
     parser.add_argument("--no-proof", action="store_true", help="write without comparing replies")
     parser.set_defaults(run=_merge)
 
@@ -100,6 +105,7 @@ def _merge(args: argparse.Namespace) -> int:
         remote_code=args.remote_code,
         prove=not args.no_proof,
         dataset=args.dataset and str(args.dataset.resolve()),
+        system=args.system,
     )
     result = complete(spec, out.name)
     _print_tree(out)
@@ -111,7 +117,7 @@ def _merge(args: argparse.Namespace) -> int:
 def _prove(args: argparse.Namespace) -> int:
     from core.models import catalog
     from core.weights import manifest
-    from core.weights.prove import prove
+    from core.weights.prove import ProofPlan, prove
 
     manifest.verify(args.merged)
     faithful = bool(manifest.read(args.merged).get("faithful_nf4"))
@@ -119,8 +125,7 @@ def _prove(args: argparse.Namespace) -> int:
         catalog.resolve(args.base),
         args.adapter,
         args.merged,
-        nf4=not args.no_nf4,
-        faithful_nf4=faithful,
+        ProofPlan(nf4=not args.no_nf4, faithful_nf4=faithful),
     )
     _print_proof(proof.to_dict())
     return 0 if proof.ok else 1
@@ -170,3 +175,5 @@ def _print_proof(proof: dict[str, Any]) -> None:
         )
     for name, loss in proof["losses"].items():
         print(f"  training loss, {name}: {loss:.4f}")
+    for note in proof["notes"]:
+        print(f"  note: {note}")

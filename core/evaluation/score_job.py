@@ -84,13 +84,13 @@ def dataset_of(folder: str) -> DatasetPaths:
 
 def sides(spec: ScoreSpec) -> dict[str, Loadable]:
     """The sides to score, base first. Raises UserError for models that cannot be used."""
-    from core.inference.pool import Loadable, adapter_weights
-    from core.models import catalog
+    from core.inference.pool import Loadable
+    from core.models import catalog, lora
 
     base = catalog.resolve(spec.base)
     found = {"base": Loadable(base)}
     if spec.adapter:
-        adapter_weights(Path(spec.adapter))
+        lora.read(Path(spec.adapter))
         found["adapter"] = Loadable(base, Path(spec.adapter))
     if spec.merged:
         found["merged"] = Loadable(catalog.resolve(spec.merged))

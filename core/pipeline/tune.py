@@ -83,8 +83,9 @@ def prepare(spec: TuneSpec, output: Path, *, resume: bool) -> Ledger:
         UserError: the persona or model is unusable, the output folder exists (or, with
             ``resume``, was made from another request), or the disk is too small.
     """
-    from core.models import catalog
+    from core.models import catalog, folder
     from core.persona.persona import load_persona
+    from core.training.base import require_trainable
 
     load_persona(Path(spec.persona), spec.overrides)
     if resume:
@@ -96,7 +97,8 @@ def prepare(spec: TuneSpec, output: Path, *, resume: bool) -> Ledger:
             fix="choose another --output, or add --resume to go on with that one",
         )
     model = catalog.resolve(spec.model)
-    weights = sum(f.stat().st_size for f in model.path.glob("*.safetensors"))
+    require_trainable(model.path)
+    weights = sum(f.stat().st_size for f in folder.weight_files(model.path))
     # The merged copy, the checkpoints (adapters with optimizer state), the dataset; 20 % spare.
     for place in (paths.runs_dir(), output.parent):
         fsio.require_space(place, int(1.2 * (weights + 500_000_000)), "a tuned model")

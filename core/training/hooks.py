@@ -17,17 +17,13 @@ from mmengine.hooks import Hook
 from core import fsio
 from core.conversation import Message, OnProgress
 from core.errors import UserError
+from core.jobs.records import emit
 from core.training import checkpoints
 
 #: Steps in a row with a loss that is no number before the run is stopped.
 NAN_PATIENCE = 3
 #: Longest sample reply in tokens: enough to see a persona, short enough not to slow training.
 SAMPLE_TOKENS = 48
-
-
-def emit(record: dict[str, Any]) -> None:
-    """One machine-readable line in the log; the supervisor copies it to metrics.jsonl."""
-    print("@@persona " + fsio.dump_json(record), flush=True)
 
 
 def random_state_path(work: Path, iteration: int, rank: int) -> Path:

@@ -11,11 +11,10 @@ from typing import TypeVar
 from core import fsio, paths
 from core.conversation import Conversation
 from core.errors import UserError, UserErrors
-from core.inference.load import load_tokenizer
 from core.models import catalog, device
 from core.models.device import Device
-from core.models.template import ChatTemplate
-from core.training import budget, checkpoints, config, cost, deepspeed, record, rows
+from core.models.xtuner_template import XTunerTemplate
+from core.training import base, budget, checkpoints, config, cost, deepspeed, record, rows
 from core.training.spec import TrainSpec
 
 T = TypeVar("T")
@@ -66,13 +65,14 @@ def preflight(
     found = found or device.describe()
     problems = [*spec.problems(), *_device_problems(spec, found), *_config_problems(spec)]
     report = Preflight(spec, steps=spec.steps, problems=problems)
-    loaded = _collect(problems, lambda: rows.read_rows(Path(spec.dataset)))
+    loaded = _collect(problems, lambda: _read(spec))
     opened = _collect(problems, lambda: _open(spec))
     if opened is not None:
         shape, template = opened
         report = _with_model(report, shape, disk or paths.runs_dir())
         if loaded:
             report = _with_rows(report, found, shape, loaded, template)
+        report = replace(report, warnings=[*report.warnings, *base.warnings(template)])
     if spec.resume_from is not None:
         problems += _collect(problems, lambda: _resume_problems(spec)) or []
     return report
@@ -87,11 +87,15 @@ def _collect(problems: list[UserError], look: Callable[[], T]) -> T | None:
         return None
 
 
-def _open(spec: TrainSpec) -> tuple[cost.Shape, ChatTemplate]:
+def _read(spec: TrainSpec) -> list[Conversation]:
+    loaded = rows.read_rows(Path(spec.dataset))
+    rows.data_pattern(paths.DatasetPaths(Path(spec.dataset)).train.resolve())
+    return loaded
+
+
+def _open(spec: TrainSpec) -> tuple[cost.Shape, XTunerTemplate]:
     model = catalog.resolve(spec.model).path
-    template = ChatTemplate(load_tokenizer(model))
-    template.xtuner_template()  # raises if XTuner cannot write what this template writes
-    return cost.shape_of(model), template
+    return cost.shape_of(model), base.require_trainable(model)
 
 
 def _resume_problems(spec: TrainSpec) -> list[UserError]:
@@ -183,7 +187,7 @@ def _with_rows(
     found: Device,
     shape: cost.Shape,
     loaded: list[Conversation],
-    template: ChatTemplate,
+    template: XTunerTemplate,
 ) -> Preflight:
     """What becomes of the rows, how often they are seen, and what that costs."""
     spec = report.spec

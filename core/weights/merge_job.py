@@ -14,14 +14,14 @@ from core.conversation import Conversation, OnProgress
 from core.errors import UserError
 from core.models import catalog
 from core.models.catalog import ModelRef
+from core.models.lora import CONFIG
 from core.paths import DatasetPaths, RunPaths
 from core.records import JobSpec
 from core.weights import convert as converting
 from core.weights import manifest, staging
 from core.weights import merge as merging
-from core.weights.adapter import CONFIG
 from core.weights.card import write_card
-from core.weights.prove import prove
+from core.weights.prove import ProofPlan, prove
 
 #: Training rows whose loss is reported for the written and for the NF4 base.
 _LOSS_ROWS = 32
@@ -39,6 +39,8 @@ class MergeSpec(JobSpec):
         engine: of the merge, ``stream`` or ``xtuner``; ``convert_engine`` ``fast`` or ``xtuner``.
         prove: compare the merged model with base + adapter, and release it only if they agree.
         dataset: a dataset folder; its rows give the losses, its persona the model card.
+        system: what the model says about itself where the base's template names its vendor;
+            None is what the dataset's persona says.
         scorecard: a scorecard.json to quote in the model card.
     """
 
@@ -61,6 +63,7 @@ class MergeSpec(JobSpec):
     prove: bool = True
     nf4_report: bool = True
     dataset: str | None = None
+    system: str | None = None
     scorecard: str | None = None
 
     def model_post_init(self, _context: object) -> None:
@@ -139,11 +142,14 @@ def run(spec: MergeSpec, run: RunPaths, on_progress: OnProgress) -> dict[str, An
             base,
             adapter,
             out,
-            engine=spec.engine,
-            max_shard_size=spec.max_shard_size,
-            dtype=spec.dtype,
-            faithful_nf4=spec.faithful_nf4,
-            remote_code=spec.remote_code,
+            merging.MergeSettings(
+                engine=spec.engine,
+                max_shard_size=spec.max_shard_size,
+                dtype=spec.dtype,
+                faithful_nf4=spec.faithful_nf4,
+                remote_code=spec.remote_code,
+                system=_system(spec),
+            ),
             finish=finish,
             on_progress=on_progress,
         )
@@ -168,14 +174,34 @@ def _prove(
         base,
         adapter,
         folder,
-        nf4=spec.nf4_report or spec.faithful_nf4,
-        rows=_loss_rows(spec),
-        faithful_nf4=spec.faithful_nf4,
+        ProofPlan(
+            nf4=spec.nf4_report or spec.faithful_nf4,
+            rows=_loss_rows(spec),
+            faithful_nf4=spec.faithful_nf4,
+        ),
         on_progress=on_progress,
     )
     proof.require()
     fsio.write_json(folder / PROOF, {"schema": 1, **proof.to_dict()})
     return proof.to_dict()
+
+
+def _system(spec: MergeSpec) -> str:
+    if spec.system is not None:
+        return spec.system
+    return persona_system(Path(spec.dataset)) if spec.dataset else ""
+
+
+def persona_system(dataset: Path) -> str:
+    """The system turn that states a dataset's persona ('' if it has none)."""
+    from core.persona.persona import load_persona
+    from core.persona.system import system_turn
+
+    file = DatasetPaths(dataset).persona
+    if not file.is_file():
+        return ""
+    persona = load_persona(file)
+    return system_turn(persona, persona.locales[0])
 
 
 def _title(spec: MergeSpec, run: RunPaths, out: Path) -> str:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import UserError, UserErrors
-from core.jobs import journal, observe, reasons
+from core.jobs import journal, observe, reasons, records
 from core.jobs.child import Reporter, error_record
 from core.jobs.spec import Options, RunSpec, read_spec
 from core.jobs.state import ACTIVE, FINAL, Observation, Reason, State, derive
@@ -161,7 +161,7 @@ def test_no_bytes_can_break_the_readers(
     list(journal.read_journal(path))
     journal.read_tail_records(path)
     for line in journal.LogFollower(path).lines():
-        journal.parse_line(line, mmengine=True)
+        records.parse_line(line, mmengine=True)
         shown = journal.clean(line)
         assert "\x1b" not in shown and "\r" not in shown
 
@@ -192,7 +192,8 @@ def test_journal_round_trip(
     ],
 )
 def test_metric_lines(line: str) -> None:
-    assert journal.parse_line(line, mmengine=True) == {
+    record = records.parse_line(line, mmengine=True)
+    assert record is not None and record.model_dump() == {
         "type": "metric",
         "step": 10,
         "max_steps": 500,
@@ -207,9 +208,9 @@ def test_metric_lines(line: str) -> None:
 
 def test_mmengine_lines_are_left_alone_where_the_job_speaks_for_itself() -> None:
     line = "Iter(train) [ 10/500]  loss: 2.31"
-    assert journal.parse_line(line, mmengine=False) is None
-    assert journal.parse_line("@@persona [1]", mmengine=True) is None
-    assert journal.parse_line('@@persona {"type": 1}', mmengine=True) is None
+    assert records.parse_line(line, mmengine=False) is None
+    assert records.parse_line("@@persona [1]", mmengine=True) is None
+    assert records.parse_line('@@persona {"type": 1}', mmengine=True) is None
 
 
 def test_progress_gives_the_time_left(tmp_path: Path) -> None:
@@ -271,4 +272,4 @@ def test_progress_lines_are_few(capsys: pytest.CaptureFixture[str]) -> None:
     report("more", 0, 0)
     lines = capsys.readouterr().out.splitlines()
     assert 3 <= len(lines) < 20
-    assert json.loads(lines[-2].removeprefix(journal.PREFIX))["done"] == 1000
+    assert json.loads(lines[-2].removeprefix(records.PREFIX))["done"] == 1000

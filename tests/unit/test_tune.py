@@ -87,7 +87,7 @@ def test_tune_makes_all_and_every_list_shows_it(
     listed = capsys.readouterr().out
     assert all(s.id in listed for s in runs.values())
 
-    assert "luna" in page("1_Dataset.py")
+    assert "luna" in page("1_Dataset.py", view="rows")
     assert f"luna · {runs['train'].id[-4:]}" in page("2_Train.py", run=runs["train"].id)
     assert f"luna · {runs['train'].id[-4:]}" in page("3_Merge.py")
     assert f"luna · {runs['merge'].id[-4:]}" in page("4_Compare.py")

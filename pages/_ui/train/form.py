@@ -9,6 +9,7 @@ from typing import Any
 import streamlit as st
 
 from core import fsio, paths
+from core.chat.render import literal
 from core.errors import UserError
 from core.models.device import Choice
 from core.training.defaults import choose, following
@@ -76,7 +77,7 @@ def _part(part: int, scope: str, values: dict[str, Any], reasons: dict[str, str]
                 if info.name == "steps":
                     _follow(scope, got["steps"])
                 if reason := reasons.get(info.name):
-                    st.caption(f":material/auto_awesome: {reason}")
+                    st.caption(f":material/auto_awesome: {literal(reason)}")
     return got
 
 

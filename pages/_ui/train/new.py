@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
+from core.chat.render import literal
 from core.errors import UserError
 from core.jobs import api, locks
 from core.training import lifecycle
@@ -59,7 +60,7 @@ def _start(found: Preflight, name: str) -> None:
     holder = locks.device_holder()
     if holder is not None:
         st.info(
-            f"The device is held by {holder.what}; this run will wait its turn."
+            f"The device is held by {literal(holder.what)}; this run will wait its turn."
             + ("" if holder.run else " Unload the chat on the Compare page to let it start."),
             icon=":material/hourglass:",
         )
@@ -75,7 +76,7 @@ def _start(found: Preflight, name: str) -> None:
     try:
         run = lifecycle.start_training(found, name=name, parent=parent)
     except api.AlreadyStarted as error:
-        st.toast(f"Already started as {error.run}", icon=":material/info:")
+        st.toast(f"Already started as {literal(error.run)}", icon=":material/info:")
         go_to(WATCH, error.run)
         st.rerun()
     st.session_state.pop("train_parent", None)

@@ -6,6 +6,7 @@ from typing import Any
 
 import streamlit as st
 
+from core.chat.render import code
 from core.training import config
 from core.training.spec import TrainSpec
 
@@ -42,7 +43,7 @@ def draw(spec: TrainSpec) -> TrainSpec:
     plain.code(text, language="python", line_numbers=True, height=620)
     only.code(config.unified_diff(spec, text), language="diff", height=620)
     st.caption(
-        f"{changed} lines differ from XTuner's `{spec.stock_config}.py`; its comments and "
+        f"{changed} lines differ from XTuner's {code(spec.stock_config + '.py')}; its comments and "
         "order are kept."
     )
     return spec
