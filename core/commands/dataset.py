@@ -254,7 +254,8 @@ def _list(args: argparse.Namespace) -> int:
 def _lint(args: argparse.Namespace) -> int:
     from core import fsio
     from core.conversation import Conversation, Probe
-    from core.data.lint import lint_pack, lint_rows
+    from core.data.pack_lint import lint_pack
+    from core.data.row_lint import lint_rows
     from core.persona import packs
     from core.persona.persona import load_persona
 

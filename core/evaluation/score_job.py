@@ -12,7 +12,7 @@ from core.paths import DatasetPaths, RunPaths
 from core.records import JobSpec
 
 if TYPE_CHECKING:
-    from core.inference.pool import Loadable
+    from core.evaluation.pool import Source
 
 
 class ScoreSpec(JobSpec):
@@ -82,16 +82,16 @@ def dataset_of(folder: str) -> DatasetPaths:
     return DatasetPaths(Path(folder))
 
 
-def sides(spec: ScoreSpec) -> dict[str, Loadable]:
+def sides(spec: ScoreSpec) -> dict[str, Source]:
     """The sides to score, base first. Raises UserError for models that cannot be used."""
-    from core.inference.pool import Loadable
+    from core.evaluation.pool import Source
     from core.models import catalog, lora
 
     base = catalog.resolve(spec.base)
-    found = {"base": Loadable(base)}
+    found = {"base": Source(base)}
     if spec.adapter:
         lora.read(Path(spec.adapter))
-        found["adapter"] = Loadable(base, Path(spec.adapter))
+        found["adapter"] = Source(base, Path(spec.adapter))
     if spec.merged:
-        found["merged"] = Loadable(catalog.resolve(spec.merged))
+        found["merged"] = Source(catalog.resolve(spec.merged))
     return found

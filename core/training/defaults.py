@@ -11,7 +11,7 @@ from core.inference.load import load_tokenizer
 from core.models import catalog
 from core.models.device import Choice, Device
 from core.models.xtuner_template import XTunerTemplate
-from core.training import budget, cost, rows
+from core.training import budget, cost, recipe, rows
 from core.training.spec import TrainSpec, default_warmup
 
 #: What a person without a GPU is asked to wait for training.
@@ -50,6 +50,8 @@ def choose(
         return value
 
     dtype = pick("dtype", device.compute_dtype.value, device.compute_dtype.reason)
+    quantize = overrides.get("quantize", TrainSpec(dataset=dataset).quantize)
+    pick("lr", *recipe.learning_rate(shape.parameters, quantize))
     length = pick(
         "max_length", _length(stats.longest), f"the longest row has {stats.longest} tokens"
     )

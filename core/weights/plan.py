@@ -12,6 +12,7 @@ from core import fsio
 from core.errors import UserError, UserErrors
 from core.models import folder as folders
 from core.models import lora as adapters
+from core.models import sandbox
 from core.weights.adapter import Adapter, LoraWeights, read_adapter
 from core.weights.files import read_model
 from core.weights.tensors import FLOATING, ITEM_BYTES, TensorRef
@@ -302,6 +303,7 @@ def plan_merge(
         raise UserError(f"unknown dtype {dtype!r}", fix=f"one of {', '.join(DTYPES)}")
     parsed = read_adapter(adapter)
     model = _Base(base)
+    sandbox.require_matchable(parsed.config, model.modules(), str(adapter))
     changes, problems = _collect(model, parsed)
     if problems:
         raise UserErrors(problems, f"the adapter {adapter} does not fit {base}")

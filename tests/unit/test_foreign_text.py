@@ -213,7 +213,7 @@ def value(node: ast.expr) -> list[str]:
 
 #: Interpolated names that hold numbers, or text of ours. Everything else is of others.
 OURS = {
-    "bootstrap.py": {"address"},
+    "bootstrap.py": {"why"},
     "batch.py": {"changed", "done", "total", "kl", "left"},
     "turns.py": {"won"},
     "transcripts.py": {"labels", "tally.total", "tally.ties", "tally.both_bad"},
@@ -228,6 +228,7 @@ OURS = {
     "details.py": {"now.left_over"},
     "source.py": {"changed"},
     "form.py": {"info.label"},
+    "files.py": {"what.capitalize()"},
     "scorecard_view.py": {"after['n']", "after['hits']"},
     "faults.py": {"number"},
 }

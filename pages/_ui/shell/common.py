@@ -63,9 +63,10 @@ def show_error(error: UserError) -> None:
 
 @contextmanager
 def errors_shown() -> Iterator[None]:
-    """Turn a UserError inside the block into a message on the page."""
+    """Turn a UserError inside the block, or what the disk refuses, into a message on the page."""
     try:
-        yield
+        with fsio.disk_errors("a file of the workspace cannot be read or written"):
+            yield
     except UserError as error:
         show_error(error)
 
