@@ -138,21 +138,7 @@ def run(spec: MergeSpec, run: RunPaths, on_progress: OnProgress) -> dict[str, An
         )
 
     try:
-        merging.merge(
-            base,
-            adapter,
-            out,
-            merging.MergeSettings(
-                engine=spec.engine,
-                max_shard_size=spec.max_shard_size,
-                dtype=spec.dtype,
-                faithful_nf4=spec.faithful_nf4,
-                remote_code=spec.remote_code,
-                system=_system(spec),
-            ),
-            finish=finish,
-            on_progress=on_progress,
-        )
+        merging.merge(base, adapter, out, _settings(spec), finish=finish, on_progress=on_progress)
     except UserError:
         if made:  # an adapter beside no merged folder would block the next try
             shutil.rmtree(adapter, ignore_errors=True)
@@ -186,10 +172,18 @@ def _prove(
     return proof.to_dict()
 
 
-def _system(spec: MergeSpec) -> str:
-    if spec.system is not None:
-        return spec.system
-    return persona_system(Path(spec.dataset)) if spec.dataset else ""
+def _settings(spec: MergeSpec) -> merging.MergeSettings:
+    system = spec.system
+    if system is None:
+        system = persona_system(Path(spec.dataset)) if spec.dataset else ""
+    return merging.MergeSettings(
+        engine=spec.engine,
+        max_shard_size=spec.max_shard_size,
+        dtype=spec.dtype,
+        faithful_nf4=spec.faithful_nf4,
+        remote_code=spec.remote_code,
+        system=system,
+    )
 
 
 def persona_system(dataset: Path) -> str:

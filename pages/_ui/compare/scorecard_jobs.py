@@ -81,7 +81,7 @@ def score_spec(run: RunPaths, size: Size) -> ScoreSpec:
 
 
 def _sweep_form(trained: list[Summary]) -> None:
-    st.markdown("**Sweep the checkpoints of a run**")
+    st.markdown("**Find the best checkpoint of a run**")
     if not trained:
         st.caption("Train first (page Train).")
         return
