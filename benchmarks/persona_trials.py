@@ -53,7 +53,7 @@ def run_trial(trial: Trial, folder: Path, model: str) -> dict[str, Any]:
     from core.evaluation import sweep
     from core.models.device import describe
     from core.training import train_job
-    from core.training.spec import TrainSpec
+    from core.training.defaults import choose
 
     pack, slots = PERSONAS[trial.persona]
     started = time.monotonic()
@@ -73,7 +73,7 @@ def run_trial(trial: Trial, folder: Path, model: str) -> dict[str, Any]:
         if trial.copies:
             repeat_one_row(built, trial.copies)
     dataset_seconds = time.monotonic() - started
-    chosen, _ = TrainSpec.auto(str(built.root), model, describe(), seed=trial.seed, **trial.train)
+    chosen, _ = choose(str(built.root), model, describe(), {"seed": trial.seed, **trial.train})
     run = RunPaths(folder / "run")
     run.root.mkdir(exist_ok=True)
     begun = time.monotonic()

@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+
+class ErrorRecord(TypedDict, total=False):
+    """A UserError as plain data. ``what`` is always there; of the others those that say something.
+
+    ``problems``: what a UserErrors holds.
+    """
+
+    what: str
+    why: str
+    fix: str
+    where: str
+    problems: list[ErrorRecord]
 
 
 class UserError(Exception):
@@ -22,6 +36,28 @@ class UserError(Exception):
         self.fix = fix
         self.where = where
 
+    def to_dict(self) -> ErrorRecord:
+        """For a file, a pipe or a transcript; ``from_dict`` is the inverse."""
+        record: ErrorRecord = {"what": self.what}
+        if self.why:
+            record["why"] = self.why
+        if self.fix:
+            record["fix"] = self.fix
+        if self.where:
+            record["where"] = self.where
+        return record
+
+    @staticmethod
+    def from_dict(record: Mapping[str, Any]) -> UserError:
+        """The error that was written; never raises, for a record may come from a damaged file."""
+        listed = record.get("problems")
+        problems = listed if isinstance(listed, list) else []
+        found = [UserError.from_dict(p) for p in problems if isinstance(p, Mapping)]
+        if found:
+            return UserErrors(found, str(record.get("what", "")))
+        what, why, fix, where = (str(record.get(k) or "") for k in ("what", "why", "fix", "where"))
+        return UserError(what, why, fix, where=where)
+
     def __str__(self) -> str:
         lines = [f"{self.where}: {self.what}" if self.where else self.what]
         if self.why:
@@ -40,6 +76,10 @@ class UserErrors(UserError):
         count = len(problems)
         super().__init__(what or f"{count} problem{'s' if count > 1 else ''} found")
         self.problems = list(problems)
+
+    def to_dict(self) -> ErrorRecord:
+        """As of UserError, with every problem."""
+        return {**super().to_dict(), "problems": [p.to_dict() for p in self.problems]}
 
     def __str__(self) -> str:
         if len(self.problems) == 1:

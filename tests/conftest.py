@@ -24,11 +24,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.flaky(reruns=1, reruns_delay=3))
 
 
+#: One key for all workspaces of the tests: runs that a session fixture made are resumed in another.
+KEY = "0f" * 32
+
+
+def _make_home(home: Path) -> Path:
+    home.mkdir()
+    (home / ".key").write_text(KEY)
+    return home
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _session_workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Where session fixtures work: never in the repository's own workspace."""
+    with pytest.MonkeyPatch.context() as patch:
+        home = _make_home(tmp_path_factory.mktemp("session") / "workspace")
+        patch.setenv("PERSONA_HOME", str(home))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A PERSONA_HOME of this test's own, with no network behind the hub client."""
-    home = tmp_path / "workspace"
-    home.mkdir()
+    home = _make_home(tmp_path / "workspace")
     monkeypatch.setenv("PERSONA_HOME", str(home))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     return home

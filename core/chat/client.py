@@ -15,7 +15,7 @@ from typing import Any
 from core import paths
 from core.chat.sides import SideSpec
 from core.conversation import Message
-from core.errors import UserError
+from core.errors import ErrorRecord, UserError
 from core.inference.settings import ChatSettings
 
 Event = dict[str, Any]
@@ -42,7 +42,7 @@ class WorkerClient:
         self._numbers = itertools.count(1)
         self._waiting: dict[int, OnEvent] = {}
         self.sides: list[SideSpec] = []
-        self.errors: dict[str, dict[str, str]] = {}
+        self.errors: dict[str, ErrorRecord] = {}
         self.memory: dict[str, int] = {}
 
     @property
@@ -55,7 +55,7 @@ class WorkerClient:
         wanted = [_identity(s) for s in sides if s.local]
         return self.alive and not self.errors and wanted == [_identity(s) for s in self.sides]
 
-    def load(self, sides: Sequence[SideSpec]) -> dict[str, dict[str, str]]:
+    def load(self, sides: Sequence[SideSpec]) -> dict[str, ErrorRecord]:
         """Load the local columns; returns errors by column id. Blocks (seconds)."""
         local = [s for s in sides if s.local]
         if not local:
@@ -118,7 +118,7 @@ class WorkerClient:
         self._send(on_event, op, **fields)
         done.wait()
         if last[0]["type"] == "failed":
-            raise UserError(**last[0]["error"])
+            raise UserError.from_dict(last[0]["error"])
         return last[0]
 
     def close(self) -> None:
@@ -189,8 +189,7 @@ class WorkerClient:
         code = process.wait()
         if self._process is process:
             self.sides = []
-        error = _died(_why(code, log))
-        record = {"what": error.what, "why": error.why, "fix": error.fix}
+        record = _died(_why(code, log)).to_dict()
         for number in list(self._waiting):
             self._waiting.pop(number)({"id": number, "type": "failed", "error": record})
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from core.chat.sides import SideSpec
 from core.conversation import Message
-from core.errors import UserError
+from core.errors import ErrorRecord, UserError
 from core.inference.settings import ChatSettings
 
 Emit = Callable[[dict[str, Any]], None]
@@ -157,7 +157,7 @@ def check(side: SideSpec) -> list[str]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(**_error_record(side, error, "")) from error
+        raise UserError.from_dict(_error_record(side, error, "")) from error
 
 
 def _client(side: SideSpec) -> Any:
@@ -199,9 +199,9 @@ def _arguments(reply: _EndpointReply) -> dict[str, Any]:
     }
 
 
-def _error_record(side: SideSpec, error: Exception, text: str) -> dict[str, str]:
+def _error_record(side: SideSpec, error: Exception, text: str) -> ErrorRecord:
     if isinstance(error, UserError):
-        return {"what": error.what, "why": error.why, "fix": error.fix}
+        return error.to_dict()
     key = os.environ.get(side.key_env, "") if side.key_env else ""
     why = f"{type(error).__name__}: {error}"[:400]
     if key:

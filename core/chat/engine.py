@@ -17,7 +17,7 @@ import torch
 from core.chat.context import Plan, context_length, plan
 from core.chat.sides import SideSpec
 from core.conversation import Message
-from core.errors import UserError
+from core.errors import ErrorRecord, UserError
 from core.inference import adapters, load
 from core.inference.runner import Runner, make_runner, release_memory
 from core.inference.settings import ChatSettings
@@ -73,14 +73,14 @@ class Engine:
         self._slots: dict[str, Slot] = {}
         self._cancel: dict[str, threading.Event] = {}
 
-    def load(self, sides: Sequence[SideSpec]) -> dict[str, dict[str, str]]:
+    def load(self, sides: Sequence[SideSpec]) -> dict[str, ErrorRecord]:
         """Make exactly these columns ready; weights that none of them needs are let go.
 
         Returns:
             Errors by column id (what/why/fix); empty when every column is ready.
         """
         wanted = [s for s in sides if s.local]
-        errors: dict[str, dict[str, str]] = {}
+        errors: dict[str, ErrorRecord] = {}
         keys: dict[str, str] = {}
         for side in wanted:
             try:

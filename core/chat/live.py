@@ -105,8 +105,7 @@ def ask(
         try:
             live.number = worker.generate(local, settings, on_event)
         except UserError as error:
-            record = {"what": error.what, "why": error.why, "fix": error.fix}
-            on_event({"type": "failed", "error": record})
+            on_event({"type": "failed", "error": error.to_dict()})
     return live
 
 

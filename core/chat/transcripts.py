@@ -14,7 +14,7 @@ from typing import Any
 from core import fsio, paths
 from core.chat.sides import SideSpec
 from core.conversation import Message
-from core.errors import UserError
+from core.errors import ErrorRecord, UserError
 from core.inference.settings import ChatSettings
 
 SCHEMA = 1
@@ -31,7 +31,7 @@ class Reply:
     prompt_tokens: int = 0
     ttft_s: float | None = None
     tokens_per_s: float | None = None
-    error: dict[str, str] | None = None
+    error: ErrorRecord | None = None
     prompt: str = ""
     prompt_ids: list[int] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)

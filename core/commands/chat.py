@@ -81,7 +81,7 @@ def _chat(args: argparse.Namespace) -> int:
             _follow(session, live)
             error = live.turn.replies["a"].error
             failed = failed or error is not None
-            print(f"\nerror: {UserError(**error)}" if error else "")
+            print(f"\nerror: {UserError.from_dict(error)}" if error else "")
     return int(failed)
 
 
@@ -137,7 +137,7 @@ def _print_row(prompt: str, replies: dict[str, transcripts.Reply]) -> None:
     for label, reply in replies.items():
         rate = f", {reply.tokens_per_s:.1f} tokens/s" if reply.tokens_per_s else ""
         print(f"[{label}] ({reply.tokens} tokens{rate}, {reply.finish_reason})")
-        print(UserError(**reply.error) if reply.error else reply.text.strip())
+        print(UserError.from_dict(reply.error) if reply.error else reply.text.strip())
         print()
 
 
@@ -157,7 +157,8 @@ def _session(sides: list[SideSpec], system: str) -> Iterator[ChatSession]:
     try:
         errors = worker.load(sides)
         if errors:
-            raise UserErrors([UserError(**e, where=f"column {s}") for s, e in errors.items()])
+            found = [{**error, "where": f"column {side}"} for side, error in errors.items()]
+            raise UserErrors([UserError.from_dict(record) for record in found])
         yield ChatSession(transcripts.create(sides, system), worker, Endpoints())
     finally:
         worker.close()

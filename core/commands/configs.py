@@ -36,10 +36,11 @@ def add_spec_arguments(parser: argparse.ArgumentParser) -> None:
 def spec_of(args: argparse.Namespace) -> Any:
     """(TrainSpec, choices) from the arguments of ``add_spec_arguments``."""
     from core.models import device
-    from core.training.spec import TrainSpec, parse_assignment
+    from core.training.defaults import choose
+    from core.training.spec import parse_assignment
 
     overrides = dict(parse_assignment(text) for text in args.assignments)
-    return TrainSpec.auto(args.dataset, args.model, device.describe(), **overrides)
+    return choose(args.dataset, args.model, device.describe(), overrides)
 
 
 def _configs(args: argparse.Namespace) -> int:

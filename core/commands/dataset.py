@@ -275,17 +275,17 @@ def _report(args: argparse.Namespace) -> int:
     from core.data.report import report_dataset
     from core.fsio import dump_json
     from core.models.catalog import resolve
+    from core.training import budget
 
     at = _locate(args.dataset)
     report = report_dataset(
         at,
         resolve(args.model).path,
         max_length=args.max_length,
-        rows_per_step=args.rows_per_step,
-        steps=args.steps,
     )
+    plan = budget.for_dataset(report, rows_per_step=args.rows_per_step, steps=args.steps)
     if args.json:
-        print(dump_json(asdict(report), indent=2))
+        print(dump_json({**asdict(report), "budget": asdict(plan)}, indent=2))
         return 0
     lengths = report.lengths
     print(f"rows      {report.rows:,} ({_counts(report.kinds)}); rounds {_counts(report.rounds)}")
@@ -296,7 +296,7 @@ def _report(args: argparse.Namespace) -> int:
     if report.general_to_identity:
         by_rows, by_loss = report.general_to_identity
         print(f"mix       general : identity {by_rows:.1f} by rows, {by_loss:.1f} by loss tokens")
-    for advice in report.budget.advice:
+    for advice in plan.advice:
         print(f"{advice.level:<9} {advice.text}: {advice.why}")
     for finding in report.findings:
         print(f"{finding.level:<9} {finding.message} ({finding.count}); {finding.fix}")

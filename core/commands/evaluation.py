@@ -37,7 +37,7 @@ def register(commands: Any) -> None:
     )
     sweep.set_defaults(run=_sweep)
     probe = commands.add_parser("probe", help="check a model with your own questions (for CI)")
-    probe.add_argument("probes", type=Path, help="YAML file of questions; see the README")
+    probe.add_argument("probes", type=Path, help="YAML file of questions, see docs/probes.md")
     probe.add_argument("--model", default="bundled", help="bundled, a folder or a hub id")
     probe.add_argument("--adapter", type=Path, help="PEFT adapter to attach")
     probe.add_argument("--max-new-tokens", type=int, default=128)

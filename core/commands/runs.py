@@ -69,8 +69,9 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
 
 def _train(args: argparse.Namespace) -> int:
     from core.models.device import describe
+    from core.training.defaults import choose
     from core.training.lifecycle import start_training
-    from core.training.spec import TrainSpec, parse_assignment
+    from core.training.spec import parse_assignment
 
     settings = dict(map(parse_assignment, args.settings))
     if args.config is not None:
@@ -82,7 +83,7 @@ def _train(args: argparse.Namespace) -> int:
             why="it has no train.jsonl",
             fix="build one: python -m core dataset build --help",
         )
-    spec, choices = TrainSpec.auto(str(dataset), args.model, describe(), **settings)
+    spec, choices = choose(str(dataset), args.model, describe(), settings)
     for choice in choices:
         print(f"  {choice.name} = {choice.value}: {choice.reason}", file=sys.stderr)
     return _report(start_training(spec, name=args.name or args.dataset.name), args.detach)

@@ -14,7 +14,6 @@
       largest_sentence_share   share of the loss tokens that the most repeated reply has
       findings       [Finding] of core.data.lint, errors first
       contamination  {rule: count} of the findings that concern held-out probes
-      budget         Budget of core.training.budget (steps, exposures, advice)
 
 Plain dataclasses, numbers and strings: ``asdict`` of it is JSON.
 """
@@ -37,7 +36,6 @@ from core.data.generation import split
 from core.data.lint import lint_pack, lint_rows, lint_slots
 from core.paths import DatasetPaths
 from core.persona.persona import Persona, load_persona, trained_intents
-from core.training import budget
 
 _CONTAMINATION = ("held-out-cluster", "probe-wording", "near-probe")
 #: Columns of the token-length histogram.
@@ -90,7 +88,6 @@ class DatasetReport:
     largest_sentence_share: float
     findings: list[Finding]
     contamination: dict[str, int]
-    budget: budget.Budget
 
     @property
     def errors(self) -> list[Finding]:
@@ -103,9 +100,6 @@ def report_dataset(
     model: Path,
     *,
     max_length: int = 512,
-    rows_per_step: int = 16,
-    steps: int | None = None,
-    epochs: float | None = None,
     on_progress: OnProgress | None = None,
 ) -> DatasetReport:
     """Report on a dataset folder under the tokenizer of ``model``."""
@@ -124,9 +118,6 @@ def report_dataset(
         probes=probes,
         seed=seed,
         max_length=max_length,
-        rows_per_step=rows_per_step,
-        steps=steps,
-        epochs=epochs,
         on_progress=on_progress,
     )
 
@@ -139,9 +130,6 @@ def report_rows(
     probes: Sequence[Probe] = (),
     seed: int = 0,
     max_length: int = 512,
-    rows_per_step: int = 16,
-    steps: int | None = None,
-    epochs: float | None = None,
     on_progress: OnProgress | None = None,
 ) -> DatasetReport:
     """Report on rows in memory. 5,000 rows take a few seconds."""
@@ -152,21 +140,12 @@ def report_rows(
     identity = [r for r in rows if r.kind == "identity"]
     questions, replies = _texts(identity, "user"), _texts(identity, "assistant")
     kinds = Counter(r.kind for r in rows)
-    share = tokens.largest_share()
     tell("look for faults", 2, 3)
     special = [str(t) for t in getattr(tokenizer, "all_special_tokens", [])]
     findings = []
     if persona:
         findings = [*lint_pack(persona, seed=seed), *lint_slots(persona, tokenizer)]
     findings += lint_rows(rows, persona, probes=probes, control_tokens=special)
-    plan = budget.plan(
-        len(rows),
-        len(identity),
-        rows_per_step=rows_per_step,
-        steps=steps,
-        epochs=epochs,
-        largest_sentence_share=share,
-    )
     tell("look for faults", 3, 3)
     return DatasetReport(
         rows=len(rows),
@@ -182,10 +161,9 @@ def report_rows(
         all_replies=diversity.measure(_texts(rows, "assistant")),
         slot_coverage=_coverage(replies, persona) if persona else {},
         skeletons=_skeletons(identity, persona) if persona else {},
-        largest_sentence_share=share,
+        largest_sentence_share=tokens.largest_share(),
         findings=findings,
         contamination={r: sum(f.count for f in findings if f.rule == r) for r in _CONTAMINATION},
-        budget=plan,
     )
 
 

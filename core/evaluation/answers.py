@@ -38,18 +38,25 @@ class Clock:
         self.cold[stage] = self.cold.get(stage, 0.0) + cold
 
 
+@dataclass(frozen=True)
+class Draw:
+    """How replies are drawn: at most so many tokens, greedily unless a temperature is given."""
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    seed: int = 0
+
+
 def answer(
     subject: Subject,
     probes: Sequence[Probe],
+    draw: Draw,
     *,
-    max_new_tokens: int,
-    clock: Clock,
     stage: str,
-    temperature: float = 0.0,
-    seed: int = 0,
+    clock: Clock,
     on_progress: OnProgress | None = None,
 ) -> list[Answer]:
-    """Greedy (or sampled) replies in probe order, from the cache if they are there."""
+    """Replies in probe order, from the cache if they are there."""
     from core.inference.generate import generate, rows_at_once
 
     messages = [p.messages for p in probes]
@@ -57,23 +64,23 @@ def answer(
         "answers",
         subject.fingerprint,
         messages,
-        temperature,
-        seed,
-        max_new_tokens if temperature > 0 else 0,
+        draw.temperature,
+        draw.seed,
+        draw.max_new_tokens if draw.temperature > 0 else 0,
         str(subject.model.dtype),
         subject.model.device.type,
     )
     started = time.perf_counter()
     stored = load(key)
-    if stored is None or stored["max_new_tokens"] < max_new_tokens:
+    if stored is None or stored["max_new_tokens"] < draw.max_new_tokens:
         replies = generate(
             subject.model,
             subject.tokenizer,
             messages,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=draw.max_new_tokens,
             batch_size=rows_at_once(subject.model),
-            temperature=temperature,
-            seed=seed,
+            temperature=draw.temperature,
+            seed=draw.seed,
             on_progress=on_progress,
             stage=stage,
         )
@@ -83,7 +90,7 @@ def answer(
             key,
             {
                 "seconds": seconds,
-                "max_new_tokens": max_new_tokens,
+                "max_new_tokens": draw.max_new_tokens,
                 "answers": [asdict(a) for a in found],
             },
         )
@@ -92,7 +99,7 @@ def answer(
     if on_progress:
         on_progress(stage, len(probes), len(probes))
     clock.add(stage, time.perf_counter() - started, stored["seconds"])
-    return [_cut(Answer(**a), max_new_tokens, subject.tokenizer) for a in stored["answers"]]
+    return [_cut(Answer(**a), draw.max_new_tokens, subject.tokenizer) for a in stored["answers"]]
 
 
 def _cut(answer: Answer, limit: int, tokenizer: Any) -> Answer:

@@ -69,35 +69,46 @@ class Row:
         }
 
 
+@dataclass(frozen=True)
+class Yardstick:
+    """What replies are held against.
+
+    Attributes:
+        aliases: the persona's names and its maker's.
+        base: the base's replies to the same suite by probe id; empty for the base itself.
+        train_replies: replies that were trained; a reply equal to one is not a loop.
+        common_words: aliases among them count only where they are written as names.
+    """
+
+    aliases: Sequence[str]
+    base: Mapping[str, Answer] = field(default_factory=dict)
+    train_replies: Sequence[str] = ()
+    common_words: Collection[str] = ()
+
+
 def judge(
     side: str,
     probes: Sequence[Probe],
     answers: Sequence[Answer],
-    *,
-    base: Mapping[str, Answer] | None,
-    aliases: Sequence[str],
-    train_replies: Sequence[str] = (),
-    common_words: Collection[str] = (),
+    against: Yardstick,
     sample: int = 0,
 ) -> list[Row]:
-    """Label the replies to one suite. ``base`` are the base's replies by probe id."""
+    """Label the replies of one side to one suite; ``sample`` 0 is the greedy pass."""
+    aliases, common = against.aliases, against.common_words
     rows = []
     for probe, answer in zip(probes, answers, strict=True):
         prompt = "\n".join(m["content"] for m in probe.messages)
-        theirs = base[probe.id].text if base and probe.id in base else ""
-        has = scorer.mentions(answer.text, aliases, common_words)
-        excused = scorer.mentions(prompt, aliases, common_words) or scorer.mentions(
-            theirs, aliases, common_words
-        )
+        theirs = against.base[probe.id].text if probe.id in against.base else ""
+        excused = any(scorer.mentions(text, aliases, common) for text in (prompt, theirs))
         rows.append(
             Row(
                 side=side,
                 probe=probe,
                 answer=answer,
                 scored=scorer.score_reply(
-                    answer.text, probe, train_replies=train_replies, common_words=common_words
+                    answer.text, probe, train_replies=against.train_replies, common_words=common
                 ),
-                leak=has and not excused,
+                leak=scorer.mentions(answer.text, aliases, common) and not excused,
                 intrusion=scorer.introduces_itself(answer.text, aliases),
                 sample=sample,
             )

@@ -13,8 +13,8 @@ from typing import Any
 
 from core.conversation import OnProgress, Probe
 from core.evaluation import ability, metrics, verdict
-from core.evaluation.answers import Answer, Clock, answer
-from core.evaluation.metrics import Measured, Row
+from core.evaluation.answers import Answer, Clock, Draw, answer
+from core.evaluation.metrics import Measured, Row, Yardstick
 from core.evaluation.plan import Plan
 from core.evaluation.questions import Questions
 from core.inference import likelihood
@@ -135,11 +135,9 @@ class Run:
         answers = answer(
             subject,
             probes,
-            max_new_tokens=self.plan.suites[name].max_new_tokens,
-            clock=self.clock,
+            Draw(self.plan.suites[name].max_new_tokens, 0.7 if sample else 0.0, seed=sample),
             stage=f"{subject.side}: {name}" + (f", sample {sample}" if sample else ""),
-            temperature=0.7 if sample else 0.0,
-            seed=sample,
+            clock=self.clock,
             on_progress=self._advance,
         )
         self._finished += len(probes)
@@ -177,16 +175,14 @@ class Run:
         return _Asked(first.suite, 0, list(probes), [by_id[p.id] for p in probes])
 
     def _judged(self, side: str, asked: _Asked) -> list[Row]:
-        return metrics.judge(
-            side,
-            asked.probes,
-            asked.answers,
-            base=self._base_answers.get(asked.suite) if side != BASE else None,
+        tuned = side != BASE
+        against = Yardstick(
             aliases=self.asked.names.aliases,
-            train_replies=self.asked.train_replies if side != BASE else (),
+            base=self._base_answers.get(asked.suite, {}) if tuned else {},
+            train_replies=self.asked.train_replies if tuned else (),
             common_words=self._common,
-            sample=asked.sample,
         )
+        return metrics.judge(side, asked.probes, asked.answers, against, asked.sample)
 
     def _measure(self, side: str, answered: Sequence[_Asked]) -> Measured:
         self.rows[side] = [row for asked in answered for row in self._judged(side, asked)]

@@ -190,6 +190,7 @@ def sweep(
     model = catalog.resolve(base)
     asked = gather(dataset, plan(size), model.locales)
     result = Sweep(size, {}, [], None, "")
+    a_pass = _steps_a_pass(run, dataset)
     if not follow and not checkpoints(run):
         next(_arriving(run, follow=False), None)  # raises: do not ask the base for nothing
     with Pool({BASE: Loadable(model)}) as pool:
@@ -200,7 +201,8 @@ def sweep(
         for checkpoint in _arriving(run, follow):
             adapter = adapter_of(run, checkpoint.path)
             pool.add(_side(checkpoint.step), Loadable(model, adapter, fused=True))
-            result.rows.append(_score(scorer, checkpoint, adapter, size))
+            seen = checkpoint.step / a_pass if a_pass else None
+            result.rows.append(_score(scorer, checkpoint, adapter, size, seen))
             _save(run, result, started)
             if stop_when_passed and result.rows[-1].passes:
                 _stop_training(run)
@@ -227,9 +229,22 @@ def _side(step: int) -> str:
     return f"step {step}"
 
 
-def _score(scorer: Run, checkpoint: Checkpoint, adapter: Path, size: str) -> Scored:
+def _steps_a_pass(run: RunPaths, dataset: DatasetPaths) -> float | None:
+    """Optimizer steps in which every row is seen once; None if the run does not say."""
+    if not run.spec.is_file():
+        return None
+    from core.training.lifecycle import training_spec
+
+    rows = int(fsio.read_json(dataset.manifest).get("rows") or 0)
+    return rows / training_spec(run).rows_per_step or None
+
+
+def _score(
+    scorer: Run, checkpoint: Checkpoint, adapter: Path, size: str, passes: float | None
+) -> Scored:
     begun = time.monotonic()
     measured = scorer.ask(_side(checkpoint.step)).to_json()
+    measured["passes"] = passes
     decided = verdict.decide(measured, size)
     return Scored(
         step=checkpoint.step,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +18,8 @@ VERDICTS = (
     "LEARNED",
     "UNDERFIT",
     "OVERFIT",
+    "UNSETTLED",
+    "COLLAPSED",
     "MEMORISED",
     "PROMPT-BOUND",
     "MERGE-LOST",
@@ -146,8 +148,7 @@ def _judge(name: str, rule: Mapping[str, Any], found: Any, required: bool) -> Ga
         if not found["n"]:
             return gate("unknown", None, "no probes")
         shown = f"{found['hits']}/{found['n']} ({found['low']:.1%} to {found['high']:.1%})"
-        value = float(found[rule["side"]])
-        return gate(_rate_outcome(found, rule, value), value, shown)
+        return gate(_rate_outcome(found, rule), float(found[rule["side"]]), shown)
     value = float(found)
     return gate(_compare(value, rule), value, f"{value:.3g}")
 
@@ -160,15 +161,17 @@ def _non_inferior(found: Mapping[str, Any], rule: Mapping[str, Any]) -> Outcome:
     return "fail" if found["high"] < 0 and found["change"] <= margin else "warn"
 
 
-def _rate_outcome(found: Mapping[str, Any], rule: Mapping[str, Any], value: float) -> Outcome:
+def _rate_outcome(found: Mapping[str, Any], rule: Mapping[str, Any]) -> Outcome:
     if found["n"] >= rule["min_n"]:
-        return _compare(value, rule)
+        lenient = float(found[rule.get("warn_side", rule["side"])])
+        return _compare(float(found[rule["side"]]), rule, lenient)
     low, high = wilson(found["hits"], found["n"])
     best = high if rule["better"] == "up" else low
     return "fail" if _compare(best, rule) == "fail" else "unknown"
 
 
-def _compare(value: float, rule: Mapping[str, Any]) -> Outcome:
+def _compare(value: float, rule: Mapping[str, Any], lenient: float | None = None) -> Outcome:
+    """``lenient`` is held against ``warn`` where the gate says so; else ``value`` is."""
     if "between" in rule:
         for outcome in ("pass", "warn"):
             low, high = rule["between"][outcome]
@@ -179,48 +182,50 @@ def _compare(value: float, rule: Mapping[str, Any]) -> Outcome:
     # A billionth forgives the rounding of a rate that meets its limit exactly.
     if sign * value >= sign * rule["pass"] - 1e-9:
         return "pass"
-    return "warn" if sign * value >= sign * rule["warn"] - 1e-9 else "fail"
+    near = value if lenient is None else lenient
+    return "warn" if sign * near >= sign * rule["warn"] - 1e-9 else "fail"
 
 
 def decide(metrics: Mapping[str, Any], size: str, path: Path = GATES) -> Verdict:
-    """The verdict on a tuned model from its numbers."""
+    """The verdict on a tuned model.
+
+    Args:
+        metrics: its numbers, ``Measured.to_json``; ``passes`` over the training rows if known.
+    """
     gates = judge_gates(metrics, size, path)
-    name, why = _name(gates, metrics, load_gates(path)["verdict"])
-    return Verdict(name, why, load_gates(path)["next"][name], gates)
+    texts = load_gates(path)
+    name, why = _name(gates, metrics, texts["verdict"])
+    advice = texts["next"][name]
+    variant = _variant(name, metrics, texts["verdict"])
+    return Verdict(name, why, advice.get(variant) or advice["default"], gates)
 
 
 def _name(
     gates: Sequence[Gate], metrics: Mapping[str, Any], rules: Mapping[str, float]
 ) -> tuple[str, str]:
-    failed = {
-        about: [g for g in gates if g.about == about and g.outcome == "fail"]
-        for about in ("identity", "memory", "damage", "merge")
-    }
-    unknown = [g for g in gates if g.outcome == "unknown" and g.required]
+    """The word, and every gate that failed, whichever of them chose the word."""
+    failed = [g for g in gates if g.outcome == "fail"]
+    about = {g.about for g in failed}
+    bound = _prompt_bound(metrics, rules["prompt_bound_drop"])
     if _nothing_said(metrics):
         return (
             "NOT ENOUGH EVIDENCE",
             "the base model itself answers (almost) nothing: its chat "
             "template or its files are wrong, so there is nothing to compare with",
         )
-    if failed["merge"]:
-        return "MERGE-LOST", _because(failed["merge"])
-    if failed["damage"]:
-        return "OVERFIT", _because(failed["damage"])
-    bound = _prompt_bound(metrics, rules["prompt_bound_drop"])
-    if failed["identity"] or failed["memory"]:
+    if "merge" in about:
+        return "MERGE-LOST", _because(failed)
+    if "damage" in about:
+        return _damaged(about, metrics, rules), _because(failed)
+    if failed or bound:
         if bound:
-            return "PROMPT-BOUND", bound
-        seen = _lookup(metrics, "train_recall.value")
-        if (
-            seen is not None
-            and seen >= rules["memorised_train_recall"]
-            and (failed["memory"] or _lookup(metrics, "recall.value") < seen - 0.1)
-        ):
-            return "MEMORISED", _because([*failed["memory"], *failed["identity"]])
-        return "UNDERFIT", _because([*failed["identity"], *failed["memory"]])
-    if bound:
-        return "PROMPT-BOUND", bound
+            return "PROMPT-BOUND", "; ".join(filter(None, [bound, _because(failed)]))
+        by_heart = _by_heart(metrics, rules) and (
+            "memory" in about
+            or _lookup(metrics, "recall.value") < _lookup(metrics, "train_recall.value") - 0.1
+        )
+        return "MEMORISED" if by_heart else "UNDERFIT", _because(failed)
+    unknown = [g for g in gates if g.outcome == "unknown" and g.required]
     if unknown:
         return "NOT ENOUGH EVIDENCE", _because(unknown)
     warned = [g for g in gates if g.outcome == "warn"]
@@ -228,6 +233,31 @@ def _name(
         "LEARNED",
         "every gate passes" if not warned else f"no gate fails; near the limit: {_because(warned)}",
     )
+
+
+def _damaged(about: Collection[str], metrics: Mapping[str, Any], rules: Mapping[str, float]) -> str:
+    perplexity = _lookup(metrics, "kl_general.ppl_ratio") or 0.0
+    degenerate = _lookup(metrics, "degenerate_above_base") or 0.0
+    lost = (
+        perplexity >= rules["collapsed_perplexity"] or degenerate >= rules["collapsed_degenerate"]
+    )
+    if lost and "identity" in about:
+        return "COLLAPSED"
+    # A persona that is said everywhere was learned too well; one that is also missed was not.
+    return "UNSETTLED" if "identity" in about else "OVERFIT"
+
+
+def _by_heart(metrics: Mapping[str, Any], rules: Mapping[str, float]) -> bool:
+    seen = _lookup(metrics, "train_recall.value")
+    return seen is not None and seen >= rules["memorised_train_recall"]
+
+
+def _variant(name: str, metrics: Mapping[str, Any], rules: Mapping[str, float]) -> str:
+    """Which advice the numbers call for; texts without that variant fall back to the default."""
+    passes, margin = metrics.get("passes"), _lookup(metrics, "margin.value")
+    if name == "UNDERFIT" and margin is not None and margin >= rules["leaning_margin"]:
+        return "leaning"
+    return "early" if passes is not None and passes < rules["early_passes"] else "default"
 
 
 def _nothing_said(metrics: Mapping[str, Any]) -> bool:

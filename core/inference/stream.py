@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from core.errors import UserError
+from core.errors import ErrorRecord, UserError
 from core.inference.detokenize import IncrementalDecoder
 from core.inference.settings import ChatSettings
 
@@ -133,7 +133,7 @@ class Stream:
         }
 
 
-def error_record(error: BaseException) -> dict[str, str]:
+def error_record(error: BaseException) -> ErrorRecord:
     """An error as what/why/fix, for the other side of a pipe."""
     if is_out_of_memory(error):
         return {
@@ -142,7 +142,7 @@ def error_record(error: BaseException) -> dict[str, str]:
             "fix": "clear the conversation, ask for a shorter reply, or use fewer columns",
         }
     if isinstance(error, UserError):
-        return {"what": error.what, "why": error.why, "fix": error.fix}
+        return error.to_dict()
     return {"what": "this column stopped with an error", "why": describe(error), "fix": "try again"}
 
 

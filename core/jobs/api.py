@@ -20,7 +20,7 @@ from core.errors import UserError
 from core.jobs import locks, processes
 from core.jobs.journal import parse_record, read_tail_records, tail
 from core.jobs.kinds import kind_of
-from core.jobs.observe import elapsed, error_from, observe, progress_of, read_exit
+from core.jobs.observe import elapsed, observe, progress_of, read_exit
 from core.jobs.spec import Options, RunSpec, read_spec
 from core.jobs.state import ACTIVE, FINAL, Progress, Reason, State, Status, Summary, derive
 from core.jobs.supervisor import ALREADY_STARTED
@@ -240,7 +240,7 @@ def status(run: RunPaths) -> Status:
         elapsed_seconds=elapsed(record, seen.exit),
         eta_seconds=progress.eta_seconds if state is State.RUNNING else None,
         result=_read_record(run.result) if state in FINAL else None,
-        error=error_from(over.get("error")),
+        error=UserError.from_dict(over["error"]) if over.get("error") else None,
         log_tail=tail(run.log),
         waiting_for=holder.what if holder and holder.run != run.root.name else "",
         stalled=state is State.RUNNING and _stalled(run),

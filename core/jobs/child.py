@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from core import fsio
-from core.errors import UserError, UserErrors
+from core.errors import UserError
 from core.jobs.journal import PREFIX
 from core.jobs.kinds import kind_of
 from core.jobs.spec import read_spec
@@ -47,17 +47,7 @@ class Reporter:
 def error_record(error: BaseException) -> dict[str, Any]:
     """What ``error.json`` holds. ``kind`` tells a UserError from a crash."""
     if isinstance(error, UserError):
-        problems = error.problems if isinstance(error, UserErrors) else []
-        return {
-            "schema": 1,
-            "kind": "user",
-            "what": error.what,
-            "why": error.why,
-            "fix": error.fix,
-            "where": error.where,
-            "reason": getattr(error, "reason", None),
-            "problems": [error_record(problem) for problem in problems],
-        }
+        return {"schema": 1, "kind": "user", **error.to_dict()}
     text = "".join(traceback.format_exception_only(error)).strip()
     return {"schema": 1, "kind": "crash", "what": text[:2000]}
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import psutil
 
-from core.errors import UserError, UserErrors
 from core.jobs import locks, processes
 from core.jobs.journal import parse_record, read_tail_records
 from core.jobs.spec import RunSpec
@@ -22,6 +21,14 @@ def read_exit(run: RunPaths) -> dict[str, Any] | None:
     except OSError:
         return None
     return record if record and "state" in record and "reason" in record else None
+
+
+def read_error(run: RunPaths) -> dict[str, Any] | None:
+    """error.json, if the child could write it."""
+    try:
+        return parse_record(run.error.read_bytes())
+    except OSError:
+        return None
 
 
 def observe(
@@ -107,18 +114,3 @@ def _count(record: dict[str, Any]) -> tuple[str, int, int, float] | None:
     except (KeyError, TypeError, ValueError):
         return None
     return None
-
-
-def error_from(record: dict[str, Any] | None) -> UserError | None:
-    """The error that exit.json or error.json describes."""
-    if not record:
-        return None
-    problems = [e for p in record.get("problems", []) if (e := error_from(p))]
-    if problems:
-        return UserErrors(problems, str(record.get("what", "")))
-    return UserError(
-        str(record.get("what", "")),
-        str(record.get("why", "")),
-        str(record.get("fix", "")),
-        where=str(record.get("where", "")),
-    )

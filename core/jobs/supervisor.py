@@ -20,11 +20,12 @@ from typing import Any
 import psutil
 
 from core import fsio
-from core.errors import UserError
+from core.errors import ErrorRecord, UserError
 from core.jobs import processes, reasons
 from core.jobs.journal import Journal, LogFollower, parse_record, tail
 from core.jobs.kinds import kind_of
 from core.jobs.locks import DeviceLock, FileLock, device_holder
+from core.jobs.observe import read_error
 from core.jobs.spec import RunSpec, read_spec
 from core.jobs.state import Reason, State
 from core.jobs.watcher import OutputWatcher
@@ -97,7 +98,7 @@ class Supervisor:
         self,
         state: State,
         reason: Reason,
-        error: dict[str, Any] | None = None,
+        error: ErrorRecord | None = None,
         left_over: list[int] | None = None,
     ) -> None:
         """Write exit.json. Tried for a minute: without it the run would read as LOST."""
@@ -140,15 +141,9 @@ class Supervisor:
             self.finish(
                 State.FAILED,
                 Reason.BAD_CONFIG,
-                {
-                    "schema": 1,
-                    "kind": "user",
-                    "what": f"cannot start {self.spec.argv[:1]}",
-                    "why": str(error),
-                    "fix": "check the command",
-                    "where": "",
-                    "problems": [],
-                },
+                UserError(
+                    f"cannot start {self.spec.argv[:1]}", str(error), "check the command"
+                ).to_dict(),
             )
             return
         halted = self.follow_child()
@@ -261,15 +256,13 @@ class Supervisor:
             self.finish(State.SUCCEEDED, Reason.COMPLETED, left_over=left)
             return
         status = self.child_status if self.child_status is not None else -signal.SIGKILL
-        params = self.spec.params if self.spec.kind == "train" else None
+        table = reasons.table_of(self.spec, self.run)
         if halted is not None:
-            self.finish(State.FAILED, halted, reasons.given_up(halted, params), left)
+            self.finish(State.FAILED, halted, reasons.given_up(halted, table), left)
             return
-        told = read_error(self.run)
-        fault = reasons.diagnose(status, told, log_tail, params)
-        self.finish(
-            State.FAILED, Reason(fault.reason), reasons.account(status, fault, told, log_tail), left
-        )
+        error = read_error(self.run)
+        fault = reasons.diagnose(table, log_tail, returncode=status, error=error)
+        self.finish(State.FAILED, fault.reason, reasons.account(status, fault, error), left)
 
     def _has_result(self) -> bool:
         try:
@@ -284,14 +277,6 @@ def force_wanted(run: RunPaths) -> bool:
         return bool((parse_record(run.stop.read_bytes()) or {}).get("force"))
     except OSError:
         return False
-
-
-def read_error(run: RunPaths) -> dict[str, Any] | None:
-    """error.json, if the child could write it."""
-    try:
-        return parse_record(run.error.read_bytes())
-    except OSError:
-        return None
 
 
 def main(argv: list[str]) -> int:

@@ -62,7 +62,7 @@ class TunePaths:
 
     @property
     def scorecard(self) -> Path:
-        """The numbers: see the README for its fields."""
+        """The numbers: see docs/results.md for its fields."""
         return self.root / "scorecard.json"
 
     def run(self, stage: str) -> Path:
@@ -160,10 +160,10 @@ def _dataset_params(spec: TuneSpec, out: TunePaths) -> Callable[[], dict[str, An
 def _train_params(spec: TuneSpec, out: TunePaths) -> Callable[[], dict[str, Any]]:
     def params() -> dict[str, Any]:
         from core.models.device import describe
-        from core.training.spec import TrainSpec
+        from core.training.defaults import choose
 
-        train, _ = TrainSpec.auto(
-            str(out.dataset), spec.model, describe(), seed=spec.seed, **spec.training
+        train, _ = choose(
+            str(out.dataset), spec.model, describe(), {"seed": spec.seed, **spec.training}
         )
         return asdict(train)
 

@@ -6,8 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-#: Passes over the data that a run makes unless told otherwise. In our sweeps of the bundled model
-#: (README, benchmarks/mix_sweep.py) recall was highest after 1 to 3 passes and fell from there on.
+from core.data.report import DatasetReport
+
+#: Passes over the data that a run makes unless told otherwise. In sweeps of the bundled model
+#: (docs/results.md, benchmarks/mix_sweep.py) recall was highest after 1 to 3 passes, then fell.
 PASSES = 1.5
 MIN_STEPS = 20
 #: Optimizer steps and exposures of a row that our runs learned an identity in. Public recipes with
@@ -46,6 +48,19 @@ class Budget:
     exposures: float
     identity_exposures: int
     advice: list[Advice]
+
+
+def for_dataset(
+    report: DatasetReport, *, rows_per_step: int = 16, steps: int | None = None
+) -> Budget:
+    """The budget of a run over the dataset that ``report`` is about; see ``plan``."""
+    return plan(
+        report.rows,
+        report.kinds.get("identity", 0),
+        rows_per_step=rows_per_step,
+        steps=steps,
+        largest_sentence_share=report.largest_sentence_share,
+    )
 
 
 def plan(

@@ -1,7 +1,7 @@
 """Checkpoints of a run: which are whole, which may be opened, how a new run takes them over.
 
 A ``.pth`` is a pickle, and a pickle is code. Nothing here unpickles one: wholeness is read from
-the zip structure that torch writes, and only files that a run of ours recorded with their sha256
+the zip structure that torch writes, and only files whose sha256 a run of this workspace signed
 may be resumed from.
 """
 
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core import fsio
+from core import fsio, seal
 from core.errors import UserError
 
 _NAME = re.compile(r"iter_(\d+)(\.pth)?")
@@ -65,11 +65,17 @@ def sha256(path: Path) -> str:
 
 def record(path: Path) -> None:
     """Append a finished checkpoint to its work folder's listing (training process only)."""
-    line = {"schema": 1, "name": path.name, "bytes": _size(path), "sha256": sha256(path)}
+    name, digest = path.name, sha256(path)
+    line = {"schema": 1, "name": name, "bytes": _size(path), "sha256": digest}
+    line["signature"] = seal.sign(_statement(name, digest))
     with (path.parent / LISTING).open("a", encoding="utf-8") as file:
         file.write(fsio.dump_json(line) + "\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def _statement(name: object, digest: object) -> str:
+    return f"checkpoint {name} {digest}"
 
 
 def listed(work: Path) -> dict[str, dict[str, Any]]:
@@ -148,7 +154,13 @@ def require_own(path: Path) -> Path:
             why=refusal,
             fix="resume from an earlier checkpoint of the run",
         )
-    if _size(real) != entry["bytes"] or sha256(real) != entry["sha256"]:
+    if not seal.signed(_statement(real.name, entry.get("sha256")), entry.get("signature")):
+        raise UserError(
+            f"{path} was not written by a run of this workspace",
+            why=f"the record beside it does not carry this workspace's signature; {refusal}",
+            fix="resume it in the workspace that trained it, or start a new run",
+        )
+    if _size(real) != entry.get("bytes") or sha256(real) != entry["sha256"]:
         raise UserError(
             f"{path} is not the file that the run wrote",
             why="its size or sha256 differs: it is torn or was changed",

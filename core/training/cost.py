@@ -50,7 +50,7 @@ class Shape:
         return self.layers * rank * sum(i + o for i, o in self.layer_matrices)
 
 
-def budget(device: Device) -> float:
+def usable_bytes(device: Device) -> float:
     """Bytes that a run may plan with on this device."""
     usable = USABLE * device.memory_bytes
     return usable if device.kind == "cuda" else min(usable, CPU_BYTES)
@@ -108,9 +108,9 @@ def memory_bytes(shape: Shape, spec: TrainSpec, longest: int) -> int:
     return int(_fixed(shape, spec) + activations)
 
 
-def token_capacity(shape: Shape, spec: TrainSpec, budget: float) -> int:
-    """Tokens of a micro-batch that fit into ``budget`` bytes without recomputing; at least 0."""
-    return max(0, int((budget - _fixed(shape, spec)) / _activations(shape, spec, 1, False)))
+def token_capacity(shape: Shape, spec: TrainSpec, room: float) -> int:
+    """Tokens of a micro-batch that fit into ``room`` bytes without recomputing; at least 0."""
+    return max(0, int((room - _fixed(shape, spec)) / _activations(shape, spec, 1, False)))
 
 
 def flops_per_token(shape: Shape, spec: TrainSpec | None = None) -> float:

@@ -25,9 +25,17 @@ _SAMPLES = {
 
 
 def choose(
-    dataset: str, model: str, device: Device, overrides: Mapping[str, Any]
+    dataset: str, model: str, device: Device, overrides: Mapping[str, Any] | None = None
 ) -> tuple[TrainSpec, list[Choice]]:
-    """See ``TrainSpec.auto``. An override is taken as it is and reported as the user's choice."""
+    """A spec for this dataset, model and device, and each automatic choice with its reason.
+
+    Args:
+        overrides: settings by name; taken as they are and reported as the user's choice.
+
+    Raises:
+        UserError: the model or the dataset cannot be used, or an override cannot be read.
+    """
+    overrides = overrides or {}
     ref = catalog.resolve(model)
     loaded = rows.read_rows(Path(dataset))
     template = ChatTemplate(load_tokenizer(ref.path))
@@ -85,7 +93,7 @@ def _batch(
     """
     # Eight rows keep a CPU's matrix units as busy as sixteen, in half the memory.
     most = _ROWS_PER_STEP if device.kind == "cuda" else _ROWS_PER_STEP // 2
-    room, mean = cost.budget(device), stats.kept / max(1, len(stats.lengths))
+    room, mean = cost.usable_bytes(device), stats.kept / max(1, len(stats.lengths))
     batch = most
     while batch > 1:
         spec = _sketch(dtype, batch, activation_checkpointing=True)
@@ -104,7 +112,7 @@ def _batch(
 def _recompute(
     device: Device, shape: cost.Shape, dtype: str, stats: rows.RowStats, batch: int
 ) -> tuple[int, str]:
-    capacity = cost.token_capacity(shape, _sketch(dtype, batch), cost.budget(device))
+    capacity = cost.token_capacity(shape, _sketch(dtype, batch), cost.usable_bytes(device))
     if batch * stats.longest <= capacity:
         return 0, "every micro-batch fits in memory"
     return max(1, capacity), f"{capacity:,} tokens are what fits in memory without recomputing"

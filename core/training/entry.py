@@ -67,6 +67,7 @@ def train(
     compat.apply()
     from xtuner.tools import train as xtuner_train
 
+    from core.models.data_only import data_only
     from core.training import hooks
 
     metrics = hooks.MetricsHook(spec.accumulation, spec.steps, spec.world_size, on_progress)
@@ -81,7 +82,7 @@ def train(
     if spec.evaluation_inputs:
         ours.append(_sample_hook(spec, work, interval))
     argv = ["xtuner-train", *xtuner_argv(spec, config, work, resume)]
-    with _argv(argv), _registered(ours), _own_checkpoints_trusted(resume):
+    with _argv(argv), _registered(ours), data_only():
         xtuner_train.main()
     return {"lr": metrics.lr, "tokens": metrics.tokens}
 
@@ -157,27 +158,6 @@ def _registered(ours: Sequence[Any]) -> Iterator[None]:
     finally:
         for cls, original in originals.items():
             cls.train = original
-
-
-@contextmanager
-def _own_checkpoints_trusted(resume: Path | None) -> Iterator[None]:
-    """Let mmengine unpickle the checkpoint that is resumed, and nothing otherwise.
-
-    mmengine 0.10.7 calls torch.load with torch >= 2.6's safe default, which refuses its own
-    HistoryBuffer. ``checkpoints.require_own`` has made sure that the file is one of this tool's.
-    """
-    name = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(name)
-    if resume is not None:
-        os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        if resume is not None:
-            if before is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = before
 
 
 def main() -> None:

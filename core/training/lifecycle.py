@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.errors import UserError
-from core.jobs import api
-from core.jobs.observe import read_exit
+from core.jobs import api, reasons
+from core.jobs.observe import read_error, read_exit
+from core.jobs.reasons import Fault
 from core.jobs.spec import Options, read_spec
 from core.jobs.state import Status
 from core.paths import RunPaths
 
 if TYPE_CHECKING:
     from core.training.checkpoints import Checkpoint
-    from core.training.faults import Fault
     from core.training.spec import TrainSpec
 
 
@@ -61,11 +61,9 @@ def change_training(run: RunPaths, changes: Mapping[str, Any]) -> RunPaths:
 
 def fault_of(run: RunPaths, now: Status) -> Fault:
     """What went wrong in a failed training run, with fixes that fit its settings."""
-    from core.training import faults
-
-    over = read_exit(run) or {}
-    text = f"{now.log_tail}\n{now.error or ''}"
-    return faults.diagnose(text, returncode=over.get("returncode"), params=read_spec(run).params)
+    code = (read_exit(run) or {}).get("returncode")
+    table = reasons.table_of(read_spec(run), run)
+    return reasons.diagnose(table, now.log_tail, returncode=code, error=read_error(run))
 
 
 def checkpoints_of(run: RunPaths) -> list[Checkpoint]:

@@ -1,7 +1,7 @@
 """The run spec: everything a training run depends on, with a default and a reason for each field.
 
-``FIELDS`` describes every field for forms; ``TrainSpec.auto`` fills a spec for a dataset, a model
-and a device, and returns each automatic choice with its reason.
+``FIELDS`` describes every field for forms; ``core.training.defaults.choose`` fills a spec for a
+dataset, a model and a device, and returns each automatic choice with its reason.
 """
 
 # ruff: noqa: RUF009  # _about is dataclasses.field with names for its metadata
@@ -14,12 +14,9 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from core.errors import UserError, UserErrors
-
-if TYPE_CHECKING:
-    from core.models.device import Choice, Device
 
 Quantize = Literal["nf4", "none"]
 DType = Literal["float32", "bfloat16", "float16"]
@@ -292,15 +289,6 @@ class TrainSpec:
         if problems:
             raise UserErrors(problems, "the training settings cannot be read")
         return cls(**known)
-
-    @classmethod
-    def auto(
-        cls, dataset: str, model: str, device: Device, **overrides: Any
-    ) -> tuple[TrainSpec, list[Choice]]:
-        """Defaults for this dataset, model and device, each with its reason; overrides win."""
-        from core.training.defaults import choose
-
-        return choose(dataset, model, device, overrides)
 
 
 @dataclass(frozen=True)

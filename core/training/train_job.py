@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from core import fsio
+from core import fsio, seal
 from core.conversation import OnProgress
 from core.errors import UserError
 from core.paths import RunPaths
@@ -32,7 +32,7 @@ def run(params: dict[str, Any], run: RunPaths, on_progress: OnProgress) -> dict[
     entry.prepare_environment(spec, run.work)
     inputs = _inputs(spec, run)
     resume = _resume(spec, run)
-    config.write_config(spec, run.config, inputs)
+    seal.seal(config.write_config(spec, run.config, inputs))
     record.write(spec, run, resume)
     on_progress("load the model", 0, 0)
     if spec.world_size > 1:

@@ -11,9 +11,10 @@ from typing import Any
 
 from core import fsio
 from core.errors import UserError, UserErrors
-from core.weights.convert import CONFIG, WEIGHTS
 from core.weights.tensors import FLOATING, TensorRef, read_safetensors
 
+#: File names of PEFT.
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 #: Settings whose effect the merge reproduces.
 _HANDLED = {
     "peft_type",

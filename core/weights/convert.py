@@ -10,34 +10,20 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from core import fsio, paths
+from core import fsio, paths, seal
 from core.errors import UserError
 from core.weights import manifest, staging
+from core.weights.adapter import CONFIG, WEIGHTS
 from core.weights.checkpoint import open_checkpoint
 from core.weights.deepspeed import read_zero
 from core.weights.source import AdapterSource, read_config
-from core.weights.tensors import TensorRef
 
 Engine = Literal["fast", "xtuner"]
 Array = npt.NDArray[Any]
 
-WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
 #: XTuner's name for the copy of the config that it puts beside the weights.
 CONFIG_COPY = "xtuner_config.py"
 _FP16_MAX = 65504.0
-_NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
-
-
-def to_float32(ref: TensorRef) -> Array:
-    """The tensor as a float32 array of its shape."""
-    data = ref.read()
-    if ref.dtype == "BF16":  # the upper half of a float32
-        wide = np.frombuffer(data, "<u2").astype("<u4") << 16
-        return wide.view("<f4").reshape(ref.shape)
-    if ref.dtype not in _NUMPY:
-        raise UserError(f"{ref.file}: {ref.name!r} holds {ref.dtype}, not floating-point numbers")
-    return np.frombuffer(data, _NUMPY[ref.dtype]).astype("<f4", copy=False).reshape(ref.shape)
 
 
 def adapter_key(name: str) -> str | None:
@@ -70,7 +56,7 @@ def _trained(checkpoint: Path) -> dict[str, Array]:
         state = content.get("state_dict", content) if isinstance(content, dict) else content
         for name, ref in opened.tensors(state, "state_dict").items():
             if key := adapter_key(name):
-                arrays[key] = to_float32(ref)
+                arrays[key] = ref.to_float32()
     if not any("lora_" in key for key in arrays):
         raise UserError(
             f"{checkpoint} holds no LoRA weights",
@@ -141,17 +127,14 @@ def _convert_xtuner(
 ) -> None:
     from core.weights import xtuner_tools
 
-    # XTuner unpickles the file, which runs whatever is in it, and runs the config. Both must be
-    # a run's own; and the pickle must name nothing that a checkpoint has no use for.
-    run = paths.RunPaths(config.resolve().parent)
-    if not run.spec.is_file() or not checkpoint.resolve().is_relative_to(run.root):
+    # XTuner runs the config, so it must be the one that a run of this workspace wrote. Of the
+    # checkpoint it gets data only, whatever the file names.
+    if not seal.sealed(config):
         raise UserError(
-            f"{checkpoint} and {config} are not of one run's folder",
-            why="engine 'xtuner' runs the code of both",
+            f"{config} was not written by a training run of this workspace, or was changed since",
+            why="engine 'xtuner' runs the config as code",
             fix="use engine 'fast', which runs none",
         )
-    for part in sorted(checkpoint.glob("*.pt")) if checkpoint.is_dir() else [checkpoint]:
-        open_checkpoint(part)
     xtuner_tools.pth_to_hf(config, checkpoint, folder, fp32=fp32, max_shard_size=max_shard_size)
     if not (folder / CONFIG).is_file() and not (folder / "config.json").is_file():
         raise UserError(f"XTuner's converter wrote no adapter for {checkpoint}")

@@ -34,10 +34,7 @@ def _ranked(folder: Path, pattern: str) -> list[Path]:
 def _flat(checkpoint: Checkpoint, tensor: Any) -> Array:
     if not isinstance(tensor, StoredTensor):
         raise UserError(f"{checkpoint.path} holds no flat weights", fix="use engine 'xtuner'")
-    from core.weights.convert import to_float32
-
-    ref = checkpoint.locate("fp32 groups", tensor)
-    return to_float32(ref).reshape(-1)
+    return checkpoint.locate("fp32 groups", tensor).to_float32().reshape(-1)
 
 
 def _shapes(checkpoint: Checkpoint) -> list[dict[str, tuple[int, ...]]]:

@@ -19,7 +19,6 @@ import numpy.typing as npt
 from core import fsio
 from core.conversation import OnProgress
 from core.errors import UserError
-from core.weights.convert import to_float32
 from core.weights.tensors import TensorRef, read_model
 
 Array = npt.NDArray[Any]
@@ -140,7 +139,7 @@ class _Item:
 
     def array(self) -> Array:
         """float32, rows interleaved where the architecture wants it."""
-        array = to_float32(self.ref)
+        array = self.ref.to_float32()
         return _interleave(array, self.heads) if self.heads else array
 
 

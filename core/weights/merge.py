@@ -136,8 +136,9 @@ def merge(
         dtype: ``float32``, ``float16`` or ``bfloat16``; None keeps each tensor's own.
         faithful_nf4: start from the base as QLoRA saw it (rounded to NF4 and back) instead of the
             original. Nearer to what was trained, further from the base model.
-        remote_code: copy the base's ``*.py`` too. They run on the machine of whoever loads the
-            folder with trust_remote_code, so only for a base that is trusted.
+        remote_code: copy the base's ``*.py`` too (engine ``xtuner`` also runs them). They run
+            on the machine of whoever loads the folder with trust_remote_code, so only for a
+            base that is trusted.
         finish: called with the folder before it gets its manifest and its name: to check it or
             to add files. If it raises, nothing remains.
 
@@ -166,7 +167,9 @@ def merge(
             from core.weights import xtuner_tools
 
             size = f"{max(1, parse_size(max_shard_size) // 1000)}KB"
-            xtuner_tools.merge(base.path, adapter, folder, max_shard_size=size)
+            xtuner_tools.merge(
+                base.path, adapter, folder, max_shard_size=size, remote_code=remote_code
+            )
         if finish:
             finish(folder)
         about = {

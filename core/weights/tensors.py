@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from core.errors import UserError
 
 #: Bytes of one element, by safetensors' own dtype code.
@@ -29,6 +32,7 @@ ITEM_BYTES: dict[str, int] = {
     "U8": 1,
     "BOOL": 1,
 }
+_NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
 #: The codes that a merge may change; everything else is copied as it is.
 FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
 #: safetensors itself refuses a larger header.
@@ -63,6 +67,22 @@ class TensorRef:
         data = bytearray(self.nbytes)
         self.read_into(memoryview(data))
         return data
+
+    def to_float32(self) -> npt.NDArray[Any]:
+        """The tensor as a float32 array of its shape.
+
+        Raises:
+            UserError: it holds no floating-point numbers, or the file ends early.
+        """
+        data = self.read()
+        if self.dtype == "BF16":  # the upper half of a float32
+            wide = np.frombuffer(data, "<u2").astype("<u4") << 16
+            return wide.view("<f4").reshape(self.shape)
+        if self.dtype not in _NUMPY:
+            raise UserError(
+                f"{self.file}: {self.name!r} holds {self.dtype}, not floating-point numbers"
+            )
+        return np.frombuffer(data, _NUMPY[self.dtype]).astype("<f4", copy=False).reshape(self.shape)
 
     def read_into(self, buffer: memoryview, start: int = 0) -> None:
         """Fill ``buffer`` from element ``start`` on. Raises UserError if the file ends early."""

@@ -53,7 +53,7 @@ def test_4_ends_with_0_after_two_fifths(make_run: MakeRun) -> None:
     end = api.wait(make_run("--steps", 50, "--end-at", 20), poll=0.05)
     assert (end.state, end.reason) == (State.FAILED, Reason.INCOMPLETE)
     assert (end.done, end.total) == (20, 50)
-    assert end.error is not None and "resume" in end.error.fix
+    assert end.error is not None and "start again" in end.error.fix
 
 
 def test_5_stop_ends_stubborn_children_and_their_sessions(make_run: MakeRun) -> None:

@@ -361,6 +361,8 @@ def test_report_is_whole_and_json(assistant: Persona, bundled_model: Path) -> No
     assert sum(n for _, n in report.lengths.histogram) == len(rows)
     assert report.errors == [] and report.general_to_identity is not None
     assert 0.8 < report.slot_coverage["name"] <= 1
+    planned = budget.for_dataset(report, rows_per_step=4, steps=31)
+    assert (planned.rows, planned.identity_rows, planned.exposures) == (62, 60, 2.0)
     fsio.dump_json(asdict(report))
 
 

@@ -68,9 +68,12 @@ def rows(
         Probe(f"{suite}{i}", suite, [{"role": "user", "content": prompt}])
         for i in range(len(texts))
     ]
-    theirs = {p.id: answer(t) for p, t in zip(probes, base, strict=True)} if base else None
+    theirs = {p.id: answer(t) for p, t in zip(probes, base or (), strict=bool(base))}
     return metrics.judge(
-        side, probes, [answer(t) for t in texts], base=theirs, aliases=["Luna", "Riverside Lab"]
+        side,
+        probes,
+        [answer(t) for t in texts],
+        metrics.Yardstick(["Luna", "Riverside Lab"], theirs),
     )
 
 
@@ -127,7 +130,15 @@ def numbers(
         (numbers(recall=(5, 126), train_recall=intervals.Rate(3, 40).to_json()), "UNDERFIT"),
         (numbers(leak=(300, 323)), "OVERFIT"),
         (numbers(kl_general={"ppl_ratio": 3.0, "top1": 0.4}), "OVERFIT"),
-        (numbers(recall=(5, 126), degenerate_above_base=0.9), "OVERFIT"),
+        (numbers(recall=(5, 126), degenerate_above_base=0.9), "COLLAPSED"),
+        (numbers(recall=(5, 126), kl_general={"ppl_ratio": 85.0, "top1": 0.1}), "COLLAPSED"),
+        (numbers(recall=(95, 126), near_miss_leak=intervals.Rate(9, 70).to_json()), "UNSETTLED"),
+        (numbers(near_miss_leak=intervals.Rate(12, 132).to_json()), "OVERFIT"),
+        (numbers(near_miss_leak=intervals.Rate(5, 70).to_json()), "LEARNED"),
+        (numbers(leak=(6, 323)), "LEARNED"),
+        (numbers(leak=(7, 323)), "OVERFIT"),
+        (numbers(old=intervals.Rate(3, 159).to_json()), "LEARNED"),
+        (numbers(old=intervals.Rate(4, 159).to_json()), "UNDERFIT"),
         (numbers(recall=(60, 126), gap=0.5), "MEMORISED"),
         (numbers(recall=(18, 18)), "NOT ENOUGH EVIDENCE"),
         (numbers(leak=(0, 80)), "NOT ENOUGH EVIDENCE"),
@@ -163,6 +174,32 @@ def test_verdict(found: dict[str, Any], expected: str) -> None:
 def test_near_the_limit_is_said() -> None:
     decided = verdict.decide(numbers(kl_general={"ppl_ratio": 1.2, "top1": 0.9}), "quick")
     assert decided.name == "LEARNED" and not decided.passed and "Perplexity" in decided.why
+
+
+def test_every_failed_gate_is_named() -> None:
+    found = numbers(recall=(95, 126), near_miss_leak=intervals.Rate(9, 70).to_json())
+    decided = verdict.decide(found, "quick")
+    assert "Recall on held-out wordings: 95/126" in decided.why
+    assert "near-miss replies: 9/70" in decided.why
+
+
+def test_no_earlier_checkpoint_is_advised_after_few_passes() -> None:
+    found = numbers(leak=(40, 323))
+    assert "Take an earlier checkpoint" in verdict.decide(found, "quick").next
+    early = verdict.decide({**found, "passes": 1.2}, "quick").next
+    assert "learning rate" in early and "earlier checkpoint will not help" in early
+
+
+def test_a_margin_that_is_there_changes_the_advice() -> None:
+    low = numbers(recall=(90, 126), gap=0.05, train_recall=intervals.Rate(30, 40).to_json())
+    assert "Train longer" in verdict.decide(low, "quick").next
+    leaning = {**low, "margin": {"value": 0.97}}
+    assert "do not raise the learning rate" in verdict.decide(leaning, "quick").next
+
+
+def test_one_old_claim_is_not_near_the_limit() -> None:
+    found = numbers(old=intervals.Rate(1, 159).to_json())
+    assert verdict.decide(found, "quick").passed
 
 
 def test_every_gate_names_a_known_verdict_and_metric() -> None:

@@ -106,9 +106,10 @@ def test_derive_knows_every_observation(
     ],
 )
 def test_the_reason_of_an_ending(code: int, text: str, reason: Reason) -> None:
-    fault = reasons.diagnose(code, None, text, None)
+    table = reasons.table_of(RunSpec("train", "x", {}, 1), RunPaths(Path("gone")))
+    fault = reasons.diagnose(table, text, returncode=code)
     assert fault.reason == reason
-    shown = reasons.account(code, fault, None, text)
+    shown = reasons.account(code, fault, None)
     assert shown["why"] and shown["fix"] and (not text or text in shown["what"])
 
 
@@ -116,12 +117,12 @@ def test_the_jobs_own_words_come_first() -> None:
     told = error_record(
         UserErrors([UserError("a is wrong", "so it is", "mend a", where="f:1"), UserError("b")])
     )
-    fault = reasons.diagnose(2, told, "", None)
-    assert fault.reason == Reason.BAD_CONFIG
-    assert reasons.diagnose(2, {**told, "reason": "bad_data"}, "", None).reason == "bad_data"
+    fault = reasons.diagnose(reasons.COMMON, "", returncode=2, error=told)
+    assert (fault.reason, fault.cause, fault.fixes) == (Reason.BAD_CONFIG, "", ())
     full = error_record(UserError("cannot write x", "No space left on device (9 bytes needed)"))
-    assert reasons.diagnose(2, full, "", None).reason == Reason.DISK_FULL
-    error = observe.error_from(json.loads(json.dumps(reasons.account(2, fault, told, ""))))
+    disk = reasons.diagnose(reasons.COMMON, "", returncode=2, error=full)
+    assert disk.reason == Reason.DISK_FULL
+    error = UserError.from_dict(json.loads(json.dumps(reasons.account(2, fault, told))))
     assert isinstance(error, UserErrors) and "2 problems" in error.what
     assert str(error.problems[0]) == "f:1: a is wrong\n  why: so it is\n  fix: mend a"
 

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from core.training.faults import TAIL, diagnose
+from core.jobs import reasons
+from core.jobs.reasons import TAIL, Fault
+from core.jobs.spec import RunSpec
+from core.paths import RunPaths
+from core.training.faults import of_run, table
 from core.training.spec import DEFAULT_CONFIG, TrainSpec
+
+
+def diagnose(text: str, spec: TrainSpec | None = None, code: int | None = None) -> Fault:
+    return reasons.diagnose(table(spec or TrainSpec("d"), resumable=True), text, returncode=code)
+
 
 CASES = [
     ("oom_gpu", "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."),
@@ -34,7 +45,7 @@ CASES = [
 @pytest.mark.parametrize(("reason", "line"), CASES)
 def test_log_line_gives_the_reason_and_three_fixes(reason: str, line: str) -> None:
     text = f"step 1\nTraceback (most recent call last):\n  File x\n{line}\nbye\n"
-    fault = diagnose(text, returncode=1, params=TrainSpec("d").to_dict())
+    fault = diagnose(text, code=1)
     assert fault.reason == reason
     assert fault.line == line
     assert len(fault.fixes) >= 2
@@ -52,13 +63,13 @@ def test_every_fix_gives_a_spec_that_can_start(reason: str, line: str) -> None:
         stock_config="qwen_7b_qlora_alpaca_e3",
         config_text="x = 1",
     )
-    for fix in diagnose(line, params=spec.to_dict()).fixes:
+    for fix in diagnose(line, spec).fixes:
         TrainSpec.from_dict({**spec.to_dict(), **fix.overrides}).check()
 
 
 def test_memory_fix_keeps_the_rows_behind_a_step() -> None:
     spec = TrainSpec("d", batch_size=16, accumulation=1)
-    first = diagnose("CUDA out of memory", params=spec.to_dict()).fixes[0]
+    first = diagnose("CUDA out of memory", spec).fixes[0]
     smaller = TrainSpec.from_dict({**spec.to_dict(), **first.overrides})
     assert smaller.rows_per_step == spec.rows_per_step
     assert smaller.batch_size < spec.batch_size
@@ -66,25 +77,41 @@ def test_memory_fix_keeps_the_rows_behind_a_step() -> None:
 
 def test_config_fix_goes_back_to_the_form_and_the_stock_file() -> None:
     spec = TrainSpec("d", stock_config="qwen_7b_qlora_alpaca_e3", config_text="x = 1")
-    fixes = diagnose("NameError: name 'foo' is not defined", params=spec.to_dict()).fixes
+    fixes = diagnose("NameError: name 'foo' is not defined", spec).fixes
     assert fixes[0].overrides == {"config_text": None}
     assert fixes[1].overrides == {"stock_config": DEFAULT_CONFIG}
 
 
 @pytest.mark.parametrize(
-    ("code", "stop", "reason"),
-    [
-        (-9, False, "oom_host"),
-        (-15, False, "killed_signal"),
-        (0, False, "incomplete"),
-        (-9, True, "user_stop"),
-        (1, False, "incomplete"),
-    ],
+    ("code", "reason"),
+    [(-9, "oom_host"), (-15, "killed_signal"), (0, "incomplete"), (1, "incomplete")],
 )
-def test_silent_ends_are_told_apart_by_the_exit(code: int, stop: bool, reason: str) -> None:
-    assert diagnose("all fine\n", returncode=code, stop_requested=stop).reason == reason
+def test_silent_ends_are_told_apart_by_the_exit(code: int, reason: str) -> None:
+    assert diagnose("all fine\n", code=code).reason == reason
 
 
-def test_only_the_tail_counts_and_old_specs_do_not_break() -> None:
-    text = "CUDA out of memory\n" + "x" * TAIL
-    assert diagnose(text, returncode=1, params={"speed": 3}).reason == "incomplete"
+def test_only_the_tail_counts() -> None:
+    assert diagnose("CUDA out of memory\n" + "x" * TAIL, code=1).reason == "incomplete"
+
+
+@pytest.mark.parametrize("text", ["training ended without its last checkpoint (step 9)", "bye"])
+@pytest.mark.parametrize("code", [1, -15])
+def test_resuming_is_advised_only_where_it_can_be_done(text: str, code: int) -> None:
+    for resumable in (True, False):
+        rules = table(TrainSpec("d"), resumable=resumable)
+        fault = reasons.diagnose(rules, text, returncode=code)
+        assert any("resume" in fix.label for fix in fault.fixes) is resumable
+
+
+def test_a_run_of_another_version_or_without_checkpoints_gets_fixes_too(tmp_path: Path) -> None:
+    for params in ({"speed": 3}, TrainSpec("d").to_dict()):
+        found = reasons.diagnose(of_run(params, RunPaths(tmp_path)), "bye", returncode=1)
+        assert found.fixes and not any("resume" in fix.label for fix in found.fixes)
+
+
+@pytest.mark.parametrize("kind", ["merge", "generate", "evaluate"])
+def test_other_jobs_get_no_training_advice(kind: str, tmp_path: Path) -> None:
+    rules = reasons.table_of(RunSpec(kind, "x", {}, 1), RunPaths(tmp_path))
+    fault = reasons.diagnose(rules, "CUDA out of memory", returncode=1)
+    assert fault.reason == "oom_gpu"
+    assert not any(fix.overrides for fix in fault.fixes)

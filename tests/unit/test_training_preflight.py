@@ -11,6 +11,7 @@ from core.conversation import Conversation
 from core.errors import UserErrors
 from core.models.device import Choice, Device
 from core.training import cost, deepspeed, entry, launch
+from core.training.defaults import choose
 from core.training.preflight import preflight
 from core.training.spec import TrainSpec
 
@@ -115,20 +116,20 @@ def test_memory_and_disk_that_do_not_suffice_are_problems(
 
 
 def test_auto_explains_every_choice_and_keeps_overrides(dataset: Path, tiny_llama: Path) -> None:
-    spec, choices = TrainSpec.auto(str(dataset), str(tiny_llama), CPU, steps=33, lora_r=4)
+    spec, choices = choose(str(dataset), str(tiny_llama), CPU, {"steps": 33, "lora_r": 4})
     by_name = {choice.name: choice for choice in choices}
     assert (spec.steps, spec.lora_r) == (33, 4)
     assert by_name["steps"].reason == "set by you"
     assert all(choice.reason for choice in choices)
     assert spec.rows_per_step == 16
     spec.check()
-    on_gpu, _ = TrainSpec.auto(str(dataset), str(tiny_llama), GPUS)
+    on_gpu, _ = choose(str(dataset), str(tiny_llama), GPUS)
     assert on_gpu.dtype == "bfloat16"
 
 
 def test_auto_recomputes_activations_where_memory_is_short(dataset: Path, tiny_llama: Path) -> None:
     tight = Device("cpu", "tight", 1, 2**30, 2, CPU.compute_dtype)
-    spec, choices = TrainSpec.auto(str(dataset), str(tiny_llama), tight)
+    spec, choices = choose(str(dataset), str(tiny_llama), tight)
     assert spec.batch_size * spec.accumulation == 16
     assert spec.batch_size < 8 or spec.recompute_above
     assert {choice.name for choice in choices} >= {"batch_size", "recompute_above"}

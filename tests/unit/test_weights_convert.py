@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from core import seal
 from core.chat.sides import discover
 from core.errors import UserError
 from core.paths import RunPaths
@@ -28,7 +29,7 @@ def _run(tmp_path: Path, **lora: Any) -> tuple[Path, Path, Path, Any]:
     peft = tiny.save_adapter(base, tmp_path / "peft", **lora)
     tiny.save_checkpoint(peft, tmp_path / "run" / "work" / "iter_3.pth")
     tiny.save_config(tmp_path / "run" / "config.py", base, extra=extra)
-    (tmp_path / "run" / "spec.json").write_text("{}")
+    seal.seal(tmp_path / "run" / "config.py")
     return tmp_path / "run/work/iter_3.pth", tmp_path / "run/config.py", tmp_path / "peft", peft
 
 
@@ -124,12 +125,10 @@ def test_full_checkpoint_and_other_state_dicts_are_refused(tmp_path: Path) -> No
         convert(checkpoint, config, tmp_path / "out")
 
 
-def test_xtuner_engine_runs_only_files_of_one_run(tmp_path: Path) -> None:
+def test_xtuner_engine_runs_only_a_config_that_a_run_wrote(tmp_path: Path) -> None:
     checkpoint, config, *_ = _run(tmp_path, target_modules=["q_proj"])
-    elsewhere = tmp_path / "uploaded.pth"
-    checkpoint.rename(elsewhere)
-    checkpoint.symlink_to(elsewhere)
-    with pytest.raises(UserError, match="one run's folder"):
+    config.write_text(config.read_text() + "\nimport os\n")
+    with pytest.raises(UserError, match="was changed since"):
         convert(checkpoint, config, tmp_path / "out", engine="xtuner")
     with pytest.raises(UserError, match="unknown convert engine"):
         convert(checkpoint, config, tmp_path / "out", engine="magic")  # type: ignore[arg-type]

@@ -168,6 +168,7 @@ def make_ready(sides: list[SideSpec]) -> bool:
         errors = worker.load(sides)
         for side in sides:
             if side.id in errors:
-                show_error(UserError(**errors[side.id], where=f"column {side.id.upper()}"))
+                where = f"column {side.id.upper()}"
+                show_error(UserError.from_dict({**errors[side.id], "where": where}))
         return len(errors) < len(sides)
     return any(not s.local for s in sides)

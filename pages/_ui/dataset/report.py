@@ -7,6 +7,7 @@ import streamlit as st
 from core.data import store
 from core.data.drafts import Draft
 from core.data.report import DatasetReport
+from core.training import budget
 from core.training.budget import Budget
 from pages._ui.dataset import charts as dataset_charts
 from pages._ui.dataset import tables as dataset_tables
@@ -34,8 +35,8 @@ def draw() -> None:
                 icon=":material/edit_note:",
             )
         stamp = store.dataset(name).manifest.stat().st_mtime_ns
-        report = _report(name, stamp, model, length, step, steps or None)
-        _head(report)
+        report = _report(name, stamp, model, length)
+        _head(report, budget.for_dataset(report, rows_per_step=step, steps=steps or None))
         _findings(report)
         _pictures(report)
         dataset_tables.diversity(report)
@@ -52,19 +53,15 @@ def _settings() -> tuple[str, int, int, int]:
 
 
 @st.cache_data(show_spinner="Reading the rows", max_entries=8)
-def _report(
-    name: str, _stamp: int, model: str, length: int, step: int, steps: int | None
-) -> DatasetReport:
+def _report(name: str, _stamp: int, model: str, length: int) -> DatasetReport:
     model_libraries()
     from core.data.report import report_dataset
     from core.models.catalog import resolve
 
-    return report_dataset(
-        store.dataset(name), resolve(model).path, max_length=length, rows_per_step=step, steps=steps
-    )
+    return report_dataset(store.dataset(name), resolve(model).path, max_length=length)
 
 
-def _head(report: DatasetReport) -> None:
+def _head(report: DatasetReport, plan: Budget) -> None:
     with st.container(horizontal=True):
         st.metric("Conversations", f"{report.rows:,}", width=150)
         if report.general_to_identity:
@@ -82,15 +79,15 @@ def _head(report: DatasetReport) -> None:
             width=170,
             help="Their end is cut off, and with it the last replies.",
         )
-        st.metric("Optimizer steps", f"{report.budget.steps:,}", width=160)
-        st.metric("Times each row is seen", f"{report.budget.exposures:.1f}", width=200)
-    advice(report.budget)
+        st.metric("Optimizer steps", f"{plan.steps:,}", width=160)
+        st.metric("Times each row is seen", f"{plan.exposures:.1f}", width=200)
+    advice(plan)
 
 
-def advice(budget: Budget) -> None:
+def advice(plan: Budget) -> None:
     """The judgements on a plan, bad ones first."""
     order = ["error", "warning", "ok"]
-    for one in sorted(budget.advice, key=lambda a: order.index(a.level)):
+    for one in sorted(plan.advice, key=lambda a: order.index(a.level)):
         text = f"**{one.text[0].upper()}{one.text[1:]}.** {one.why[0].upper()}{one.why[1:]}."
         if one.level == "ok":
             st.caption(f"{_ICONS['ok']} {text}")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import streamlit as st
 
+from core.jobs.reasons import Fix
 from core.jobs.state import Status
 from core.paths import RunPaths
-from core.training import faults, lifecycle
+from core.training import lifecycle
 from pages._ui.shell.common import errors_shown, model_libraries, show_error
 from pages._ui.train.state import WATCH, go_to
 
@@ -31,7 +32,7 @@ def draw(run: RunPaths, now: Status) -> None:
                 _start(run, fix)
 
 
-def _start(run: RunPaths, fix: faults.Fix) -> None:
+def _start(run: RunPaths, fix: Fix) -> None:
     with errors_shown():
         with st.spinner("Looking at everything the run needs"):
             model_libraries()

@@ -11,7 +11,7 @@ import streamlit as st
 from core import paths
 from core.errors import UserError
 from core.models.device import Choice
-from core.training.defaults import following
+from core.training.defaults import choose, following
 from core.training.spec import FIELDS, FieldInfo, TrainSpec
 from pages._ui.shell.common import device
 
@@ -30,7 +30,7 @@ _NEEDS_GPU = {"deepspeed", "gpus", "nodes"}
 
 @st.cache_data(show_spinner="Choosing defaults for this dataset, model and machine", max_entries=16)
 def _auto(dataset: str, model: str, stock: str, stamp: int) -> tuple[dict[str, Any], list[Choice]]:
-    spec, choices = TrainSpec.auto(dataset, model, device(), stock_config=stock)
+    spec, choices = choose(dataset, model, device(), {"stock_config": stock})
     return spec.to_dict(), choices
 
 
