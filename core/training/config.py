@@ -102,7 +102,7 @@ def render(spec: TrainSpec, inputs: ConfigInputs) -> str:
     _edit_settings(editor, spec, inputs)
     _edit_model(editor, spec, inputs)
     _edit_data(editor, spec)
-    _edit_schedule(editor, spec)
+    _edit_schedule(editor, spec, inputs)
     _edit_runtime(editor, spec, inputs)
     return editor.code
 
@@ -281,9 +281,9 @@ _DECAY = """    dict(
 """
 
 
-def _edit_schedule(editor: ConfigEditor, spec: TrainSpec) -> None:
+def _edit_schedule(editor: ConfigEditor, spec: TrainSpec, inputs: ConfigInputs) -> None:
     """Part 4. ``schedule.lr_at_iteration`` is the plan that these two pieces carry out."""
-    if spec.dtype == "float32":
+    if spec.dtype == "float32" or inputs.device == "cpu":  # AmpOptimWrapper asserts a GPU
         editor.ensure_import("mmengine.optim", "OptimWrapper")
         editor.set("optim_wrapper.type", "OptimWrapper")
         editor.remove("optim_wrapper.loss_scale")

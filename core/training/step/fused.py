@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from core.inference.llama import inner_model
 from core.training.step.layer import Layer, Rotary, forward
-from core.training.step.linear import Group, refresh
+from core.training.step.linear import Group, refresh, unlike
 from core.training.step.loss import LinearCrossEntropy
 from core.training.step.packing import Packed, pack
 from core.training.step.pointwise import EAGER, Pointwise
@@ -38,6 +38,9 @@ def unsupported(model: Any) -> str:
     head = inner.get_output_embeddings()
     if type(head) is not torch.nn.Linear or head.bias is not None:
         return f"output head {type(head).__name__}"
+    for layer in inner.model.layers:
+        if reason := next(filter(None, map(unlike, _linears(layer))), ""):
+            return reason
     inside = sum(p.requires_grad for p in inner.model.layers.parameters())
     if inside != sum(p.requires_grad for p in model.parameters()):
         return "trained weights outside the layers"
@@ -58,7 +61,7 @@ class FusedStep:
         keep_padding: compute the padding too, as XTuner does.
 
     Raises:
-        ValueError: see ``unsupported``, and LoRA that ``Group`` does not compute.
+        ValueError: see ``unsupported``.
     """
 
     def __init__(
@@ -122,10 +125,22 @@ class FusedStep:
         )
 
 
-def _layer(layer: Any, config: Any, dtype: torch.dtype, run: Pointwise) -> Layer:
+def _linears(layer: Any) -> tuple[list[Any], list[Any], list[Any], list[Any]]:
+    """The linear layers that read one input: q, k and v; output; gate and up; down."""
     attention, mlp = layer.self_attn, layer.mlp
+    return (
+        [attention.q_proj, attention.k_proj, attention.v_proj],
+        [attention.o_proj],
+        [mlp.gate_proj, mlp.up_proj],
+        [mlp.down_proj],
+    )
+
+
+def _layer(layer: Any, config: Any, dtype: torch.dtype, run: Pointwise) -> Layer:
+    attention = layer.self_attn
     heads, kv_heads = int(config.num_attention_heads), int(config.num_key_value_heads)
     _norms_to(layer, dtype)
+    qkv, out, gate_up, down = (Group(linears, dtype) for linears in _linears(layer))
     head_norm = None
     if getattr(attention, "q_norm", None) is not None:
         head_norm = torch.cat(
@@ -142,10 +157,10 @@ def _layer(layer: Any, config: Any, dtype: torch.dtype, run: Pointwise) -> Layer
         norm_in=layer.input_layernorm.weight.detach(),
         norm_mlp=layer.post_attention_layernorm.weight.detach(),
         head_norm=head_norm,
-        qkv=Group([attention.q_proj, attention.k_proj, attention.v_proj], dtype),
-        out=Group([attention.o_proj], dtype),
-        gate_up=Group([mlp.gate_proj, mlp.up_proj], dtype),
-        down=Group([mlp.down_proj], dtype),
+        qkv=qkv,
+        out=out,
+        gate_up=gate_up,
+        down=down,
         run=run,
     )
 

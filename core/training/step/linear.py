@@ -22,9 +22,6 @@ class Group:
     Args:
         linears: PEFT's LoRA layers, or plain linear layers where LoRA is not applied.
         dtype: type of the inputs and of the products.
-
-    Raises:
-        ValueError: LoRA of a kind that is not computed here (DoRA, a bias, unlike scales).
     """
 
     def __init__(self, linears: list[Any], dtype: torch.dtype) -> None:
@@ -52,22 +49,11 @@ class Group:
             for columns, linear in zip(self.columns, linears, strict=True)
             if hasattr(linear, "lora_A")
         ]
-        names = {name for _, linear in with_lora for name in linear.active_adapters}
-        if len(names) > 1:
-            raise ValueError("several adapters at once")
         self.outputs = [columns for columns, _ in with_lora]
-        name = next(iter(names), "")
-        if any(getattr(linear, "lora_variant", {}) for _, linear in with_lora):
-            raise ValueError("a LoRA variant (DoRA)")
+        name = with_lora[0][1].active_adapters[0] if with_lora else ""
         self.masters_a = [linear.lora_A[name].weight for _, linear in with_lora]
         self.masters_b = [linear.lora_B[name].weight for _, linear in with_lora]
-        if any(linear.lora_B[name].bias is not None for _, linear in with_lora):
-            raise ValueError("a LoRA bias")
-        scales = {float(linear.scaling[name]) for _, linear in with_lora}
-        drops = {float(getattr(linear.lora_dropout[name], "p", 0.0)) for _, linear in with_lora}
-        if len(scales) > 1 or len(drops) > 1:
-            raise ValueError("LoRA scales or dropouts that differ between layers of one input")
-        self.scale, self.dropout = next(iter(scales), 1.0), next(iter(drops), 0.0)
+        self.scale, self.dropout = next((_setting(one) for _, one in with_lora), (1.0, 0.0))
         self.ranks = _spans([a.shape[0] for a in self.masters_a])
         self.b: list[Tensor] = []
         self.copies: list[tuple[Tensor, Tensor]] = []
@@ -143,6 +129,27 @@ class Group:
             return self.weight
         parts = [dense(base, self.dtype) for base in self.bases]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def unlike(linears: list[Any]) -> str:
+    """Why these layers cannot be a ``Group`` ('' if they can)."""
+    with_lora = [linear for linear in linears if hasattr(linear, "lora_A")]
+    if any(len(linear.active_adapters) != 1 for linear in with_lora):
+        return "not one adapter"
+    if any(getattr(linear, "lora_variant", {}) for linear in with_lora):
+        return "a LoRA variant (DoRA)"
+    if any(linear.lora_B[linear.active_adapters[0]].bias is not None for linear in with_lora):
+        return "a LoRA bias"
+    if len({_setting(linear) for linear in with_lora}) > 1:
+        return "LoRA scales or dropouts that differ between layers of one input"
+    return ""
+
+
+def _setting(linear: Any) -> tuple[float, float]:
+    """(scale, dropout) of the active adapter."""
+    name = linear.active_adapters[0]
+    dropout = getattr(linear.lora_dropout[name], "p", 0.0)
+    return float(linear.scaling[name]), float(dropout)
 
 
 def refresh(groups: list[Group]) -> None:

@@ -96,7 +96,7 @@ EAGER = Pointwise()
 
 
 def compiled() -> Pointwise:
-    """One kernel a function. Compiled at its first call, or read from the cache of compiled code."""
+    """One kernel a function, compiled at its first call or read from the cache."""
     return Pointwise(
         rms_norm=_compile(rms_norm, 1),
         norm_again=_compile(norm_again, 2),
@@ -109,7 +109,7 @@ def compiled() -> Pointwise:
 
 
 def _compile(function: Callable[..., Any], per_token: int) -> Callable[..., Any]:
-    """Compile for any number of tokens: the first dimension of the first ``per_token`` arguments."""
+    """Compile; the first dimension of the first ``per_token`` arguments is left open."""
     fast = torch.compile(function, fullgraph=True)
 
     @functools.wraps(function)
