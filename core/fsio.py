@@ -86,9 +86,15 @@ def jsonable(value: Any) -> Any:
     return value
 
 
+#: Line ends of Unicode that JSON leaves bare, where readers of others cut a line in two, and
+#: halves of surrogate pairs, which UTF-8 has no bytes for.
+_BARE = re.compile("[\u0085\u2028\u2029\ud800-\udfff]")
+
+
 def dump_json(value: Any, *, indent: int | None = None) -> str:
-    """Strict JSON (no bare NaN), UTF-8 text kept readable."""
-    return json.dumps(jsonable(value), ensure_ascii=False, allow_nan=False, indent=indent)
+    """Strict JSON (no bare NaN), UTF-8 text kept readable; one line, whoever splits it."""
+    text = json.dumps(jsonable(value), ensure_ascii=False, allow_nan=False, indent=indent)
+    return _BARE.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -131,11 +137,38 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> int:
 
 
 def read_jsonl(path: Path) -> Iterator[Any]:
-    """Rows of a file we wrote ourselves. Foreign files go through core.data.formats."""
-    with path.open(encoding="utf-8") as file:
-        for line in file:
+    """Rows of a file we wrote ourselves. Foreign files go through core.data.importer.
+
+    Raises:
+        UserError: a line is not JSON in UTF-8, with its number.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
             if line.strip():
-                yield json.loads(line)
+                yield parse_line(line, f"{path}:{number}")
+
+
+def parse_line(line: bytes, where: str) -> Any:
+    """One line of JSONL; UserError with ``where`` if it is not JSON."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            "this line is not JSON",
+            why=str(error),
+            fix="restore the file, or make it again",
+            where=where,
+        ) from error
+
+
+def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
+    """(number, line) of the lines that are not blank, counted from 1 and cut at line feeds only.
+
+    ``str.splitlines`` cuts at U+2028, U+2029, U+0085 and form feeds too, which stand inside texts.
+    """
+    for number, line in enumerate(text.split("\n"), 1):
+        if stripped := line.strip(" \t\r"):
+            yield number, stripped
 
 
 def sha256_file(path: Path) -> str:

@@ -6,10 +6,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from core import fsio
 from core.chat.diff import similarity
 from core.chat.transcripts import Reply
+from core.data.fields import RowError, check_text
 from core.errors import UserError, UserErrors
 
 #: More prompts than this in one batch would run for hours on a laptop.
@@ -69,17 +70,18 @@ def parse_prompts(data: bytes, where: str) -> list[str]:
         raise UserError(f"{where} is not UTF-8", why=str(error), fix="save it as UTF-8") from error
     prompts: list[str] = []
     problems: list[UserError] = []
-    for number, line in enumerate(text.splitlines(), 1):
-        line = line.strip()
-        if not line:
-            continue
+    for number, line in fsio.numbered_lines(text):
         try:
             prompts.append(_json_prompt(line) if line.startswith("{") else line)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, RecursionError, RowError) as error:
             problems.append(
                 UserError(
                     "this line holds no prompt",
-                    why=f"{type(error).__name__}: {error}"[:200],
+                    why=(
+                        f"{error.field}: {error.what}"
+                        if isinstance(error, RowError)
+                        else str(error)
+                    ),
                     fix='write the prompt itself, {"prompt": "..."} or {"messages": [...]}',
                     where=f"{where}:{number}",
                 )
@@ -96,10 +98,16 @@ def parse_prompts(data: bytes, where: str) -> list[str]:
 
 
 def _json_prompt(line: str) -> str:
-    row: Any = json.loads(line)
-    if isinstance(row.get("prompt"), str):
-        return str(row["prompt"])
-    for message in row["messages"]:
-        if message["role"] == "user":
-            return str(message["content"])
-    raise ValueError("no user message")
+    """The prompt, or the last user turn: what is to be answered."""
+    row = json.loads(line)
+    if "prompt" in row and not isinstance(row["prompt"], list):
+        return check_text(row["prompt"], "prompt")
+    turns = row.get("messages", row.get("prompt"))
+    asked = [
+        (f"messages[{at}].content", turn.get("content"))
+        for at, turn in enumerate(turns if isinstance(turns, list) else [])
+        if isinstance(turn, dict) and turn.get("role") == "user"
+    ]
+    if not asked:
+        raise RowError("messages", "no user turn", "")
+    return check_text(asked[-1][1], asked[-1][0])

@@ -224,7 +224,7 @@ def _turn(row: dict[str, Any]) -> Turn:
 
 
 def _rows(file: Path) -> Iterator[dict[str, Any]]:
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+    for _, line in fsio.numbered_lines(file.read_text(encoding="utf-8", errors="replace")):
         try:
             row = json.loads(line)
         except json.JSONDecodeError:

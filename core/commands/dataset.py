@@ -325,7 +325,7 @@ def _export(args: argparse.Namespace) -> int:
 def _import(args: argparse.Namespace) -> int:
     from core.data import store
     from core.data.drafts import Draft
-    from core.data.importer import import_file, with_unique_id
+    from core.data.importer import UniqueIds, import_file
     from core.fsio import slug
 
     report = import_file(args.file, fmt=args.format, max_bytes=None)
@@ -342,8 +342,7 @@ def _import(args: argparse.Namespace) -> int:
     name = args.name or store.free_name(args.add_to or slug(args.file.stem, "import"))
     if args.add_to:
         draft = Draft(args.add_to)
-        taken = draft.ids()
-        rows = [*draft.rows(), *(with_unique_id(r, taken) for r in report.rows)]
+        rows = [*draft.rows(), *map(UniqueIds(draft.ids()), report.rows)]
         store.save(name, rows, parent=args.add_to, note=f"with {args.file.name}")
     else:
         store.save(name, report.rows, note=f"imported from {args.file.name}")

@@ -12,14 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast, get_args
 
 from core.conversation import Conversation, Kind, Message, Role
+from core.data.fields import RowError, check_text, flag
 from core.fsio import dump_json
 
 Row = Mapping[str, Any]
 
-#: Marks such as ``<|im_end|>``: a tokenizer turns them into control tokens, so in the middle of
-#: a text they would end the turn.
-CONTROL_MARK = re.compile(r"<\|[A-Za-z0-9_]{1,40}\|>")
-_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]")
 _KINDS = get_args(Kind)
 
@@ -38,16 +35,6 @@ ROLE_NAMES: dict[str, Role] = {
 }
 
 
-class RowError(Exception):
-    """One row cannot be used. ``field`` is a path inside the row, e.g. ``messages[2].role``."""
-
-    def __init__(self, field: str, what: str, fix: str) -> None:
-        super().__init__(field, what, fix)
-        self.field = field
-        self.what = what
-        self.fix = fix
-
-
 # --- shared checks ---------------------------------------------------------------------------
 
 
@@ -59,41 +46,7 @@ def guess_locale(text: str) -> str:
 
 def content_id(messages: Sequence[Message]) -> str:
     """A stable id (12 hex digits) of a conversation's text."""
-    text = dump_json(list(messages)).encode("utf-8", "surrogatepass")
-    return hashlib.sha256(text).hexdigest()[:12]
-
-
-def check_text(value: Any, at: str) -> str:
-    """The text of one turn; RowError if it is no text, empty, or unsafe to train on."""
-    if value is None or (isinstance(value, str) and not value.strip()):
-        raise RowError(at, "the text is empty", "write the text, or remove the turn pair")
-    if not isinstance(value, str):
-        raise RowError(
-            at,
-            f"a {type(value).__name__} where text belongs",
-            "use one string; pictures and lists of parts are not supported",
-        )
-    if mark := CONTROL_MARK.search(value):
-        raise RowError(
-            at,
-            f"the text holds the control mark {mark.group()}",
-            "remove the mark: a tokenizer would end the turn there",
-        )
-    if _SURROGATE.search(value):
-        raise RowError(
-            at,
-            "the text holds half of a surrogate pair",
-            "write the whole character, or remove the escape \\ud8xx-\\udfxx",
-        )
-    return value
-
-
-def _flag(value: Any, at: str) -> bool:
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, str) and value.strip().lower() in ("true", "false"):
-        return value.strip().lower() == "true"
-    raise RowError(at, f"{value!r} is not true or false", "write true or false")
+    return hashlib.sha256(dump_json(list(messages)).encode()).hexdigest()[:12]
 
 
 def check_order(messages: Sequence[Message], path: str, roles_at: str = ".role") -> None:
@@ -168,7 +121,7 @@ def _loss_list(row: Row) -> list[bool]:
         return []
     if not isinstance(value, list):
         raise RowError("loss", "loss is not a list", "write one true or false for each reply")
-    return [_flag(v, f"loss[{i}]") for i, v in enumerate(value)]
+    return [flag(v, f"loss[{i}]") for i, v in enumerate(value)]
 
 
 def _system(row: Row) -> list[Message]:
@@ -227,7 +180,7 @@ def _loss_of_turns(flags: Sequence[tuple[int, Any]], key: str) -> list[bool]:
             "write loss on every assistant turn of the file, or on none: readers take "
             "a missing key for false",
         )
-    return [_flag(value, f"{key}[{at}].loss") for at, value in flags]
+    return [flag(value, f"{key}[{at}].loss") for at, value in flags]
 
 
 def to_messages(c: Conversation) -> dict[str, Any]:
@@ -305,7 +258,7 @@ def _loss_of_pairs(flags: Sequence[Any]) -> list[bool]:
             "some exchanges have output_with_loss and some have none",
             "write it on every exchange, or on none",
         )
-    return [_flag(v, f"conversation[{at}].output_with_loss") for at, v in enumerate(flags)]
+    return [flag(v, f"conversation[{at}].output_with_loss") for at, v in enumerate(flags)]
 
 
 def _pair(user: Any, reply: Any, user_at: str, reply_at: str) -> list[Message]:

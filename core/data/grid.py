@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from core.conversation import Conversation, Kind, Message
-from core.data.codecs import RowError, check_text, content_id, guess_locale, split_pairs
+from core.data.codecs import content_id, guess_locale, split_pairs
+from core.data.fields import RowError, check_text
 
 #: In the order of the page: what gets edited most comes first.
 COLUMNS = ("round", "user", "reply", "learn", "kind", "system", "id")

@@ -146,7 +146,7 @@ def own_prompts(locale: str) -> list[str]:
     path = PROMPTS / f"general_{locale}.txt"
     if not path.is_file():
         return []
-    return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    return [line for _, line in fsio.numbered_lines(path.read_text("utf-8"))]
 
 
 class _Maker:

@@ -19,11 +19,12 @@ from typing import Any
 
 from core import paths
 from core.conversation import Conversation
-from core.data.importer import with_unique_id
+from core.data.importer import UniqueIds
 from core.errors import UserError
 from core.fsio import (
     check_name,
     read_json,
+    read_jsonl,
     safe_join,
     sha256_file,
     write_json,
@@ -169,10 +170,8 @@ def _index(train: Path, _mtime: int, _size: int) -> RowIndex:
 
 def rows(name: str) -> Iterator[Conversation]:
     """All rows of a version, streamed."""
-    with dataset(name).train.open(encoding="utf-8") as file:
-        for line in file:
-            if line.strip():
-                yield Conversation.from_row(json.loads(line))
+    for row in read_jsonl(dataset(name).train):
+        yield Conversation.from_row(row)
 
 
 def save(
@@ -230,13 +229,13 @@ def save(
 def _write_rows(at: DatasetPaths, conversations: Iterable[Conversation]) -> dict[str, Any]:
     kinds: Counter[str] = Counter()
     locales: Counter[str] = Counter()
-    ids: set[str] = set()
+    unique = UniqueIds()
 
     def out() -> Iterator[dict[str, Any]]:
         for row in conversations:
             kinds[row.kind] += 1
             locales[row.locale] += 1
-            yield with_unique_id(row, ids).to_row()
+            yield unique(row).to_row()
 
     count = write_jsonl(at.train, out())
     if not count:

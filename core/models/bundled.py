@@ -124,7 +124,11 @@ def _write(source: Path, out: Path, on_progress: OnProgress) -> None:
     model.generation_config = GenerationConfig(
         eos_token_id=2, pad_token_id=0, do_sample=False, max_new_tokens=256
     )
-    model.save_pretrained(out, safe_serialization=True)
+    # Dense now, but a model read from a GGUF still calls itself quantized and refuses to be saved.
+    model.hf_quantizer = None  # type: ignore[assignment]
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    model.save_pretrained(out)
     for file in out.iterdir():
         file.chmod(0o644)
     on_progress(stage, 3, 3)
@@ -143,7 +147,7 @@ def _tokenizer(source: Path) -> PreTrainedTokenizerFast:
         return [bytes(field.parts[i]).decode("utf-8") for i in field.data]
 
     tokens = strings("tokenizer.ggml.tokens")
-    merges = [tuple(m.split(" ", 1)) for m in strings("tokenizer.ggml.merges")]
+    merges = [(a, b) for a, _, b in (m.partition(" ") for m in strings("tokenizer.ggml.merges"))]
     kinds: Any = fields["tokenizer.ggml.token_type"]
     control = [tokens[i] for i, at in enumerate(kinds.data) if int(kinds.parts[at][0]) == 3]
 

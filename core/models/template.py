@@ -8,14 +8,19 @@ that both give the same token ids before it hands it out.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 from core.conversation import Message
 from core.errors import UserError
+from core.models import sandbox
 
 IGNORE_INDEX = -100
+#: sha256 of templates that are known to be harmless and are rendered without a child: plain
+#: ChatML, which the bundled model has.
+_KNOWN = frozenset({"f91864928fccff928b3068ca784db6275e655e400ccbb28f61d92c0090caf3b3"})
 _USER, _REPLY, _SYSTEM = "@USER-SENTINEL@", "@REPLY-SENTINEL@", "@SYSTEM-SENTINEL@"
 _PROOF: tuple[list[Message], ...] = (
     [
@@ -39,11 +44,25 @@ class ChatTemplate:
         self.tokenizer = tokenizer
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
-        """The conversation as text, special tokens included."""
-        return str(
-            self.tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+        """The conversation as text, special tokens included.
+
+        Raises:
+            TemplateRefused: the template says no to this conversation, or is broken.
+            UserError: the template takes more time or memory than one may.
+        """
+        source = self.tokenizer.get_chat_template()
+        if hashlib.sha256(source.encode("utf-8", "replace")).hexdigest() in _KNOWN:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+                )
             )
+        return sandbox.render(
+            source,
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            special_tokens=self.tokenizer.special_tokens_map,
+            name=str(getattr(self.tokenizer, "name_or_path", "this model")),
         )
 
     def encode(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:

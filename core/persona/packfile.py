@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,33 @@ from core.errors import UserError, UserErrors
 from core.persona.schema import Pack
 
 try:
-    from yaml import CSafeLoader as Loader
+    from yaml import CSafeLoader as _SafeLoader
 except ImportError:  # PyYAML built without libyaml; ten times slower, same result
-    from yaml import SafeLoader as Loader  # type: ignore[assignment]
+    from yaml import SafeLoader as _SafeLoader  # type: ignore[assignment]
 
 #: The largest pack file, in bytes. Ours have about 60 kB.
 MAX_BYTES = 2_000_000
+
+#: The numbers that a pack holds; YAML's own also allow sexagesimal and very long ones.
+_NUMBER = re.compile(r"[-+]?[0-9]{1,15}(?:\.[0-9]{0,15})?(?:[eE][-+]?[0-9]{1,2})?|\.[0-9]{1,15}")
+
+
+class Loader(_SafeLoader):
+    """Plain numbers only: ``1:30`` is 90 in YAML, and ``1:1:1:...`` a number of any size."""
+
+
+def _number(loader: Any, node: yaml.ScalarNode) -> int | float:
+    text = node.value
+    if not _NUMBER.fullmatch(text):
+        raise yaml.constructor.ConstructorError(
+            problem=f"{text[:40]!r} is not a plain number; put it in quotes if it is a text",
+            problem_mark=node.start_mark,
+        )
+    return int(text) if text.lstrip("+-").isdigit() else float(text)
+
+
+Loader.add_constructor("tag:yaml.org,2002:int", _number)
+Loader.add_constructor("tag:yaml.org,2002:float", _number)
 
 
 class Document:
@@ -139,7 +161,8 @@ def _fitted(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """The ground without the languages that ``own`` does not speak and the intents it removes."""
     head = own.get("persona")
     spoken = head.get("locales") if isinstance(head, dict) else None
-    unspoken = set(base["persona"]["locales"]) - set(spoken if isinstance(spoken, list) else [])
+    own_locales = {x for x in spoken if isinstance(x, str)} if isinstance(spoken, list) else set()
+    unspoken = set(base["persona"]["locales"]) - own_locales
     intents = own.get("intents")
     removed = {k for k, v in intents.items() if v is None} if isinstance(intents, dict) else set()
     return _without(base, (unspoken if spoken else set()) | removed)

@@ -18,6 +18,8 @@ from typing import Any
 from jinja2 import StrictUndefined, Template, TemplateError, meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from core.errors import UserError
+
 #: Longest text that one sentence may render to, in characters.
 MAX_RENDERED = 20_000
 #: Longest sentence that a pack may hold, in characters.
@@ -100,18 +102,27 @@ def check(source: str, declared: Sequence[str]) -> str | None:
         return f"{len(source):,} characters; a sentence may have {MAX_SOURCE:,}"
     try:
         tree = _ENV.parse(source)
+        if problem := _forbidden(tree):
+            return problem
+        # Only now: compiling computes constants, so 9 ** 9 ** 9 would already be computed.
         _ENV.from_string(source)
-    except TemplateError as error:
-        return f"not a valid sentence: {error}"
+    except (TemplateError, ValueError) as error:
+        return f"not a valid sentence: {str(error)[:200]}"
+    except RecursionError:
+        return "nested too deeply"
+    unknown = sorted(meta.find_undeclared_variables(tree) - set(declared))
+    if unknown:
+        known = ", ".join(sorted(declared))
+        return f"unknown slot {', '.join(map(repr, unknown))} (known: {known})"
+    return None
+
+
+def _forbidden(tree: nodes.Node) -> str | None:
     for node in _walk(tree):
         if not isinstance(node, _ALLOWED):
             return f"{type(node).__name__.lower()} is not allowed in a sentence"
         if isinstance(node, nodes.Filter) and (node.args or node.kwargs):
             return f"the filter {node.name!r} takes no arguments"
-    unknown = sorted(meta.find_undeclared_variables(tree) - set(declared))
-    if unknown:
-        known = ", ".join(sorted(declared))
-        return f"unknown slot {', '.join(map(repr, unknown))} (known: {known})"
     return None
 
 
@@ -137,9 +148,13 @@ def render(source: str, values: Mapping[str, Any]) -> str:
     """Put ``values`` into a sentence that passed ``check``; values are never rendered again.
 
     Raises:
-        ValueError: the result is longer than MAX_RENDERED characters.
+        UserError: the result is longer than MAX_RENDERED characters.
     """
     text = _compiled(source).render(values) if "{" in source else source
     if len(text) > MAX_RENDERED:
-        raise ValueError(f"a sentence grew to {len(text):,} characters: {source[:80]!r}")
+        raise UserError(
+            f"a sentence grew to {len(text):,} characters: {source[:80]!r}",
+            why=f"with its slots filled it may have {MAX_RENDERED:,}",
+            fix="shorten the values of its slots",
+        )
     return text

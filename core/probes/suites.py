@@ -14,7 +14,6 @@ one frozen file serves every persona. Scores compare only if the file is the sam
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -213,19 +212,12 @@ def read_probes(path: Path) -> list[Probe]:
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist", fix="build the dataset again")
-    probes = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            probes.append(Probe(**json.loads(line)))
-        except (json.JSONDecodeError, TypeError) as error:
-            raise UserError(
-                f"line {number} is not a probe",
-                why=str(error),
-                where=f"{path}:{number}",
-                fix="build the dataset again",
-            ) from error
+    try:
+        probes = [Probe(**row) for row in fsio.read_jsonl(path)]
+    except TypeError as error:
+        raise UserError(
+            f"{path} holds a line that is no probe", why=str(error), fix="build the dataset again"
+        ) from error
     if not probes:
         raise UserError(
             f"{path} holds no probes",

@@ -30,6 +30,17 @@ def apply() -> None:
     _applied = True
 
 
+def importable() -> None:
+    """XTuner imports ``transformers.utils.is_safetensors_available``, which transformers 5 dropped.
+
+    safetensors is a requirement of transformers 5, so the answer is always yes. Call it before the
+    first import of an XTuner module; ``apply`` does.
+    """
+    import transformers.utils
+
+    transformers.utils.is_safetensors_available = lambda: True  # type: ignore[attr-defined]
+
+
 def cpu_bf16_query() -> None:
     """XTuner asks ``torch.cpu.is_bf16_supported``, which torch does not have.
 
@@ -221,7 +232,7 @@ def loss_on_supervised_tokens() -> None:
     sft.SupervisedFinetune.compute_loss = compute_loss
 
 
-#: Families whose forward ends with ``logits = lm_head(hidden)``, read in transformers 4.57.
+#: Families whose forward ends with ``logits = lm_head(hidden)``, read in transformers 5.24.
 _PLAIN_HEAD = {"llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen2_moe", "phi3"}
 
 
@@ -231,6 +242,7 @@ def _has_plain_head(llm: Any) -> bool:
 
 #: In order of application.
 REPAIRS: tuple[Callable[[], None], ...] = (
+    importable,
     cpu_bf16_query,
     nf4.keep_unpacked,
     bos_of_template,

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from core import fsio
 from core.conversation import OnProgress
 from core.errors import UserError
+from core.models.families import rope_settings
 from core.weights.tensors import TensorRef, read_model
 
 Array = npt.NDArray[Any]
@@ -149,7 +150,7 @@ def _items(folder: Path, config: Mapping[str, Any], kind: Kind) -> list[_Item]:
     family = str(config.get("model_type"))
     if family not in ARCHITECTURES:
         raise _refuse(f"a model of type {family!r}", f"only {', '.join(ARCHITECTURES)} are")
-    if config.get("rope_scaling"):
+    if rope_settings(config)[1]:
         raise _refuse("a model with scaled rotary positions", "the scaling is not carried over")
     architecture, interleaved = ARCHITECTURES[family]
     arch = MODEL_ARCH[architecture.upper()]
@@ -229,7 +230,7 @@ def _describe(
     writer.add_key_length(head_size)
     writer.add_value_length(head_size)
     writer.add_layer_norm_rms_eps(float(config["rms_norm_eps"]))
-    writer.add_rope_freq_base(float(config.get("rope_theta") or 10000.0))
+    writer.add_rope_freq_base(rope_settings(config)[0])
     writer.add_rope_dimension_count(head_size)
     writer.add_vocab_size(len(vocabulary.tokens))
     writer.add_tokenizer_model("gpt2")

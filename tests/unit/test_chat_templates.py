@@ -80,7 +80,9 @@ def test_chat_feeds_what_the_tokenizer_and_training_write(
 ) -> None:
     template = ChatTemplate(tokenizer)
     fed = plan(template, messages, max_new_tokens=16, context=2048)
-    assert fed.token_ids == tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+    assert fed.token_ids == tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_dict=False
+    )
     assert fed.text == tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=False
     )
@@ -111,9 +113,10 @@ def test_the_head_of_a_prompt_is_the_same_for_every_question(
 
 
 def test_chat_feeds_what_xtuner_trains_on(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from xtuner.dataset import utils
-
     from core.training import compat
+
+    compat.importable()
+    from xtuner.dataset import utils
 
     # The repair that our training jobs apply, taken back after this test.
     monkeypatch.setattr(utils, "get_bos_eos_token_ids", utils.get_bos_eos_token_ids)

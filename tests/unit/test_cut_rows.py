@@ -31,13 +31,13 @@ def test_cut_survives_the_file(row: Conversation) -> None:
 
 def test_xtuner_trains_a_cut_reply_without_its_end(row: Conversation, tiny_llama: Path) -> None:
     from mmengine.config import ConfigDict
-    from xtuner.dataset.map_fns import openai_map_fn, template_map_fn_factory
-    from xtuner.dataset.utils import encode_fn
 
     from core.training import compat
 
     compat.apply()
     from xtuner.dataset import utils
+    from xtuner.dataset.map_fns import openai_map_fn, template_map_fn_factory
+    from xtuner.dataset.utils import encode_fn
 
     tokenizer = load_tokenizer(tiny_llama)
     chat = ChatTemplate(tokenizer)

@@ -24,7 +24,7 @@ from core.data.lint import lint_pack, lint_rows, lint_slots
 from core.data.report import report_rows
 from core.errors import UserError
 from core.persona.persona import Persona, load_persona, parse_persona
-from core.training import budget
+from core.training import budget, compat
 from tests.unit.test_data_persona import PACK, any_text
 
 
@@ -400,6 +400,7 @@ def test_slot_text_reaches_the_tokenizer_unchanged(
     bundled_model: Path, name: str, author: str
 ) -> None:
     """Slot -> row -> JSONL -> XTuner's own loader -> token ids -> text."""
+    compat.importable()
     from xtuner.dataset.map_fns import openai_map_fn
 
     tokenizer = _tokenizer(bundled_model)

@@ -129,7 +129,11 @@ def test_locale_is_told_from_the_script() -> None:
         ),
         (messages(("user", "  "), ("assistant", "b")), "messages[0].content", "empty"),
         (messages(("user", "a"), ("assistant", None)), "messages[1].content", "empty"),
-        (messages(("user", [{"type": "text"}]), ("assistant", "b")), "messages[0].content", "list"),
+        (
+            messages(("user", [{"type": "image_url"}]), ("assistant", "b")),
+            "messages[0].content[0]",
+            "image_url",
+        ),
         (
             messages(("user", "a<|im_end|>"), ("assistant", "b")),
             "messages[0].content",

@@ -40,9 +40,10 @@ HARD = [
 @pytest.fixture(scope="module")
 def tokenizer(bundled_model: Path) -> Any:
     """With the repair that training applies: no beginning-of-text token where there is none."""
-    from core.training.compat import bos_of_template
+    from core.training import compat
 
-    bos_of_template()
+    compat.importable()
+    compat.bos_of_template()
     return load_tokenizer(bundled_model)
 
 

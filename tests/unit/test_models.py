@@ -67,9 +67,9 @@ def test_xtuner_pieces_equal_the_tokenizers_template(
     pieces = chat.xtuner_template()
     ids, labels = chat.encode_supervised(TALK)
     assert chat._as_xtuner(TALK, pieces) == (ids, labels)
-    assert ids == tokenizer.apply_chat_template(TALK, tokenize=True)
+    assert ids == tokenizer.apply_chat_template(TALK, return_dict=False)
     assert chat.encode(TALK[:1]) == tokenizer.apply_chat_template(
-        TALK[:1], tokenize=True, add_generation_prompt=True
+        TALK[:1], add_generation_prompt=True, return_dict=False
     )
 
 

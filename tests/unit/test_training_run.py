@@ -128,14 +128,15 @@ def test_short_runs_keep_the_plan(
 
 def test_ids_trained_on_are_the_ids_chat_feeds(finished: Any, tiny_llama: Path) -> None:
     from mmengine.config import Config
-    from xtuner.registry import BUILDER
-    from xtuner.tools.train import register_function
 
     from core.inference.load import load_tokenizer
     from core.models.template import ChatTemplate
     from core.training import compat
 
     compat.apply()
+    from xtuner.registry import BUILDER
+    from xtuner.tools.train import register_function
+
     cfg = Config.fromfile(str(finished[0].config))
     register_function(cfg._cfg_dict)
     trained = BUILDER.build(cfg.train_dataloader.dataset)
@@ -150,14 +151,15 @@ def test_loss_on_supervised_tokens_is_xtuners_loss(finished: Any, tiny_llama: Pa
     """The repair saves work; it must not change the number."""
     import torch
     from transformers import AutoModelForCausalLM
-    from xtuner.dataset.collate_fns import default_collate_fn
-    from xtuner.model.sft import SupervisedFinetune
 
     from core.inference.load import load_tokenizer
     from core.models.template import ChatTemplate
     from core.training import compat
 
     compat.apply()
+    from xtuner.dataset.collate_fns import default_collate_fn
+    from xtuner.model.sft import SupervisedFinetune
+
     template = ChatTemplate(load_tokenizer(tiny_llama))
     encoded = [template.encode_supervised(row.messages, row.loss) for row in ROWS[:6]]
     batch = default_collate_fn([{"input_ids": i, "labels": y} for i, y in encoded])["data"]

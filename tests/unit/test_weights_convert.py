@@ -15,6 +15,7 @@ from core import seal
 from core.chat.sides import discover
 from core.errors import UserError
 from core.paths import RunPaths
+from core.training import compat
 from core.weights import manifest
 from core.weights.convert import adapter_key, adapter_of, convert
 from core.weights.deepspeed import read_zero
@@ -224,6 +225,7 @@ def test_zero_folders(tmp_path: Path, stage: int, ranks: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("stage", "ranks"), [(2, 2), (3, 2)])
 def test_zero_folders_as_xtuner_reads_them(tmp_path: Path, stage: int, ranks: int) -> None:
+    compat.importable()
     from xtuner.utils.zero_to_any_dtype import get_state_dict_from_zero_checkpoint
 
     _write_zero(tmp_path / "iter_3.pth", stage, ranks)

@@ -53,20 +53,32 @@ def test_gguf_gives_the_same_logits(merged: Path, tmp_path: Path, kind: Any, lim
 
     out = export_gguf(merged, tmp_path / "gguf", kind=kind)
     manifest.verify(out)
-    back = AutoModelForCausalLM.from_pretrained(out, gguf_file=f"model-{kind}.gguf")
-    wanted, got = _logits(tiny.load(merged)), _logits(back.float().eval())
+    back = AutoModelForCausalLM.from_pretrained(
+        out, gguf_file=f"model-{kind}.gguf", dtype=torch.float32
+    )
+    wanted, got = _logits(tiny.load(merged)), _logits(back.eval())
     assert float((wanted - got).abs().max()) < limit * float(wanted.abs().max())
 
 
-def test_gguf_of_qwen2_keeps_its_biases(tmp_path: Path, bundled_model: Path) -> None:
+@pytest.mark.parametrize("rope", ["rope_parameters", "rope_theta"])
+def test_gguf_of_qwen2_keeps_its_biases_and_its_positions(
+    tmp_path: Path, bundled_model: Path, rope: str
+) -> None:
+    """Published folders name the base of the positions in one way, transformers 5 in another."""
     from transformers import AutoModelForCausalLM
 
     base = tiny.save_base(
         tmp_path / "base", "qwen2", tied=False, tokenizer=bundled_model, vocab=49152
     )
+    config = fsio.read_json(base.path / "config.json")
+    parameters = {**config.pop("rope_parameters"), "rope_theta": 1e6}
+    config |= {"rope_theta": 1e6} if rope == "rope_theta" else {"rope_parameters": parameters}
+    fsio.write_json(base.path / "config.json", config)
     manifest.write(base.path, {"kind": "merged"})
     out = export_gguf(base.path, tmp_path / "gguf", kind="f32")
-    back = AutoModelForCausalLM.from_pretrained(out, gguf_file="model-f32.gguf").float().eval()
+    back = AutoModelForCausalLM.from_pretrained(
+        out, gguf_file="model-f32.gguf", dtype=torch.float32
+    ).eval()
     wanted = _logits(tiny.load(base.path))
     assert float((wanted - _logits(back)).abs().max()) < 1e-4
 

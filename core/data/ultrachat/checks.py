@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from rapidfuzz import fuzz
 
 from core.conversation import Message
-from core.data.codecs import CONTROL_MARK, guess_locale
+from core.data.codecs import guess_locale
+from core.data.fields import CONTROL_MARK
 
 #: UltraChat asks for short lines; the cap leaves room for a person who rambles a little.
 MAX_USER_WORDS = 40

@@ -109,7 +109,7 @@ def _intents(card: dict[str, Any]) -> None:
         ),
         tooltip=["intent", "hits", "n"],
     )
-    ranges = base.mark_rule(color="#666").encode(x="low:Q", x2="high:Q")
+    ranges = base.mark_rule(color="#8a8a8a").encode(x="low:Q", x2="high:Q")
     st.altair_chart(bars + ranges)
 
 
@@ -243,7 +243,7 @@ def _curves(rows: list[dict[str, Any]], recommended: int) -> alt.Chart:
     line = base.mark_line(point=True).encode(y="value:Q", tooltip=["metric", "step", "hits", "n"])
     mark = (
         alt.Chart(pd.DataFrame([{"step": recommended}]))
-        .mark_rule(strokeDash=[4, 4], color="#666")
+        .mark_rule(strokeDash=[4, 4], color="#8a8a8a")
         .encode(x="step:Q")
     )
     upper = (band + line + mark).properties(height=260)

@@ -8,7 +8,7 @@ from core import fsio
 from core.data import store
 from core.data.drafts import Draft
 from core.data.formats import FORMATS, export_lines
-from core.data.importer import ImportReport, import_file, with_unique_id
+from core.data.importer import ImportReport, UniqueIds, import_file
 from pages._ui.dataset.state import bubbles, choose_dataset, go
 from pages._ui.shell.common import errors_shown, folder_tree
 
@@ -130,9 +130,8 @@ def _take(report: ImportReport, name: str, filename: str) -> None:
                 go("rows", wanted)
     if name and add.button(f"Add to {name}", icon=":material/playlist_add:"):
         draft = Draft(name)
-        taken = draft.ids()
         draft.write(
-            [with_unique_id(r, taken) for r in report.rows],
+            list(map(UniqueIds(draft.ids()), report.rows)),
             label=f"{len(report.rows)} rows from {filename}",
         )
         go("rows", name)

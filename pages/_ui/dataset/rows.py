@@ -6,8 +6,9 @@ import streamlit as st
 
 from core.conversation import Conversation
 from core.data import store
-from core.data.codecs import RowError, check_text, content_id, guess_locale
+from core.data.codecs import content_id, guess_locale
 from core.data.drafts import Draft
+from core.data.fields import RowError, check_text
 from core.data.grid import COLUMNS, from_table, to_table
 from pages._ui.dataset.state import bubbles, choose_dataset, go
 from pages._ui.shell.common import errors_shown

@@ -8,7 +8,7 @@ from typing import Any
 
 import streamlit as st
 
-from core import paths
+from core import fsio, paths
 from core.errors import UserError
 from core.models.device import Choice
 from core.training.defaults import choose, following
@@ -122,7 +122,7 @@ def _field(info: FieldInfo, key: str, value: Any) -> Any:
         )
     if info.type == "list":
         text = st.text_area(f"{info.label} (one a line)", height=100, **common)
-        return [line.strip() for line in text.splitlines() if line.strip()]
+        return [line for _, line in fsio.numbered_lines(text)]
     return st.text_input(info.label, **common)
 
 
