@@ -295,6 +295,8 @@ def _edit_schedule(editor: ConfigEditor, spec: TrainSpec, inputs: ConfigInputs) 
         # bf16 has float32's range: a growing scale would only add rounding.
         scale = '"dynamic"' if spec.dtype == "float16" else "1.0"
         editor.set("optim_wrapper.loss_scale", scale)
+    if inputs.device == "cuda" and not spec.deepspeed and editor.value("optim_type") == "AdamW":
+        editor.set("optim_wrapper.optimizer.fused", "True")
     editor.ensure_import("mmengine.optim", "LinearLR")
     editor.ensure_import("mmengine.optim", "CosineAnnealingLR")
     warmup = _WARMUP if spec.warmup_steps else ""

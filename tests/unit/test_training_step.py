@@ -127,6 +127,19 @@ def test_every_lever_leaves_the_numbers(tmp_path: Path, lever: dict[str, Any]) -
     assert_same(fused(FusedStep(model, torch.float32, **lever), batch()), wanted, 1e-4)
 
 
+def test_a_row_that_fills_up_teaches_nothing(tmp_path: Path) -> None:
+    model = small_model(tmp_path, nf4=False)
+    step = FusedStep(model, torch.float32)
+    loss = step.loss(pack(batch()))
+    loss.backward()
+    wanted = float(loss.detach()), gradients(model)
+    full = pack(batch(), multiple=64)
+    assert full.ids.numel() == 64 and full.rows == 4
+    loss = step.loss(full)
+    loss.backward()
+    assert_same((float(loss.detach()), gradients(model)), wanted, 1e-5)
+
+
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["up_proj", "down_proj"]])
 def test_lora_on_some_of_the_layers(tmp_path: Path, targets: list[str]) -> None:
     model = small_model(tmp_path, nf4=False, target_modules=targets)

@@ -19,6 +19,8 @@ from core.training.step.pointwise import EAGER, Pointwise
 _FAMILIES = {"llama", "mistral", "qwen2", "qwen3"}
 #: Rotary tables of these kinds depend on the position only, not on the length of the row.
 _FIXED_ROPE = {"default", "linear", "llama3", "yarn"}
+#: On a GPU a micro-batch is filled up to a multiple of this.
+_GPU_TOKENS = 128
 
 
 def unsupported(model: Any) -> str:
@@ -91,7 +93,8 @@ class FusedStep:
 
     def __call__(self, data: dict[str, Any], data_samples: Any = None) -> dict[str, Tensor]:
         """Mean loss of the micro-batch's supervised tokens."""
-        packed = pack(data, keep_padding=self.keep_padding)
+        multiple = _GPU_TOKENS if data["input_ids"].is_cuda else 1
+        packed = pack(data, keep_padding=self.keep_padding, multiple=multiple)
         with torch.autocast(packed.ids.device.type, enabled=False):
             return {"loss": self.loss(packed)}
 

@@ -36,12 +36,14 @@ class Packed:
         return int(self.bounds.numel()) - 1
 
 
-def pack(data: dict[str, Any], *, keep_padding: bool = False) -> Packed:
+def pack(data: dict[str, Any], *, keep_padding: bool = False, multiple: int = 1) -> Packed:
     """What ``xtuner.dataset.collate_fns.default_collate_fn`` made of the rows, packed.
 
     Args:
         data: ``input_ids``, ``labels`` and a right-padded ``attention_mask``, all (rows, length).
         keep_padding: pack the padding too (the same loss; for comparison).
+        multiple: fill up to a multiple of this many tokens with a row that nothing is learned from
+            (a GPU's libraries look for the best product anew at every number of tokens).
     """
     ids, device = data["input_ids"], data["input_ids"].device
     labels, mask = data["labels"].cpu(), data["attention_mask"].cpu().bool()
@@ -50,6 +52,9 @@ def pack(data: dict[str, Any], *, keep_padding: bool = False) -> Packed:
     lengths = mask.sum(1)
     if not bool((mask.long().cumsum(1)[mask] == _counted(lengths) + 1).all()):
         raise ValueError("the padding must stand behind the rows")
+    filler = -int(lengths.sum()) % multiple
+    if multiple > 1:  # always, so that the number of rows does not change either
+        lengths = torch.cat([lengths, lengths.new_tensor([filler])])
     bounds = torch.tensor([0, *itertools.accumulate(lengths.tolist())], dtype=torch.int32)
     longest = int(lengths.max())
     positions = _counted(lengths)
@@ -60,9 +65,9 @@ def pack(data: dict[str, Any], *, keep_padding: bool = False) -> Packed:
     def there(tensor: Tensor) -> Tensor:
         return tensor.to(device, non_blocking=True)
 
-    flat = there(mask.reshape(-1).nonzero().squeeze(1))
+    flat = torch.cat([mask.reshape(-1).nonzero().squeeze(1), torch.zeros(filler, dtype=torch.long)])
     return Packed(
-        ids=ids.reshape(-1)[flat],
+        ids=ids.reshape(-1)[there(flat)],
         positions=there(positions),
         bounds=there(bounds),
         longest=longest,
