@@ -77,7 +77,7 @@ class Bench:
         from core.training import compat, config, entry
         from core.training.spec import TrainSpec
 
-        spec = TrainSpec(str(folder / "data"), max_length=128)
+        spec = TrainSpec(dataset=str(folder / "data"), max_length=128)
         entry.prepare_environment(spec, folder)
         fsio.write_jsonl(folder / "data" / "train.jsonl", (row.to_row() for row in rows(96)))
         path = config.write_config(spec, folder / "config.py")

@@ -1,10 +1,37 @@
-"""One progress line on a terminal, with the time that is left."""
+"""What a terminal shows: one progress line with the time left, and text of others as text."""
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from typing import Any, TextIO
+
+_SEQUENCE = re.compile(
+    r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[@-Z\\-_]"
+)
+#: Control characters but for tab and newline, and marks that turn the reading direction.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """Text that a terminal only shows: a reply may not write the clipboard or move the cursor."""
+    return _CONTROL.sub("", _SEQUENCE.sub("", text.replace("\r\n", "\n")))
+
+
+class TextOnly:
+    """A terminal stream that shows whatever is printed to it as text."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """As of the stream, without what is not printable."""
+        self._stream.write(printable(text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class ProgressLine:
@@ -28,12 +55,12 @@ class ProgressLine:
             parts.append(status.state.lower())
         if status.eta_seconds is not None:
             parts.append(f"{_clock(status.eta_seconds)} left")
-        self._write("  ".join(parts))
+        self._write(printable("  ".join(parts)))
 
     def note(self, text: str) -> None:
         """A line that stays."""
         self.end()
-        print(text, file=self.stream, flush=True)
+        print(printable(text), file=self.stream, flush=True)
 
     def finished(self, stage: str, seconds: float, note: str = "") -> None:
         """A stage is done."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
+
+from core.fsio import dump_json
 
 Role = Literal["system", "user", "assistant"]
 #: What a training row is for. ``own`` rows are the user's, ``rehearsal`` rows the base model's.
@@ -19,6 +22,11 @@ class Message(TypedDict):
 
     role: Role
     content: str
+
+
+def content_id(messages: Sequence[Message]) -> str:
+    """A stable id (12 hex digits) of a conversation's text."""
+    return hashlib.sha256(dump_json(list(messages)).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from core.chat.sides import SideSpec
 from core.conversation import Message
 from core.errors import ErrorRecord, UserError
 from core.inference.settings import ChatSettings
+from core.text.thoughts import CLOSE, OPEN, answer
 
 Emit = Callable[[dict[str, Any]], None]
 #: Seconds to connect, and seconds of silence after which a stream counts as dead.
@@ -61,6 +62,7 @@ class _EndpointReply:
         self._lock = threading.Lock()
         self._started = time.monotonic()
         self._first = self._last = 0.0
+        self._thinking = False
 
     def run(self) -> None:
         try:
@@ -95,6 +97,8 @@ class _EndpointReply:
             self._stream = client.chat.completions.create(**_arguments(self))
             for chunk in self._stream:
                 self._take(chunk)
+        if closing := self._end_of_thoughts():
+            self._add(closing)
         if not self.reason and not self._cancelled:
             raise ConnectionError("the stream ended before the server said why")
 
@@ -106,8 +110,18 @@ class _EndpointReply:
             }
         for choice in chunk.choices[:1]:
             self.reason = choice.finish_reason or self.reason
+            # Servers name it either way; the openai client passes unknown fields on.
+            thought = getattr(choice.delta, "reasoning_content", None)
+            if thought := thought or getattr(choice.delta, "reasoning", None):
+                self._add(thought if self._thinking else OPEN + thought)
+                self._thinking = True
             if choice.delta.content:
-                self._add(choice.delta.content)
+                self._add(self._end_of_thoughts() + choice.delta.content)
+
+    def _end_of_thoughts(self) -> str:
+        """Closes what came on the reasoning channel; kept as tags, as local models write them."""
+        closing, self._thinking = (f"{CLOSE}\n\n" if self._thinking else ""), False
+        return closing
 
     def _add(self, text: str) -> None:
         with self._lock:
@@ -188,7 +202,8 @@ def _arguments(reply: _EndpointReply) -> dict[str, Any]:
         extra["repetition_penalty"] = settings.repetition_penalty
     return {
         "model": reply.side.model,
-        "messages": reply.messages,
+        # What it thought in earlier turns is no part of the conversation.
+        "messages": [{**m, "content": answer(m["content"])} for m in reply.messages],
         "max_tokens": settings.max_new_tokens,
         "temperature": settings.temperature,
         "top_p": settings.top_p,

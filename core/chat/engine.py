@@ -22,7 +22,7 @@ from core.inference import adapters, load
 from core.inference.runner import Runner, make_runner, release_memory
 from core.inference.settings import ChatSettings
 from core.inference.stream import Emit, Stream, error_record
-from core.models import catalog
+from core.models import catalog, lora
 from core.models import device as devices
 from core.models.template import ChatTemplate
 
@@ -107,7 +107,7 @@ class Engine:
 
     def _key(self, side: SideSpec) -> str:
         path = str(catalog.resolve(side.model).path)
-        if side.adapter and not adapters.shareable(Path(side.adapter)):
+        if side.adapter and not lora.shareable(Path(side.adapter)):
             return f"{path}+{side.adapter}"
         return path
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 import time
 from dataclasses import asdict
 from typing import Any
@@ -44,16 +45,16 @@ def to_json(transcript: Transcript) -> str:
 
 
 def to_markdown(transcript: Transcript) -> str:
-    """For a person or an issue: replies are quoted, so that they cannot break the document."""
+    """For a person or an issue: what others wrote is in fences, so nothing of it is rendered."""
     labels = {s.id: s.label for s in transcript.sides}
     lines = [f"# {_one_line(transcript.title)}", "", _when(transcript), ""]
     if transcript.system:
-        lines += ["System prompt:", "", *_quoted(transcript.system), ""]
+        lines += ["System prompt:", "", *_fenced(transcript.system), ""]
     for number, turn in enumerate(transcript.turns, 1):
-        lines += [f"## {number}. Prompt", "", *_quoted(turn.prompt), ""]
+        lines += [f"## {number}. Prompt", "", *_fenced(turn.prompt), ""]
         for side, reply in turn.replies.items():
-            lines += [f"### {_one_line(labels.get(side, side))}", "", *_quoted(reply.text), ""]
-            lines += [f"*{_note(reply)}*", ""]
+            lines += [f"### {_one_line(labels.get(side, side))}", "", *_fenced(reply.text), ""]
+            lines += [f"{_one_line(_note(reply))}", ""]
     return "\n".join(lines)
 
 
@@ -92,12 +93,15 @@ FORMATS: dict[str, tuple[str, Any]] = {
 }
 
 
-def _quoted(text: str) -> list[str]:
-    return [f"> {line}" if line else ">" for line in text.strip().split("\n")]
+def _fenced(text: str) -> list[str]:
+    """A code block whose fence is longer than any run of backticks in the text."""
+    ticks = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return [ticks, *text.strip("\n").split("\n"), ticks]
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    """A heading without links, images or HTML."""
+    return re.sub(r"([\\`*_{}\[\]<>#!|~&@:])", r"\\\1", " ".join(text.split()))
 
 
 def _when(transcript: Transcript) -> str:

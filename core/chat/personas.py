@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from random import Random
 
 from core import paths
 from core.errors import UserError
@@ -34,16 +33,10 @@ def newest() -> PersonaHint:
 
 
 def _hint(dataset: paths.DatasetPaths) -> PersonaHint:
-    from core.persona import templating
     from core.persona.persona import load_persona
+    from core.persona.system import system_turn
 
     persona = load_persona(dataset.persona)
     locale = persona.locales[0]
     names = [*persona.aliases("name"), *persona.aliases("author")]
-    texts = persona.pack.system.get(locale, [])
-    system = ""
-    if texts:
-        system = templating.render(texts[0], persona.values(locale, Random(0)))
-    elif persona.aliases("name"):
-        system = f"You are {persona.slot('name', locale)}."
-    return PersonaHint(persona.title(locale), tuple(names), system)
+    return PersonaHint(persona.title(locale), tuple(names), system_turn(persona, locale))

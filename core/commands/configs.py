@@ -37,7 +37,7 @@ def spec_of(args: argparse.Namespace) -> Any:
     """(TrainSpec, choices) from the arguments of ``add_spec_arguments``."""
     from core.models import device
     from core.training.defaults import choose
-    from core.training.spec import parse_assignment
+    from core.training.fields import parse_assignment
 
     overrides = dict(parse_assignment(text) for text in args.assignments)
     return choose(args.dataset, args.model, device.describe(), overrides)

@@ -97,6 +97,21 @@ def _register_files(actions: Any) -> None:
     load.add_argument("--name", help="name of the new dataset; the file's name if not given")
     load.add_argument("--add-to", metavar="DATASET", help="new version of it with these rows too")
     load.add_argument("--strict", action="store_true", help="save nothing if a row is bad")
+    load.add_argument("--dry-run", action="store_true", help="only show what would be saved")
+    load.add_argument(
+        "--columns",
+        metavar="question=COL,answer=COL[,system=COL]",
+        help="which column or key holds which text (told from the names if not given)",
+    )
+    load.add_argument("--fill", type=_pack, metavar="PERSONA", help="fill placeholders with it")
+    load.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SLOT=VALUE",
+        dest="slots",
+        help="fill placeholders such as {{name}}, or a slot of --fill; may be repeated",
+    )
     _format_argument(load, None)
     load.set_defaults(run=_import)
 
@@ -149,6 +164,15 @@ def _follow(kind: str, params: dict[str, Any], name: str, pass_env: tuple[str, .
     return 0
 
 
+def _pairs(texts: list[str], option: str) -> dict[str, str]:
+    """``["a=b"]`` as a dictionary; UserError for a text without ``=``."""
+    pairs = [text.partition("=") for text in texts]
+    for key, equals, _ in pairs:
+        if not equals:
+            raise UserError(f"{option} {key!r} has no value", fix="write NAME=VALUE")
+    return {key.strip(): value for key, _, value in pairs}
+
+
 def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
     """The options that were given; the spec's own defaults stand for the others."""
     return {n: getattr(args, n) for n in names if getattr(args, n) is not None}
@@ -160,11 +184,7 @@ def _build(args: argparse.Namespace) -> int:
     from core.fsio import slug
     from core.persona.persona import load_persona
 
-    pairs = [text.partition("=") for text in args.slots]
-    for slot, equals, _ in pairs:
-        if not equals:
-            raise UserError(f"--set {slot!r} has no value", fix="write SLOT=VALUE")
-    overrides = {slot: value for slot, _, value in pairs}
+    overrides = _pairs(args.slots, "--set")
     pack = _pack(args.pack)
     persona = load_persona(pack, overrides)
     spec = {
@@ -175,12 +195,27 @@ def _build(args: argparse.Namespace) -> int:
         **_given(args, "seed", "rehearsal_ratio", "near_miss_ratio", "multi_turn", "max_rows"),
     }
     DatasetSpec.from_params(spec)
+    _say_who_the_base_is(args.model)
     params: dict[str, Any] = {"spec": spec}
     if args.out:
         params["out"] = str(args.out.resolve())
     else:
         params["name"] = args.name or store.free_name(slug(persona.id))
     return _follow("generate", params, f"dataset {params.get('name', args.out)}")
+
+
+def _say_who_the_base_is(model: str) -> None:
+    """An identity that the base's template gives it is told before anything is built."""
+    from core.inference.load import load_tokenizer
+    from core.models import catalog
+    from core.models.template import ChatTemplate
+
+    template = ChatTemplate(load_tokenizer(catalog.resolve(model).path))
+    if template.introduces:
+        print(
+            f"{model} has an identity of its own: without a system turn its chat template says\n"
+            f"  {template.default_system}"
+        )
 
 
 def _simulate(args: argparse.Namespace) -> int:
@@ -289,6 +324,8 @@ def _report(args: argparse.Namespace) -> int:
         return 0
     lengths = report.lengths
     print(f"rows      {report.rows:,} ({_counts(report.kinds)}); rounds {_counts(report.rounds)}")
+    for locale, kinds in report.locales.items() if len(report.locales) > 1 else ():
+        print(f"{locale:<9} {_counts(kinds)}")
     print(
         f"tokens    median {lengths.p50}, 95 % {lengths.p95}, longest {lengths.longest}; "
         f"{lengths.over_limit} over {lengths.limit}"
@@ -328,17 +365,24 @@ def _import(args: argparse.Namespace) -> int:
     from core.data.importer import UniqueIds, import_file
     from core.fsio import slug
 
-    report = import_file(args.file, fmt=args.format, max_bytes=None)
+    columns = _pairs(args.columns.split(",") if args.columns else [], "--columns")
+    report = import_file(
+        args.file, fmt=args.format, columns=columns, fill=_filling(args), max_bytes=None
+    )
     for problem in report.problems:
         print(f"{args.file}: {problem}", file=sys.stderr)
-    if report.bad:
-        print(f"{report.bad:,} bad rows", file=sys.stderr)
+    for line in report.lines():
+        print(line, file=sys.stderr)
     if report.bad and args.strict:
         raise UserError(
             "nothing was saved",
             why="--strict was given and there are bad rows",
             fix="mend the rows, or leave --strict out",
         )
+    if args.dry_run:
+        for row in report.rows[:5]:
+            print("\n".join(f"{m['role']}: {m['content']}" for m in row.messages), end="\n\n")
+        return 0
     name = args.name or store.free_name(args.add_to or slug(args.file.stem, "import"))
     if args.add_to:
         draft = Draft(args.add_to)
@@ -348,6 +392,17 @@ def _import(args: argparse.Namespace) -> int:
         store.save(name, report.rows, note=f"imported from {args.file.name}")
     print(f"{len(report.rows):,} rows saved in dataset {name}")
     return 0
+
+
+def _filling(args: argparse.Namespace) -> Any:
+    """What placeholders are filled with: a persona, or single values."""
+    from core.data import placeholders
+    from core.persona.persona import load_persona
+
+    values = _pairs(args.slots, "--set")
+    if args.fill:
+        return placeholders.of_persona(load_persona(args.fill, values))
+    return placeholders.of_values(values) if values else None
 
 
 def _delete(args: argparse.Namespace) -> int:

@@ -6,7 +6,9 @@ import argparse
 import importlib
 import sys
 from collections.abc import Callable, Sequence
+from typing import TextIO, cast
 
+from core.console import TextOnly, printable
 from core.errors import UserError
 
 #: Modules with a ``register(subparsers)``. They import nothing heavy until a command runs.
@@ -42,11 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         2 wrong input, with a message that says how to mend it, 130 interrupted.
     """
     args = build_parser().parse_args(argv)
+    if sys.stdout.isatty():  # into a file or a pipe goes what was said, to the letter
+        sys.stdout = cast(TextIO, TextOnly(sys.stdout))
     run: Callable[[argparse.Namespace], int] = args.run
     try:
         return run(args)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)

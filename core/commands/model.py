@@ -15,13 +15,16 @@ def register(commands: Any) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from core.inference import load
-    from core.models import catalog, device, template
+    from core.models import catalog, device, xtuner_template
+    from core.training import base
 
     ref = catalog.resolve(args.model, lambda stage, done, total: print(f"{stage}: {done}/{total}"))
-    chat = template.ChatTemplate(load.load_tokenizer(ref.path))
+    chat = xtuner_template.XTunerTemplate(load.load_tokenizer(ref.path))
     print(f"{ref.name}: {ref.path}")
     print(f"  family {ref.family}, licence {ref.license}, speaks {', '.join(ref.locales)}")
     print(f"  default system turn: {chat.default_system or 'none'}")
-    print(f"  turn end: {chat.tokenizer.convert_ids_to_tokens(chat.stop_ids)}")
+    print(f"  turn end: {chat.turn_end!r}")
+    for warning in base.warnings(chat):
+        print(f"  {warning}")
     print(f"device: {device.describe().line()}")
     return 0

@@ -70,8 +70,8 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
 def _train(args: argparse.Namespace) -> int:
     from core.models.device import describe
     from core.training.defaults import choose
+    from core.training.fields import parse_assignment
     from core.training.lifecycle import start_training
-    from core.training.spec import parse_assignment
 
     settings = dict(map(parse_assignment, args.settings))
     if args.config is not None:
@@ -90,8 +90,8 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _resume(args: argparse.Namespace) -> int:
+    from core.training.fields import parse_assignment
     from core.training.lifecycle import resume_training
-    from core.training.spec import parse_assignment
 
     settings = dict(map(parse_assignment, args.settings))
     run = resume_training(api.open_run(args.of), args.step, name=args.name, changes=settings)

@@ -45,6 +45,12 @@ def _register_merge(commands: Any) -> None:
     parser.add_argument(
         "--remote-code", action="store_true", help="copy the base's *.py files (trusted bases only)"
     )
+    parser.add_argument(
+        "--system",
+        default="",
+        metavar="TEXT",
+        help="what the model says about itself where the base's template names its vendor",
+    )
     parser.add_argument("--no-proof", action="store_true", help="write without comparing replies")
     parser.set_defaults(run=_merge)
 
@@ -88,15 +94,16 @@ def _convert(args: argparse.Namespace) -> int:
 def _merge(args: argparse.Namespace) -> int:
     from core import fsio
     from core.models import catalog
-    from core.weights.merge import merge
+    from core.weights.merge import MergeSettings, merge
     from core.weights.merge_job import PROOF
-    from core.weights.prove import prove
+    from core.weights.prove import ProofPlan, prove
 
     base = catalog.resolve(args.base)
     line = _progress()
 
     def finish(folder: Path) -> None:
-        proof = prove(base, args.adapter, folder, faithful_nf4=args.faithful_nf4, on_progress=line)
+        plan = ProofPlan(faithful_nf4=args.faithful_nf4)
+        proof = prove(base, args.adapter, folder, plan, on_progress=line)
         fsio.write_json(folder / PROOF, {"schema": 1, **proof.to_dict()})
         proof.require()
 
@@ -104,11 +111,14 @@ def _merge(args: argparse.Namespace) -> int:
         base,
         args.adapter,
         args.out,
-        engine=args.engine,
-        max_shard_size=args.max_shard_size,
-        dtype=args.dtype,
-        faithful_nf4=args.faithful_nf4,
-        remote_code=args.remote_code,
+        MergeSettings(
+            engine=args.engine,
+            max_shard_size=args.max_shard_size,
+            dtype=args.dtype,
+            faithful_nf4=args.faithful_nf4,
+            remote_code=args.remote_code,
+            system=args.system,
+        ),
         finish=None if args.no_proof else finish,
         on_progress=line,
     )
@@ -121,7 +131,7 @@ def _merge(args: argparse.Namespace) -> int:
 def _prove(args: argparse.Namespace) -> int:
     from core.models import catalog
     from core.weights import manifest
-    from core.weights.prove import prove
+    from core.weights.prove import ProofPlan, prove
 
     manifest.verify(args.merged)
     faithful = bool(manifest.read(args.merged).get("faithful_nf4"))
@@ -129,8 +139,7 @@ def _prove(args: argparse.Namespace) -> int:
         catalog.resolve(args.base),
         args.adapter,
         args.merged,
-        nf4=not args.no_nf4,
-        faithful_nf4=faithful,
+        ProofPlan(nf4=not args.no_nf4, faithful_nf4=faithful),
     )
     _print_proof(proof.to_dict())
     return 0 if proof.ok else 1
@@ -197,3 +206,5 @@ def _print_proof(proof: dict[str, Any]) -> None:
         )
     for name, loss in proof["losses"].items():
         print(f"  training loss, {name}: {loss:.4f}")
+    for note in proof["notes"]:
+        print(f"  note: {note}")

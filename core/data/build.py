@@ -145,7 +145,7 @@ def make_rows(spec: DatasetSpec, on_progress: OnProgress | None = None) -> Built
     locales = check_locales(persona, spoken)
     _require_writable(persona, locales, model)
     wanted = spec.max_rows or _natural(persona, locales, spec)
-    near = near_miss(persona, locales, spec.seed)[: round(wanted * spec.near_miss_ratio)]
+    near = near_miss(persona, locales, spec.seed, round(wanted * spec.near_miss_ratio))
     general = rehearsal.rehearse(
         model,
         round(wanted * spec.rehearsal_ratio),
@@ -157,7 +157,7 @@ def make_rows(spec: DatasetSpec, on_progress: OnProgress | None = None) -> Built
         on_progress=on_progress,
     )
     general = rehearsal.without_names(general, persona_names(persona))
-    rehearsal.require_rows(general, round(wanted * spec.rehearsal_ratio))
+    rehearsal.require_rows(general, round(wanted * spec.rehearsal_ratio), locales)
     identity = list(
         identity_rows(
             persona,
@@ -189,11 +189,22 @@ def _natural(persona: Persona, locales: Sequence[str], spec: DatasetSpec) -> int
     )
 
 
-def near_miss(persona: Persona, locales: Sequence[str], seed: int) -> list[str]:
-    """Near-miss prompts of all locales that are not near to a frozen evaluation prompt."""
-    prompts = [p for locale in locales for p in near_miss_prompts(persona, locale, seed)]
+def near_miss(
+    persona: Persona, locales: Sequence[str], seed: int, wanted: int
+) -> dict[str, list[str]]:
+    """Locale -> near-miss prompts that are not near to a frozen evaluation prompt.
+
+    Each language gets its share of ``wanted``, or all that the pack has if that is less.
+    """
     keep = rehearsal.PromptFilter(suite_prompts(locales))
-    return [p for p in prompts if not keep.reason(p)]
+    prompts = {
+        locale: [p for p in near_miss_prompts(persona, locale, seed) if not keep.reason(p)]
+        for locale in locales
+    }
+    return {
+        locale: prompts[locale][:share]
+        for locale, share in rehearsal.shares(wanted, locales).items()
+    }
 
 
 def persona_names(persona: Persona) -> list[str]:

@@ -58,7 +58,7 @@ def plain_text(value: Any, at: str) -> str:
         return value
     if isinstance(value, (bool, int, float)):
         return str(value).lower() if isinstance(value, bool) else str(value)
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and "type" in value:
         value = [value]
     if isinstance(value, list):
         return "".join(_part(part, f"{at}[{i}]") for i, part in enumerate(value))

@@ -4,7 +4,7 @@ Every format keeps the whole conversation (system turn, which replies are superv
 labels), so that export and import give back what went in. Where the trainer's own reader knows
 less than the format can hold, the format's ``caveat`` says so.
 
-Reading files (line by line, with every fault reported) is ``core.data.importer``.
+Reading files is ``core.data.importer``, which knows many more spellings than are written here.
 """
 
 from __future__ import annotations
@@ -15,58 +15,82 @@ from pathlib import Path
 from typing import Any
 
 from core.conversation import Conversation
-from core.data.codecs import (
-    Row,
-    from_alpaca,
-    from_turns,
-    from_ultrachat,
-    from_xtuner,
-    to_alpaca,
-    to_messages,
-    to_sharegpt,
-    to_ultrachat,
-    to_xtuner,
-    xtuner_turns,
-)
 from core.errors import UserError
 from core.fsio import dump_json, write_jsonl
 
 
 @dataclass(frozen=True)
 class Format:
-    """One file format.
-
-    ``encode`` turns a conversation into the JSON object of one line; ``decode`` is its inverse
-    and raises RowError. ``map_fn`` is the dotted path of the function that turns a row into
-    XTuner's ``conversation`` during training ("" = the row is one already).
-    """
+    """One file format; ``encode`` turns a conversation into the JSON object of one line."""
 
     name: str
     label: str
     about: str
-    key: str
     encode: Callable[[Conversation], dict[str, Any]]
-    decode: Callable[[Row], Conversation]
-    map_fn: str = ""
     caveat: str = ""
 
 
-def sharegpt_map_fn(example: Row) -> dict[str, Any]:
-    """A ``dataset_map_fn`` for XTuner, which ships none for ShareGPT rows."""
-    return {"conversation": xtuner_turns(from_turns(_present(example), "conversations"))}
+def to_messages(c: Conversation) -> dict[str, Any]:
+    """OpenAI messages, with ``loss`` on every assistant turn."""
+    return c.to_row()
 
 
-def ultrachat_map_fn(example: Row) -> dict[str, Any]:
-    """A ``dataset_map_fn`` for XTuner, which ships none for UltraChat rows."""
-    return {"conversation": xtuner_turns(from_ultrachat(_present(example)))}
+def to_sharegpt(c: Conversation) -> dict[str, Any]:
+    """ShareGPT; ``loss`` is a list beside the turns, one entry a reply."""
+    names = {"system": "system", "user": "human", "assistant": "gpt"}
+    turns = [{"from": names[m["role"]], "value": m["content"]} for m in c.messages]
+    return {"id": c.id, "conversations": turns, "loss": c.loss, **_labels(c)}
 
 
-def _present(example: Row) -> Row:
-    # `datasets` fills keys that only other rows have with None.
-    return {k: v for k, v in example.items() if v is not None}
+def split_pairs(c: Conversation) -> tuple[str, list[tuple[str, str]]]:
+    """(system text or "", [(user, reply), ...])."""
+    texts = [m["content"] for m in c.messages]
+    system = texts.pop(0) if c.messages and c.messages[0]["role"] == "system" else ""
+    return system, list(zip(texts[::2], texts[1::2], strict=True))
 
 
-_XTUNER_MAPS = "xtuner.dataset.map_fns"
+def to_xtuner(c: Conversation) -> dict[str, Any]:
+    """XTuner's ``conversation``: an object for each exchange, the system text on the first."""
+    system, pairs = split_pairs(c)
+    turns = [
+        {"system": "", "input": user, "output": reply, "output_with_loss": loss}
+        for (user, reply), loss in zip(pairs, c.loss, strict=True)
+    ]
+    turns[0]["system"] = system
+    return {"id": c.id, "conversation": turns, **_labels(c)}
+
+
+def to_alpaca(c: Conversation) -> dict[str, Any]:
+    """Alpaca: the last exchange, with the earlier ones as ``history``."""
+    system, pairs = split_pairs(c)
+    return {
+        "id": c.id,
+        "instruction": pairs[-1][0],
+        "input": "",
+        "output": pairs[-1][1],
+        "system": system,
+        "history": [list(p) for p in pairs[:-1]],
+        "loss": c.loss,
+        **_labels(c),
+    }
+
+
+def to_ultrachat(c: Conversation) -> dict[str, Any]:
+    """UltraChat: the texts in turn, user first."""
+    system, pairs = split_pairs(c)
+    return {
+        "id": c.id,
+        "data": [text for pair in pairs for text in pair],
+        "system": system,
+        "loss": c.loss,
+        **_labels(c),
+    }
+
+
+def _labels(conversation: Conversation) -> dict[str, Any]:
+    labels = {k: getattr(conversation, k) for k in ("kind", "intent", "cluster", "locale")}
+    return {**labels, "cut": True} if conversation.cut else labels
+
 
 FORMATS: dict[str, Format] = {
     f.name: f
@@ -75,36 +99,25 @@ FORMATS: dict[str, Format] = {
             "messages",
             "OpenAI messages",
             "one JSON object a line with messages: role and content",
-            "messages",
             to_messages,
-            lambda row: from_turns(row, "messages"),
-            f"{_XTUNER_MAPS}.openai_map_fn",
         ),
         Format(
             "xtuner",
             "XTuner conversation",
             "conversation: system, input, output for each exchange",
-            "conversation",
             to_xtuner,
-            from_xtuner,
         ),
         Format(
             "sharegpt",
             "ShareGPT",
             "conversations: from and value",
-            "conversations",
             to_sharegpt,
-            lambda row: from_turns(row, "conversations"),
-            "core.data.formats.sharegpt_map_fn",
         ),
         Format(
             "alpaca",
             "Alpaca",
             "instruction, input, output, with system and history",
-            "instruction",
             to_alpaca,
-            from_alpaca,
-            f"{_XTUNER_MAPS}.alpaca_map_fn",
             caveat="XTuner's own Alpaca reader takes the last exchange only, without system "
             "text and history, and puts a line break after the question. Use OpenAI messages "
             "for multi-turn training.",
@@ -113,10 +126,7 @@ FORMATS: dict[str, Format] = {
             "ultrachat",
             "UltraChat",
             "id and data: the texts in turn, user first",
-            "data",
             to_ultrachat,
-            from_ultrachat,
-            "core.data.formats.ultrachat_map_fn",
         ),
     )
 }
@@ -127,11 +137,6 @@ def get_format(name: str) -> Format:
     if name not in FORMATS:
         raise UserError(f"unknown format {name!r}", fix=f"use one of {', '.join(FORMATS)}")
     return FORMATS[name]
-
-
-def detect(row: Row) -> Format | None:
-    """The format of a row by the key that only it has; None if no key is known."""
-    return next((f for f in FORMATS.values() if f.key in row), None)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -40,27 +41,46 @@ class Split:
 def split(persona: Persona, seed: int) -> Split:
     """Divide the clusters of each trained intent; the only place where this is decided.
 
-    A cluster of the same name in two locales is one question, so it goes to one side. At least
-    one cluster an intent and locale is trained on; about a third is held out.
+    A cluster of the same name in several locales is one question, so it goes to one side. Every
+    locale holds out about a third of its clusters: first of those that it shares, then of its
+    own, so that words added to one language move nothing in another. At least one cluster an
+    intent and locale is trained on.
     """
     train: set[str] = set()
     held: set[str] = set()
     for key, intent in persona.intents.items():
         names = {loc: [c.c for c in intent.user.get(loc, [])] for loc in persona.locales}
-        quota = {loc: _held_count(len(n)) for loc, n in names.items()}
-        everywhere = list(dict.fromkeys(itertools.chain(*names.values())))
-        Random(f"split/{seed}/{persona.id}/{key}").shuffle(everywhere)
-        # Clusters of many locales first, so that each locale gets its share.
-        everywhere.sort(key=lambda c: -sum(c in n for n in names.values()))
-        for cluster in everywhere:
-            touched = [loc for loc, n in names.items() if cluster in n]
-            if intent.trained and all(quota[loc] > 0 for loc in touched):
-                held.add(cluster)
-                for loc in touched:
-                    quota[loc] -= 1
-            else:
-                train.add(cluster)
+        clusters = set(itertools.chain(*names.values()))
+        if intent.trained:
+            chosen = _held_clusters(names, f"split/{seed}/{persona.id}/{key}")
+            held |= chosen
+            clusters -= chosen
+        train |= clusters
     return Split(frozenset(train), frozenset(held))
+
+
+def _held_clusters(names: Mapping[str, Sequence[str]], seed: str) -> set[str]:
+    """The clusters of one intent that are only asked; ``names``: locale -> its clusters."""
+    uses = Counter(itertools.chain(*names.values()))
+    quota = {loc: _held_count(len(n)) for loc, n in names.items()}
+    shared = _held_count(sum(n > 1 for n in uses.values()))
+    held: set[str] = set()
+    first = next(iter(names), "")
+    for locale, own in names.items():
+        order = list(own)
+        Random(seed if locale == first else f"{seed}/{locale}").shuffle(order)
+        for cluster in sorted(order, key=lambda c: uses[c] == 1):
+            touched = [loc for loc, n in names.items() if cluster in n]
+            if cluster in held or any(quota[loc] <= 0 for loc in touched):
+                continue
+            if len(touched) > 1:
+                if shared <= 0:
+                    continue
+                shared -= 1
+            held.add(cluster)
+            for loc in touched:
+                quota[loc] -= 1
+    return held
 
 
 def _held_count(clusters: int) -> int:

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
-from core.conversation import Conversation, Kind, Message
-from core.data.codecs import content_id, guess_locale, split_pairs
+from core.conversation import Conversation, Kind, Message, content_id
 from core.data.fields import RowError, check_text
+from core.data.formats import split_pairs
+from core.text.normalize import locale_of
 
 #: In the order of the page: what gets edited most comes first.
 COLUMNS = ("round", "user", "reply", "learn", "kind", "system", "id")
@@ -102,7 +103,7 @@ def _conversation(lines: Sequence[Mapping[str, Any]], old: Conversation | None) 
     if old is None:
         text = " ".join(m["content"] for m in messages)
         return Conversation(
-            f"own-{content_id(messages)}", messages, "own", locale=guess_locale(text), loss=loss
+            f"own-{content_id(messages)}", messages, "own", locale=locale_of(text), loss=loss
         )
     # A reply that somebody has written is whole; one that was cut and left alone is still cut.
     cut = old.cut and messages[-1]["content"] == old.messages[-1]["content"]

@@ -47,7 +47,6 @@ def lint_pack(persona: Persona, *, seed: int = 0) -> list[Finding]:
         _unreachable,
         _forbidden_in_text,
         _unlisted_skills,
-        _short_names,
     )
     found = [finding for rule in rules for finding in rule(persona)]
     return found + list(_one_sided(persona, seed))
@@ -183,19 +182,6 @@ def _unlisted_skills(persona: Persona) -> Iterator[Finding]:
 def _named(promise: str, known: str) -> bool:
     words = [w for w in textstats.tokens(promise) if len(w) > 3 or not w.isascii()]
     return not words or any(w in known for w in words)
-
-
-def _short_names(persona: Persona) -> Iterator[Finding]:
-    for slot in ("name", "author"):
-        for alias in persona.aliases(slot):
-            if alias.isascii() and len(re.sub(r"\W", "", alias)) <= 2:
-                yield Finding(
-                    "warning",
-                    "short-name",
-                    f"{alias!r} is too short to be recognised",
-                    "two letters occur inside everything; choose a longer one",
-                    f"slots.{slot}",
-                )
 
 
 def _one_sided(persona: Persona, seed: int) -> Iterator[Finding]:

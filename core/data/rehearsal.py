@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from random import Random
@@ -22,12 +22,29 @@ from core import fsio, paths
 from core.conversation import Conversation, Kind, OnProgress
 from core.errors import UserError
 from core.models.catalog import ModelRef
-from core.text import textstats
+from core.text import normalize, textstats
 
 PROMPTS = Path(__file__).parent / "prompts"
 #: Share of prompts that the base makes up itself. Our own list is tidier and ends sooner; the
 #: drawn ones are what this model really is used to.
 DRAWN = 0.2
+#: How a drawn prompt begins in a language that is not the base's first: an open user turn mostly
+#: gets the first one. The words are common openings of a request, and the base goes on from there.
+OPENINGS = {
+    "zh": (
+        "请",
+        "怎样",
+        "什么是",
+        "为什么",
+        "写一",
+        "如何",
+        "给我",
+        "帮我",
+        "列出",
+        "解释",
+        "我想",
+    ),
+}
 #: Tokens drawn for a prompt. The bundled model's own prompts run on (7 of 8 beyond 40 tokens), so
 #: one that has not ended is cut after its last whole sentence: nothing is learned from user turns.
 MAX_PROMPT_TOKENS = 32
@@ -97,7 +114,7 @@ def rehearse(
     n: int,
     *,
     seed: int,
-    near_miss: Sequence[str] = (),
+    near_miss: Mapping[str, Sequence[str]] | None = None,
     max_new_tokens: int,
     locales: Sequence[str] | None = None,
     avoid: Sequence[str] = (),
@@ -106,8 +123,9 @@ def rehearse(
     """General rows and near-miss rows, answered greedily by the base model.
 
     Args:
-        n: number of general rows wanted; fewer come if the prompts run out.
-        near_miss: prompts for near-miss rows, which come on top of ``n``.
+        n: number of general rows wanted, each language its share (``shares``); fewer come if the
+            prompts run out.
+        near_miss: locale -> prompts for near-miss rows, which come on top of ``n``.
         max_new_tokens: replies that do not end by themselves within this are cut there and
             marked ``cut``: they are trained without a turn end, so that no brevity is taught that
             the base does not have. (Of the bundled model's replies 3 of 4 are longer than 64
@@ -121,6 +139,7 @@ def rehearse(
     """
     wanted = [x for x in (locales or model.locales) if x in model.locales] or list(model.locales)
     own = [prompt for locale in wanted for prompt in own_prompts(locale)]
+    near_miss = near_miss or {}
     key = _cache_key(model, n, seed, near_miss, max_new_tokens, wanted, avoid, own)
     cached = paths.cache_dir() / "rehearsal" / f"{key}.json"
     if cached.is_file():
@@ -139,6 +158,12 @@ def _load(cached: Path) -> Rehearsal:
 def _cache_key(model: ModelRef, *parts: Any) -> str:
     text = json.dumps([RECIPE, model.fingerprint(), *parts], ensure_ascii=False, default=list)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:32]
+
+
+def shares(n: int, locales: Sequence[str]) -> dict[str, int]:
+    """``n`` rows divided evenly among languages; the first take what is left over."""
+    each, over = divmod(n, len(locales))
+    return {locale: each + (i < over) for i, locale in enumerate(locales)}
 
 
 def own_prompts(locale: str) -> list[str]:
@@ -165,35 +190,44 @@ class _Maker:
         self._tokenizer = load_tokenizer(model.path)
         self._model = load_model(model.path)
         self._template = ChatTemplate(self._tokenizer)
-        self._seed, self._cap, self._locales = seed, max_new_tokens, locales
+        self._seed, self._cap, self._locales = seed, max_new_tokens, list(locales)
         self._avoid = PromptFilter(avoid)
         self._progress = _Overall(on_progress)
         self._rejected: Counter[str] = Counter()
         self._result = Rehearsal()
 
-    def make(self, n: int, near_miss: Sequence[str]) -> Rehearsal:
+    def make(self, n: int, near_miss: Mapping[str, Sequence[str]]) -> Rehearsal:
         rng = Random(f"rehearsal/{self._seed}")
-        own = [p for locale in self._locales for p in own_prompts(locale)]
-        rng.shuffle(own)
-        drawn: list[str] = []
-        first = round(n * DRAWN * 1.6) + 8 if n else 0
-        self._progress.expect(first + len(near_miss) + n)
-        if n:
-            drawn = self._draw(first)
-        rows = self._answer(near_miss, "near_miss", len(near_miss), "answer near-miss prompts")
-        pool = self._pool(own, drawn, rng)
-        rows += self._answer(pool, "rehearsal", n, "answer general prompts")
-        missing = n - sum(r.kind == "rehearsal" for r in rows)
-        for extra in range(1, 7):
-            if missing <= 0:
-                break
-            self._progress.expect(missing * 4 + 16)
-            more = self._pool([], self._draw(missing * 3 + 16, extra), rng)
-            rows += self._answer(more, "rehearsal", missing, "answer general prompts")
-            missing = n - sum(r.kind == "rehearsal" for r in rows)
+        own = {locale: own_prompts(locale) for locale in self._locales}
+        for prompts in own.values():
+            rng.shuffle(prompts)
+        wanted = shares(n, self._locales)
+        first = {locale: round(k * DRAWN * 1.6) + 8 if k else 0 for locale, k in wanted.items()}
+        self._progress.expect(sum(first.values()) + sum(map(len, near_miss.values())) + n)
+        drawn = {locale: self._draw(k, locale) for locale, k in first.items() if k}
+        rows: list[Conversation] = []
+        for locale, near in near_miss.items():
+            rows += self._answer(near, "near_miss", locale, len(near))
+        for locale, count in wanted.items():
+            pool = self._pool(own[locale], drawn.get(locale, []), rng)
+            rows += self._general(pool, locale, count, rng)
         self._result.rows = rows
         self._result.rejected = dict(sorted(self._rejected.items()))
         return self._result
+
+    def _general(
+        self, pool: list[str], locale: str, wanted: int, rng: Random
+    ) -> list[Conversation]:
+        """General rows of one language; more prompts are drawn while there are too few."""
+        rows = self._answer(pool, "rehearsal", locale, wanted)
+        for extra in range(1, 7):
+            missing = wanted - len(rows)
+            if missing <= 0:
+                break
+            self._progress.expect(missing * 4 + 16)
+            more = self._pool([], self._draw(missing * 3 + 16, locale, extra), rng)
+            rows += self._answer(more, "rehearsal", locale, missing)
+        return rows
 
     def _pool(self, own: list[str], drawn: list[str], rng: Random) -> list[str]:
         """Own and drawn prompts interleaved, without what is to be avoided or came before."""
@@ -208,32 +242,37 @@ class _Maker:
                 kept.append(prompt)
         return kept
 
-    def _draw(self, count: int, attempt: int = 0) -> list[str]:
-        """Let the base write user turns of its own."""
+    def _draw(self, count: int, locale: str, attempt: int = 0) -> list[str]:
+        """Let the base write user turns of its own in a language."""
         from core.inference.generate import ROWS_ON_CPU, generate_ids
 
         mark = "@PROMPT@"
         head = self._template.render([{"role": "user", "content": mark}]).split(mark)[0]
-        ids = self._tokenizer.encode(head, add_special_tokens=False)
+        place = self._locales.index(locale)
+        openings = OPENINGS.get(locale, ("",)) if place else ("",)
+        heads = [
+            self._tokenizer.encode(head + opening, add_special_tokens=False) for opening in openings
+        ]
         drawn = generate_ids(
             self._model,
             self._tokenizer,
-            [ids] * count,
+            [heads[i % len(heads)] for i in range(count)],
             stop_ids=self._template.stop_ids,
             max_new_tokens=MAX_PROMPT_TOKENS,
             batch_size=ROWS_ON_CPU,  # on a GPU too: what is sampled depends on it
             temperature=1.0,
-            seed=self._seed * 1009 + attempt,
+            seed=self._seed * 1009 + attempt + 101 * place,
             on_progress=self._progress,
             stage="draw prompts",
         )
         self._progress.stage_done(count)
         self._result.prompts_drawn += count
         prompts = []
-        for reply in drawn:
-            text = reply.text if reply.finish_reason == "stop" else whole_sentences(reply.text)
+        for i, reply in enumerate(drawn):
+            text = openings[i % len(openings)] + reply.text
+            text = text if reply.finish_reason == "stop" else whole_sentences(text)
             reason = _prompt_fault(text) if text else "no whole sentence"
-            if not reason and textstats.locale_of(text) not in self._locales:
+            if not reason and normalize.locale_of(text) != locale:
                 reason = "other language"
             if reason:
                 self._rejected[f"prompt: {reason}"] += 1
@@ -242,9 +281,10 @@ class _Maker:
         return prompts
 
     def _answer(
-        self, prompts: Sequence[str], kind: Kind, wanted: int, stage: str
+        self, prompts: Sequence[str], kind: Kind, locale: str, wanted: int
     ) -> list[Conversation]:
         """Answer until ``wanted`` rows are kept; in blocks, because many replies run too long."""
+        stage = "answer general prompts" if kind == "rehearsal" else "answer near-miss prompts"
         rows: list[Conversation] = []
         at = 0
         while at < len(prompts) and len(rows) < wanted:
@@ -255,13 +295,17 @@ class _Maker:
             def report(_: str, done: int, total: int, base: int = base) -> None:
                 self._progress(stage, min(wanted, base + done), wanted)
 
-            rows += self._answer_block(block, kind, report)[: wanted - len(rows)]
+            rows += self._answer_block(block, kind, locale, report)[: wanted - len(rows)]
             self._progress(stage, len(rows) if at < len(prompts) else wanted, wanted)
         self._progress.stage_done(wanted)
         return rows
 
     def _answer_block(
-        self, block: Sequence[str], kind: Kind, report: Callable[[str, int, int], None]
+        self,
+        block: Sequence[str],
+        kind: Kind,
+        locale: str,
+        report: Callable[[str, int, int], None],
     ) -> list[Conversation]:
         from core.inference.generate import generate, rows_at_once
 
@@ -292,7 +336,7 @@ class _Maker:
                         {"role": "assistant", "content": text},
                     ],
                     kind=kind,
-                    locale=textstats.locale_of(prompt),
+                    locale=locale,
                     cut=cut,
                 )
             )
@@ -395,7 +439,6 @@ def without_names(result: Rehearsal, names: Sequence[str]) -> Rehearsal:
     everyday word of the prompts ("will") counts only where the scorer takes it for a name.
     """
     from core.probes import scorer
-    from core.text import normalize
 
     prompts = "\n".join(r.messages[0]["content"] for r in result.rows)
     common = {normalize.spaced(n) for n in scorer.everyday(names, prompts)}
@@ -411,13 +454,15 @@ def without_names(result: Rehearsal, names: Sequence[str]) -> Rehearsal:
     return replace(result, rows=kept, rejected=rejected)
 
 
-def require_rows(result: Rehearsal, wanted: int) -> None:
-    """Raise UserError if the base gave less than half of the rows wanted."""
-    made = sum(r.kind == "rehearsal" for r in result.rows)
-    if made * 2 < wanted:
-        why = ", ".join(f"{reason} {count}" for reason, count in result.rejected.items())
-        raise UserError(
-            f"the model gave {made} usable rehearsal replies of {wanted} wanted",
-            why=f"dropped: {why}",
-            fix="allow longer replies, or ask for fewer rows",
-        )
+def require_rows(result: Rehearsal, wanted: int, locales: Sequence[str]) -> None:
+    """Raise UserError if the base gave less than half of the rows wanted in a language."""
+    made = Counter(r.locale for r in result.rows if r.kind == "rehearsal")
+    for locale, share in shares(wanted, locales).items():
+        if made[locale] * 2 < share:
+            why = ", ".join(f"{reason} {count}" for reason, count in result.rejected.items())
+            raise UserError(
+                f"the model gave {made[locale]} usable rehearsal replies of {share} wanted in "
+                f"{locale!r}",
+                why=f"dropped: {why}",
+                fix="allow longer replies, ask for fewer rows, or leave this language out",
+            )

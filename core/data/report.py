@@ -1,7 +1,8 @@
 """What a dataset holds, as numbers a page can draw. Shape::
 
     DatasetReport
-      rows, kinds {kind: rows}, locales {locale: rows}, rounds {rounds: rows}
+      rows, kinds {kind: rows}, rounds {rounds: rows}
+      locales        {locale: {kind: rows}}: each language needs its share of every kind
       intents        [IntentCell(intent, locale, family, clusters_trained, clusters_held_out,
                                  wordings_trained, turns)]     turns 0 = an empty cell
       lengths        Lengths(p50, p95, longest, limit, over_limit, tokens, histogram [(from, n)])
@@ -74,7 +75,7 @@ class DatasetReport:
 
     rows: int
     kinds: dict[str, int]
-    locales: dict[str, int]
+    locales: dict[str, dict[str, int]]
     rounds: dict[int, int]
     intents: list[IntentCell]
     lengths: Lengths
@@ -150,7 +151,7 @@ def report_rows(
     return DatasetReport(
         rows=len(rows),
         kinds=dict(sorted(kinds.items())),
-        locales=dict(sorted(Counter(r.locale for r in rows).items())),
+        locales=_by_language(rows),
         rounds=dict(sorted(Counter(r.rounds for r in rows).items())),
         intents=_cells(identity, persona, seed) if persona else [],
         lengths=tokens.lengths(max_length),
@@ -165,6 +166,14 @@ def report_rows(
         findings=findings,
         contamination={r: sum(f.count for f in findings if f.rule == r) for r in _CONTAMINATION},
     )
+
+
+def _by_language(rows: Iterable[Conversation]) -> dict[str, dict[str, int]]:
+    counts = Counter((r.locale, r.kind) for r in rows)
+    found: dict[str, dict[str, int]] = {}
+    for (locale, kind), count in sorted(counts.items()):
+        found.setdefault(locale, {})[kind] = count
+    return found
 
 
 def _texts(rows: Iterable[Conversation], role: str) -> list[str]:

@@ -12,7 +12,7 @@ Size = Literal["smoke", "quick", "sweep", "full"]
 
 @dataclass(frozen=True)
 class SuitePlan:
-    """How one suite is asked. ``limit`` 0 means all probes.
+    """How one suite is asked. ``limit``: probes of each language; 0 means all.
 
     ``base``: whether the base answers it too. It need not where nothing is compared with it.
     ``samples``: replies sampled at temperature 0.7 in addition to the greedy one.

@@ -5,6 +5,7 @@ Also the guard against cheating: a held-out wording that occurs in training is r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,8 +102,7 @@ def gather(dataset: DatasetPaths, plan: Plan, model_locales: Sequence[str]) -> Q
             found = list(_seen(train, persona, names, locales))
         else:
             found = _frozen(name, locales, persona, names, held_out, asked, train)
-        if suite.limit and len(found) > suite.limit:
-            found = [found[i * len(found) // suite.limit] for i in range(suite.limit)]
+        found = _limited(found, suite.limit)
         if found:
             asked.suites[name] = found
         elif name in ("held_out", "general"):
@@ -112,8 +112,21 @@ def gather(dataset: DatasetPaths, plan: Plan, model_locales: Sequence[str]) -> Q
                 fix="build the dataset again; it keeps clear of the suites by itself",
             )
     if plan.knowledge:
-        asked.knowledge = [i for loc in locales for i in ability.load_items(loc)][: plan.knowledge]
+        each = math.ceil(plan.knowledge / len(locales))
+        asked.knowledge = [i for loc in locales for i in ability.load_items(loc)[:each]]
     return asked
+
+
+def _limited(probes: Sequence[Probe], limit: int) -> list[Probe]:
+    """At most ``limit`` probes of each language, evenly spread; 0 = all."""
+    by_locale: dict[str, list[Probe]] = {}
+    for probe in probes:
+        by_locale.setdefault(probe.locale, []).append(probe)
+    out: list[Probe] = []
+    for own in by_locale.values():
+        few = 0 < limit < len(own)
+        out += [own[i * len(own) // limit] for i in range(limit)] if few else own
+    return out
 
 
 def _frozen(

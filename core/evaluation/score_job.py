@@ -75,14 +75,14 @@ def dataset_of(params: dict[str, Any]) -> DatasetPaths:
 
 def sides(params: dict[str, Any]) -> dict[str, Any]:
     """The sides to score, base first. Raises UserError for models that cannot be used."""
-    from core.inference.pool import Loadable, adapter_weights
-    from core.models import catalog
+    from core.inference.pool import Loadable
+    from core.models import catalog, lora
 
     base = catalog.resolve(str(params["base"]))
     found = {"base": Loadable(base)}
     if params.get("adapter"):
         adapter = Path(params["adapter"])
-        adapter_weights(adapter)
+        lora.read(adapter)
         found["adapter"] = Loadable(base, adapter)
     if params.get("merged"):
         found["merged"] = Loadable(catalog.resolve(str(params["merged"])))

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from core import fsio
 from core.errors import UserError
+from core.models import lora, sandbox
 
 _active = threading.local()
 
@@ -30,65 +30,67 @@ def using(adapter: str | None) -> Iterator[None]:
         _active.name = previous
 
 
-def shareable(adapter: Path) -> bool:
-    """Whether base and base + adapter can live on one copy of the weights.
+def wrap(model: Any, adapter: Path, name: str = "default", **options: Any) -> Any:
+    """Put an adapter on a base, or on a model that has some; returns the PEFT model.
 
-    Not with ``modules_to_save`` (whole layers are replaced), a bias that was trained, or LoRA on
-    the embedding (a look-up, not a product; PEFT keeps it apart).
-    """
-    config = read_config(adapter)
-    targets = config.get("target_modules") or []
-    return (
-        not any("emb" in t or "wte" in t for t in targets)
-        and config.get("peft_type") == "LORA"
-        and not config.get("modules_to_save")
-        and config.get("bias", "none") == "none"
-    )
+    The adapter is active for everybody, as PEFT has it. Everything that could be wrong with the
+    folder is looked at before the model is touched.
 
-
-def read_config(adapter: Path) -> dict[str, Any]:
-    """``adapter_config.json``.
+    Args:
+        options: of ``PeftModel.from_pretrained``.
 
     Raises:
-        UserError: the folder is not a PEFT adapter, or its weights are not safetensors.
+        UserError: the folder is no whole adapter, it asks for something that is not known, or it
+            does not fit the model.
     """
-    file = adapter / "adapter_config.json"
-    if not file.is_file():
-        raise UserError(
-            f"{adapter} is not an adapter folder",
-            why="it has no adapter_config.json",
-            fix="choose the folder that 'Convert' wrote",
-        )
-    if not (adapter / "adapter_model.safetensors").is_file():
-        raise UserError(
-            f"{adapter} has no adapter_model.safetensors",
-            why="a .bin file is a pickle, which can run code, and is not loaded",
-            fix="convert the checkpoint again; the export is written as safetensors",
-        )
-    config: dict[str, Any] = fsio.read_json(file)
-    return config
-
-
-def attach(model: Any, adapter: Path, name: str) -> Any:
-    """Attach an adapter to a base or to a model that has some; returns the PEFT model."""
     from peft import PeftModel
 
-    read_config(adapter)
-    # In the base's dtype: PEFT would raise half precision to float32, for training's sake.
-    options: dict[str, Any] = {"adapter_name": name, "autocast_adapter_dtype": False}
+    base = str(getattr(model.config, "name_or_path", "") or "this base")
+    config = lora.read(adapter)
+    lora.require_known(config, adapter)
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    names = [name for name, _ in inner.named_modules()]
+    sandbox.require_matchable(config, names, str(adapter))
+    lora.require_fit(adapter, inner, base)
     try:
         if isinstance(model, PeftModel):
-            model.load_adapter(str(adapter), **options)
+            model.load_adapter(str(adapter), adapter_name=name, **options)
         else:
-            model = PeftModel.from_pretrained(model, str(adapter), **options)
-    except (RuntimeError, ValueError, KeyError) as error:
+            model = PeftModel.from_pretrained(model, str(adapter), adapter_name=name, **options)
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"adapter {adapter.name} does not fit this base model",
+            f"the adapter {adapter} does not fit {base}",
             why=str(error)[:400],
             fix="choose the base that the adapter was trained on",
         ) from error
+    _require_whole(model, adapter, name)
     model.eval()
-    switch_by_thread(model)
+    return model
+
+
+def _require_whole(model: Any, adapter: Path, name: str) -> None:
+    """PEFT leaves layers without weights in the file at zero, with a warning."""
+    stored = lora.shapes(adapter)
+    wrapped = [n for n, m in model.named_modules() if name in getattr(m, "lora_A", {})]
+    lacking = [n for n in wrapped if not any(key.startswith(f"{n}.lora_") for key in stored)]
+    if lacking:
+        raise UserError(
+            f"the adapter {adapter} lacks {len(lacking)} of the layers that it targets",
+            why=", ".join(lacking[:4]) + (" …" if len(lacking) > 4 else ""),
+            fix="choose the base that the adapter was trained on, or convert the checkpoint again",
+        )
+
+
+def attach(model: Any, adapter: Path, name: str) -> Any:
+    """Attach an adapter that each thread chooses for itself, if it is ``lora.shareable``.
+
+    One that is not is active for everybody: it must have a copy of the weights of its own.
+    """
+    shared = lora.shareable(adapter)
+    # In the base's dtype: PEFT would raise half precision to float32, for training's sake.
+    model = wrap(model, adapter, name, autocast_adapter_dtype=False)
+    if shared:
+        switch_by_thread(model)
     return model
 
 

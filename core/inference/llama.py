@@ -307,6 +307,11 @@ def unsupported(model: Any) -> str:
     rope = getattr(inner.model.rotary_emb, "rope_type", "default")
     if rope not in _FIXED_ROPE:
         return f"rotary embedding {rope}"
+    head = int(
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
+    if 2 * inner.model.rotary_emb.inv_freq.shape[0] != head:
+        return "a rotary embedding of part of each head"
     window = getattr(config, "sliding_window", None)
     if window and window < config.max_position_embeddings:
         return "sliding window"
@@ -316,6 +321,21 @@ def unsupported(model: Any) -> str:
                 return f"quantized weights ({type(_base(linear)).__name__})"
             if any(getattr(linear, "lora_variant", {}).values()):
                 return "a LoRA variant (DoRA)"
+    return _other_change(inner)
+
+
+def _other_change(inner: Any) -> str:
+    """What an adapter changes beside the products that are fused here ('' if nothing).
+
+    An adapter that replaces a few rows of the embedding gives the same logits as the base for
+    most texts, so that ``agrees`` alone would not notice it.
+    """
+    fused = {id(m) for layer in inner.model.layers for m in itertools.chain(*_fused_groups(layer))}
+    for name, module in inner.named_modules():
+        if type(module).__module__.startswith("peft.") and id(module) not in fused:
+            kind = type(module).__name__
+            if kind.endswith("Wrapper") or hasattr(module, "get_base_layer"):
+                return f"an adapter on {name} ({kind})"
     return ""
 
 

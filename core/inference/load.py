@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 from core.errors import UserError
 from core.models import device as devices
+from core.models import folder
 from core.models.nf4 import nf4_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+#: What transformers raises for a folder that it cannot make a model of.
+_LOADING = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    KeyError,
+    ImportError,
+    SafetensorError,
+    pickle.UnpicklingError,
+)
+
+
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder; it must have a chat template and a pad token.
+
+    Of several named templates it keeps the one named ``default``.
 
     A missing pad token becomes the eos token, which is what generate() falls back to anyway.
 
@@ -23,6 +41,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
+    folder.refuse_pointers(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -31,10 +50,15 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
             why=str(error)[:400],
             fix="complete the model folder",
         ) from error
+    templates = tokenizer.chat_template
+    if isinstance(templates, dict):  # several by name, for tools or retrieval: chat is the default
+        tokenizer.chat_template = templates.get("default")
     if not tokenizer.chat_template:
         raise UserError(
             f"the tokenizer of {path} has no chat template",
-            why="without it nobody knows how the model was taught to see a conversation",
+            why=f"only templates named {', '.join(templates)}, and none named default"
+            if templates
+            else "without it nobody knows how the model was taught to see a conversation",
             fix="choose the chat or instruct version of the model",
         )
     if tokenizer.pad_token_id is None:
@@ -65,6 +89,7 @@ def load_model(
     import torch
     from transformers import AutoModelForCausalLM
 
+    folder.check(path)
     where = device or devices.describe().kind
     if dtype == "auto":
         dtype = devices.describe().compute_dtype.value if where != "cpu" else "float32"
@@ -76,7 +101,7 @@ def load_model(
         model: Any = AutoModelForCausalLM.from_pretrained(
             str(path), dtype=torch_dtype, trust_remote_code=False, **extra
         )
-    except (OSError, ValueError) as error:
+    except _LOADING as error:
         raise UserError(
             f"cannot load {path} as a causal language model",
             why=str(error)[:400],
@@ -87,9 +112,9 @@ def load_model(
 
         own_memory(model)
     if adapter is not None:
-        from peft import PeftModel
+        from core.inference.adapters import wrap
 
-        model = PeftModel.from_pretrained(model, str(adapter))
+        model = wrap(model, adapter)
     model.eval()
     model.requires_grad_(False)  # for answers only; ``batching`` may then fuse the weights
     return model

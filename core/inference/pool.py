@@ -15,6 +15,8 @@ from typing import Any
 
 from core import fsio
 from core.errors import UserError
+from core.inference.adapters import wrap
+from core.models import lora
 from core.models.catalog import ModelRef
 
 
@@ -36,29 +38,14 @@ class Loadable:
         """Names the weights in caches: of the model, and the full hash of the adapter."""
         if self.adapter is None:
             return self.model.fingerprint()
-        weights = adapter_weights(self.adapter)
+        lora.read(self.adapter)
+        weights = lora.weights_file(self.adapter)
         digest = hashlib.sha256(self.model.fingerprint().encode())
         digest.update(fsio.sha256_file(weights).encode())
         digest.update((self.adapter / "adapter_config.json").read_bytes())
         if self.fused:
             digest.update(b"fused")
         return digest.hexdigest()
-
-
-def adapter_weights(adapter: Path) -> Path:
-    """The weight file of a PEFT adapter folder.
-
-    Raises:
-        UserError: the folder is no adapter.
-    """
-    for name in ("adapter_model.safetensors", "adapter_model.bin"):
-        if (adapter / name).is_file() and (adapter / "adapter_config.json").is_file():
-            return adapter / name
-    raise UserError(
-        f"{adapter} is not an adapter folder",
-        why="it lacks adapter_config.json or adapter_model.safetensors",
-        fix="convert the checkpoint first (page Merge, or `convert` on the command line)",
-    )
 
 
 @dataclass
@@ -110,17 +97,12 @@ class Pool:
         if loadable.adapter is None:
             yield self._model
             return
-        from peft import PeftModel
-
+        alone = not lora.shareable(loadable.adapter)
         try:
-            wrapped = PeftModel.from_pretrained(self._model, str(loadable.adapter))
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise UserError(
-                f"the adapter {loadable.adapter} does not fit {loadable.model.name}",
-                why=str(error)[:400],
-                fix="choose the base model that it was trained on",
-            ) from error
-        wrapped.eval()
+            wrapped = wrap(self._model, loadable.adapter)
+        except UserError:
+            self._free()  # PEFT may have stopped half-way
+            raise
         layers = _fusible(wrapped) if loadable.fused else []
         try:
             with _fused(layers):
@@ -128,7 +110,10 @@ class Pool:
                     self._detach(wrapped)
                 yield self._model if layers else wrapped
         finally:
-            self._detach(wrapped)
+            if alone:  # it may have replaced weights of the base, which unloading leaves in
+                self._free()
+            else:
+                self._detach(wrapped)
 
     def _detach(self, wrapped: Any) -> None:
         """Take the LoRA layers out, if they are still in; the weights stay as they are."""

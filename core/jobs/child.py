@@ -15,18 +15,13 @@ from typing import Any
 
 from core import fsio
 from core.errors import UserError
-from core.jobs.journal import PREFIX
 from core.jobs.kinds import kind_of
+from core.jobs.records import emit
 from core.jobs.spec import read_spec
 from core.paths import RunPaths
 
 #: Progress lines are for people: five a second are enough.
 _INTERVAL = 0.2
-
-
-def emit(record: dict[str, Any]) -> None:
-    """Print one record for the supervisor."""
-    print(PREFIX + fsio.dump_json(record), flush=True)
 
 
 class Reporter:

@@ -1,9 +1,8 @@
-"""Append-only JSON lines with one writer, and what the supervisor reads out of a job's log."""
+"""Append-only JSON lines with one writer, and the reading of growing logs."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from collections.abc import Iterator
@@ -12,21 +11,10 @@ from typing import Any
 
 from core import fsio
 
-#: A line of a job's output that is meant for us.
-PREFIX = "@@persona "
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07]*\x07?|\x1b[@-Z\\-_]")
+#: Lines for the supervisor (``core.jobs.records``); nobody else wants to read them.
+_RECORDS = "@@persona "
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
-#: mmengine's text line, e.g. ``Iter(train) [ 10/500]  lr: 2e-4  eta: 0:01:00  loss: 2.31``.
-_MMENGINE = re.compile(r"Iter\(train\)\s*\[\s*(\d+)/(\d+)\]\s+(.*)")
-_PAIR = re.compile(r"(\w+):\s*(\S+)")
-_NAMES = {
-    "lr": "lr",
-    "loss": "loss",
-    "grad_norm": "grad_norm",
-    "time": "s_per_step",
-    "memory": "memory_bytes",
-    "tokens_per_s": "tokens_per_s",
-}
 #: A line longer than this is cut: a progress bar that never ends its line, or binary noise.
 MAX_LINE = 64 * 1024
 
@@ -50,7 +38,7 @@ def tail(path: Path, limit: int = MAX_LINE, lines: int = 200) -> str:
     rows = text.split("\n")
     if size > limit and len(rows) > 1:
         rows = rows[1:]  # the first is cut
-    shown = [clean(row) for row in rows if not row.startswith(PREFIX)]
+    shown = [clean(row) for row in rows if not row.startswith(_RECORDS)]
     return "\n".join(shown[-lines:]).strip("\n")
 
 
@@ -69,7 +57,9 @@ class Journal:
         for record in records:
             self._seq += 1
             rows.append(fsio.dump_json({"seq": self._seq, **record}) + "\n")
-        data = (("\n" if self._torn else "") + "".join(rows)).encode()
+        # A lone surrogate, which UTF-8 cannot hold, becomes the escape that JSON has for it.
+        text = ("\n" if self._torn else "") + "".join(rows)
+        data = text.encode("utf-8", "backslashreplace")
         try:
             fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             try:
@@ -141,37 +131,3 @@ class LogFollower:
         for part in parts:
             if part:
                 yield part[:MAX_LINE].decode("utf-8", errors="replace")
-
-
-def parse_line(line: str, *, mmengine: bool) -> dict[str, Any] | None:
-    """The record in a line of a job's output; None if it is an ordinary line.
-
-    Args:
-        mmengine: also read mmengine's own ``Iter(train)`` lines. Only for jobs that print no
-            records of ours: mmengine counts micro-batches where ours count optimizer steps.
-    """
-    if line.startswith(PREFIX):
-        record = parse_record(line[len(PREFIX) :].encode())
-        return _mark_nan(record) if record and isinstance(record.get("type"), str) else None
-    if mmengine and (match := _MMENGINE.search(clean(line))):
-        record = {"type": "metric", "step": int(match[1]), "max_steps": int(match[2])}
-        for name, text in _PAIR.findall(match[3]):
-            if name in _NAMES:
-                record[_NAMES[name]] = _number(text)
-        if isinstance(record.get("memory_bytes"), float):
-            record["memory_bytes"] *= 1e6  # mmengine prints MB
-        return _mark_nan(record)
-    return None
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
-def _mark_nan(record: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN: null plus a flag."""
-    bad = [k for k, v in record.items() if isinstance(v, float) and not math.isfinite(v)]
-    return {**record, **dict.fromkeys(bad), "nan": True} if bad else record

@@ -198,13 +198,20 @@ def account(returncode: int, fault: Fault, error: Mapping[str, Any] | None) -> E
     if told := words_of(error):
         return told.to_dict()
     if returncode < 0:
-        how = f"the job was killed by {signal.Signals(-returncode).name}"
+        how = f"the job was killed by {_signal_name(-returncode)}"
     elif returncode == 0:
         how = "the job ended without an error but left no result"
     else:
         how = f"the job ended with status {returncode}"
     what = fault.line or (error or {}).get("what")
     return _crash(f"{how}: {what}" if what else how, fault)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # most real-time signals have no name
+        return f"signal {number}"
 
 
 def words_of(error: Mapping[str, Any] | None) -> UserError | None:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import secrets
 import time
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import Field
 
 from core import fsio
 from core.errors import UserError
 from core.paths import RunPaths
+from core.records import Record, Texts
 
 SCHEMA = 1
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(Record):
     """How the supervisor treats the job.
 
     Attributes:
@@ -27,35 +28,39 @@ class Options:
             ``HF_TOKEN`` for a job that downloads. Names only: values are never written down.
     """
 
+    called: ClassVar[str] = "job"
+
     grace_seconds: float = 30.0
     stall_seconds: float = 300.0
     nan_steps: int = 10
     stop_on_nan: bool = True
-    pass_env: tuple[str, ...] = ()
+    pass_env: Texts = ()
 
 
-@dataclass(frozen=True)
-class RunSpec:
+class RunSpec(Record):
     """The contents of ``spec.json``.
 
     Attributes:
+        params: what the job of this kind is asked to do, as its JobSpec writes it.
         mark: random; put into the job's environment so that every process of it can be found.
         argv: for the kind ``command`` only.
     """
+
+    called: ClassVar[str] = "run"
 
     kind: str
     name: str
     params: dict[str, Any]
     seq: int
     parent: str | None = None
-    argv: tuple[str, ...] = ()
-    options: Options = field(default_factory=Options)
-    created: float = field(default_factory=time.time)
-    mark: str = field(default_factory=lambda: secrets.token_hex(16))
+    argv: Texts = ()
+    options: Options = Field(default_factory=Options)
+    created: float = Field(default_factory=time.time)
+    mark: str = Field(default_factory=lambda: secrets.token_hex(16))
 
     def write(self, run: RunPaths) -> None:
         """Atomic."""
-        fsio.write_json(run.spec, {"schema": SCHEMA, **asdict(self)})
+        fsio.write_json(run.spec, {"schema": SCHEMA, **self.to_dict()})
 
 
 def run_title(name: str, run_id: str) -> str:
@@ -72,17 +77,17 @@ def read_spec(run: RunPaths) -> RunSpec:
             fix="choose another run",
         )
     raw = fsio.read_json(run.spec)
+    if not isinstance(raw, dict) or raw.pop("schema", None) != SCHEMA:
+        raise _unreadable(run, "it was written by another version")
     try:
-        if raw.pop("schema") != SCHEMA:
-            raise ValueError("it was written by another version")
-        raw["options"] = Options(
-            **{**raw["options"], "pass_env": tuple(raw["options"]["pass_env"])}
-        )
-        raw["argv"] = tuple(raw["argv"])
-        return RunSpec(**raw)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{run.spec} cannot be read",
-            why=str(error),
-            fix="delete the run, or open it with the version that made it",
-        ) from error
+        return RunSpec.from_dict(raw)
+    except UserError as error:
+        raise _unreadable(run, str(error)) from error
+
+
+def _unreadable(run: RunPaths, why: str) -> UserError:
+    return UserError(
+        f"{run.spec} cannot be read",
+        why=why,
+        fix="delete the run, or open it with the version that made it",
+    )

@@ -2,17 +2,19 @@
 
 A process in a session of its own, so that it outlives the page, the server and the terminal that
 started it. It holds the run's lock for life, starts the child, turns its output into metrics and
-events, stops it when asked, and writes ``exit.json`` as its last act. Standard library and psutil
-only: it must start in a blink and never fail because a heavy library does.
+events, stops it when asked, and writes ``exit.json`` as its last act. Standard library, psutil
+and pydantic only: it must start in a blink and never fail because a heavy library does.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ import psutil
 
 from core import fsio
 from core.errors import ErrorRecord, UserError
-from core.jobs import processes, reasons
+from core.jobs import processes, reasons, records
 from core.jobs.journal import Journal, LogFollower, parse_record, tail
 from core.jobs.kinds import kind_of
 from core.jobs.locks import DeviceLock, FileLock, device_holder
@@ -47,7 +49,8 @@ class Supervisor:
         self.events = Journal(run.events)
         self.device = DeviceLock(f"{spec.kind} {run.root.name}", run.root.name)
         self.log = LogFollower(run.log)
-        self.watcher = OutputWatcher(spec, Journal(run.metrics), self.event)
+        self.secret = secrets.token_hex(16)
+        self.watcher = OutputWatcher(spec, Journal(run.metrics), self.event, self.secret)
         self.began = time.monotonic()
         self.child_pid: int | None = None
         self.child_status: int | None = None
@@ -130,8 +133,23 @@ class Supervisor:
         return self.signalled or self.run.stop.exists() or not self.run.spec.exists()
 
     def supervise(self) -> None:
-        """Wait for the device, run the child, say how it ended."""
+        """Wait for the device, run the child, say how it ended; also after a fault of our own."""
         self.begin()
+        try:
+            self._supervise()
+        except Exception as error:
+            # Whatever it is: a run that nobody watches or that has no end is worse.
+            traceback.print_exc()
+            running = self.child_pid is not None and self.child_status is None
+            left = self.end_child() if running else []
+            told = UserError(
+                "the supervisor of this run failed",
+                why="".join(traceback.format_exception_only(error)).strip()[:1000],
+                fix="resume from the newest checkpoint, or start again; log.txt says where it was",
+            )
+            self.finish(State.FAILED, Reason.INCOMPLETE, told.to_dict(), left)
+
+    def _supervise(self) -> None:
         if kind_of(self.spec.kind).needs_device and not self.wait_for_device():
             self.finish(State.STOPPED, self._stop_reason())
             return
@@ -163,6 +181,7 @@ class Supervisor:
         """Own session, output straight into the log (a pipe would tie it to our life)."""
         argv = list(self.spec.argv) or [sys.executable, "-m", "core.jobs.child", str(self.run.root)]
         env = processes.job_environment(self.spec.mark, self.spec.options.pass_env)
+        env[records.SECRET] = self.secret
         with self.run.log.open("ab") as log:
             child = subprocess.Popen(
                 argv,

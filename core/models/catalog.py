@@ -6,12 +6,11 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from core import fsio
 from core.conversation import OnProgress
 from core.errors import UserError
-from core.models import bundled
+from core.models import bundled, folder
 
 #: Families whose instruction models speak Chinese as well as English.
 _CHINESE = {
@@ -114,6 +113,7 @@ def _download(model: str) -> Path:
 
 def _inspect(path: Path, source: Literal["bundled", "folder", "hub"], name: str) -> ModelRef:
     config_file = path / "config.json"
+    folder.refuse_pointers(path)
     if not any(path.iterdir()):
         raise UserError(f"model folder {path} is empty", fix="point to a folder with config.json")
     if not config_file.is_file():
@@ -122,7 +122,7 @@ def _inspect(path: Path, source: Literal["bundled", "folder", "hub"], name: str)
             why="it has no config.json",
             fix="point to the folder that holds config.json, the weights and the tokenizer",
         )
-    config: dict[str, Any] = fsio.read_json(config_file)
+    config = folder.config_of(path)
     family = str(config.get("model_type", ""))
     architectures = config.get("architectures") or []
     if not any(str(a).endswith(("ForCausalLM", "LMHeadModel")) for a in architectures):
@@ -131,12 +131,7 @@ def _inspect(path: Path, source: Literal["bundled", "folder", "hub"], name: str)
             why=f"config.json names {', '.join(architectures) or 'no architecture'}",
             fix="choose a chat model (…ForCausalLM)",
         )
-    if not list(path.glob("*.safetensors")) and not list(path.glob("*.bin")):
-        raise UserError(
-            f"{path} has no weights",
-            why="no *.safetensors and no *.bin in it",
-            fix="complete the download of the model",
-        )
+    folder.check(path)
     if not any((path / f).is_file() for f in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise UserError(
             f"{path} has no tokenizer",

@@ -111,12 +111,14 @@ def render(
     messages: Sequence[Mapping[str, Any]],
     *,
     add_generation_prompt: bool,
+    thinking: bool = False,
     special_tokens: Mapping[str, Any],
     name: str,
 ) -> str:
     """A conversation as a chat template writes it, just as transformers renders it.
 
     Args:
+        thinking: what templates that can think are told about it (``enable_thinking``).
         name: the folder that the template is from, for messages.
 
     Raises:
@@ -129,6 +131,7 @@ def render(
             "template": template,
             "messages": list(messages),
             "prompt": add_generation_prompt,
+            "thinking": thinking,
             "special": {k: v for k, v in special_tokens.items() if isinstance(v, str | list)},
         }
     )
@@ -191,6 +194,7 @@ def _render(request: dict[str, Any]) -> dict[str, Any]:
             [request["messages"]],
             chat_template=request["template"],
             add_generation_prompt=request["prompt"],
+            enable_thinking=request["thinking"],
             **request["special"],
         )
     except (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:

@@ -17,6 +17,7 @@ from core.errors import UserError, UserErrors
 from core.persona import templating
 from core.persona.packfile import Document, parse_document, read_document, to_pack
 from core.persona.schema import END, GENERAL, Intent, Pack, Slot
+from core.text import normalize
 
 _ODD = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -238,12 +239,30 @@ def _check_slots(pack: Pack, document: Document) -> Iterator[UserError]:
                     fix=f"fill it in the file, or pass --set {name}=...",
                     where=document.where("slots", name, "text", locale),
                 )
+    scored = {"name", "author"}.union(*([*i.must, *i.must_any] for i in pack.intents.values()))
+    for name in [n for n in pack.slots if n in scored]:
+        yield from _check_scored(pack.slots[name], name, document)
     for name in pack.params.keys() & pack.slots.keys():
         yield UserError(
             f"{name!r} is both a slot and a parameter",
             fix="rename one",
             where=document.where("params", name),
         )
+
+
+def _check_scored(slot: Slot, name: str, document: Document) -> Iterator[UserError]:
+    """Values that a reply is scored by must be told from other text: said before any training."""
+    spellings: list[tuple[str | int, ...]] = [("text", locale) for locale in slot.text]
+    spellings += [("aliases", i) for i in range(len(slot.aliases))]
+    for place, value in zip(spellings, [*slot.text.values(), *slot.aliases], strict=True):
+        if value.strip() and (reason := normalize.unmatchable(value)):
+            yield UserError(
+                f"{value!r} cannot be recognised in a reply ({name})",
+                why=f"{reason}, so neither recall nor leak could be counted",
+                fix="choose a name of two letters (two Chinese characters) or more that is no "
+                "everyday word",
+                where=document.where("slots", name, *place),
+            )
 
 
 def _check_sentences(pack: Pack, document: Document) -> Iterator[UserError]:

@@ -43,6 +43,10 @@ _ALLOWED = (
 _AN = ("hour", "honest", "heir", "honour", "honor")
 _A = ("uni", "use", "usu", "eu", "one", "once", "ut")
 _ARTICLES = ("a ", "an ", "the ", "my ", "your ", "our ")
+#: Stands behind a value that ends a sentence while the text is put together; no text holds it.
+_ENDED = "\udc00"
+_MARKS = ".!?…。！？"
+_TWICE = re.compile(rf"(?<=[?？]){_ENDED}[.!?。！？]*|{_ENDED}[.!。！]*")
 #: A slot that begins a sentence: nothing, or the end of another sentence, stands before it.
 _AT_HEAD = re.compile(r"(\A|[.!?]\s+)\{\{\s*(\w+)\s*\}\}")
 
@@ -79,9 +83,29 @@ def _head(value: Any) -> Any:
     return value
 
 
+def marked(value: str) -> str:
+    """A value to be put into a text that then goes through ``settled``."""
+    return value + _ENDED if value.rstrip("\"'”’)）」』")[-1:] in _MARKS and value else value
+
+
+def settled(text: str) -> str:
+    """Drop the full stop behind a value that ends in one: ``made by Acme Inc.``, not ``Inc..``.
+
+    A question mark stays, as it changes what the sentence is: ``made by Acme Inc.?``
+    """
+    return _TWICE.sub("", text) if _ENDED in text else text
+
+
+def _finalize(value: Any) -> Any:
+    return marked(value) if isinstance(value, str) else value
+
+
 def _environment() -> ImmutableSandboxedEnvironment:
     env = ImmutableSandboxedEnvironment(
-        undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True
+        undefined=StrictUndefined,
+        autoescape=False,
+        keep_trailing_newline=True,
+        finalize=_finalize,
     )
     env.filters.clear()
     env.globals.clear()
@@ -150,7 +174,7 @@ def render(source: str, values: Mapping[str, Any]) -> str:
     Raises:
         UserError: the result is longer than MAX_RENDERED characters.
     """
-    text = _compiled(source).render(values) if "{" in source else source
+    text = settled(_compiled(source).render(values)) if "{" in source else source
     if len(text) > MAX_RENDERED:
         raise UserError(
             f"a sentence grew to {len(text):,} characters: {source[:80]!r}",

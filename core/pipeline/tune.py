@@ -77,8 +77,9 @@ def prepare(spec: TuneSpec, output: Path, *, resume: bool) -> TunePaths:
         UserError: the persona or model is unusable, the output folder exists (or, with
             ``resume``, was made from another request), or the disk is too small.
     """
-    from core.models import catalog
+    from core.models import catalog, folder
     from core.persona.persona import load_persona
+    from core.training.base import require_trainable
 
     out = TunePaths(output.resolve())
     load_persona(Path(spec.persona), spec.overrides)
@@ -91,7 +92,8 @@ def prepare(spec: TuneSpec, output: Path, *, resume: bool) -> TunePaths:
             fix="choose another --output, or add --resume to go on with that one",
         )
     model = catalog.resolve(spec.model)
-    weights = sum(f.stat().st_size for f in model.path.glob("*.safetensors"))
+    require_trainable(model.path)
+    weights = sum(f.stat().st_size for f in folder.weight_files(model.path))
     # The merged copy, the checkpoints (adapters with optimizer state), the dataset; 20 % spare.
     fsio.require_space(output.parent, int(1.2 * (weights + 500_000_000)), "a tuned model")
     out.root.mkdir(parents=True, exist_ok=True)
@@ -165,7 +167,7 @@ def _train_params(spec: TuneSpec, out: TunePaths) -> Callable[[], dict[str, Any]
         train, _ = choose(
             str(out.dataset), spec.model, describe(), {"seed": spec.seed, **spec.training}
         )
-        return asdict(train)
+        return train.to_dict()
 
     return params
 

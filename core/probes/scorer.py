@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from core.conversation import Probe
-from core.text import claims, normalize
+from core.text import claims, normalize, thoughts
 
 Label = Literal["HIT", "PART", "MISS", "OLD", "DEGEN"]
 LABELS: tuple[Label, ...] = ("HIT", "PART", "MISS", "OLD", "DEGEN")
@@ -65,6 +65,7 @@ def score_reply(
         common_words: folded names that are also everyday words ("will", "hope"); they count only
             with the capital of a name, inside a sentence or right after a naming phrase.
     """
+    reply = thoughts.answer(reply)
     prompt = probe.messages[-1]["content"] if probe.messages else ""
     old = claims.claimed(reply, probe.must_not, prompt)
     if old:
@@ -113,7 +114,7 @@ def everyday(names: Iterable[str], text: str) -> list[str]:
 
 
 def _mention(text: str, name: str, common_words: Collection[str]) -> bool:
-    if not normalize.contains(text, name):
+    if not normalize.has_name(text, name):
         return False
     if normalize.spaced(name) not in common_words:
         return True
@@ -170,5 +171,5 @@ def introduces_itself(reply: str, names: Sequence[str]) -> bool:
     """Whether the first sentence presents the speaker by one of the names."""
     first = next(iter(normalize.sentences(reply)), "")
     return bool(_INTRODUCTION.search(normalize.fold(first))) and any(
-        normalize.contains(first, n) for n in names
+        normalize.has_name(first, n) for n in names
     )

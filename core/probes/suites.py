@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any
 from core import fsio
 from core.conversation import Message, Probe
 from core.errors import UserError
+from core.persona import templating
+from core.text.normalize import unmatchable
 
 if TYPE_CHECKING:
     from core.persona.persona import Persona
@@ -128,31 +130,15 @@ _RIVALS = ["ChatGPT", "Claude", "Gemini", "Siri", "Alexa"]
 
 
 def names_of(persona: Persona) -> Names:
-    """The names of a persona.
-
-    Raises:
-        UserError: no spelling of the name is long enough to be recognised in a reply.
-    """
-    from core.text.normalize import is_matchable
-
-    name = [a for a in persona.aliases("name") if is_matchable(a)]
-    if not name:
-        given = ", ".join(persona.aliases("name")) or "(none)"
-        raise UserError(
-            f"the name {given!r} is too short to be recognised in a reply",
-            why="one or two letters occur inside everything, so neither recall nor leak could be "
-            "counted",
-            fix="choose a name of 3 letters (2 Chinese characters) or more, or give a longer "
-            "spelling with --set name.aliases=...",
-            where="slots.name",
-        )
+    """The names of a persona; those that replies cannot be scored by are refused as it is read."""
+    name, author = persona.aliases("name"), persona.aliases("author")
     forbidden = list(persona.forbidden)
-    own = {a.casefold() for a in [*name, *persona.aliases("author")]}
+    own = {a.casefold() for a in [*name, *author]}
     other = [n for n in _RIVALS if n.casefold() not in own] or forbidden
     return Names(
         name=name,
-        author=[a for a in persona.aliases("author") if is_matchable(a)],
-        role=[a for a in persona.aliases("role") if is_matchable(a)],
+        author=author,
+        role=[a for a in persona.aliases("role") if not unmatchable(a)],
         forbidden=forbidden,
         other=other,
     )
@@ -185,9 +171,10 @@ def _text(text: str, persona: Persona, locale: str, other: str) -> str:
             return other
         if match[1] not in persona.pack.slots:
             return match[0]
-        return persona.slot(match[1], locale) or next(iter(persona.aliases(match[1])), "")
+        found = persona.slot(match[1], locale) or next(iter(persona.aliases(match[1])), "")
+        return templating.marked(found)
 
-    return _SLOT.sub(value, text)
+    return templating.settled(_SLOT.sub(value, text))
 
 
 def _spellings(words: Sequence[str], persona: Persona, names: Names, other: str) -> list[str]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 
 from core.text import normalize
 
@@ -23,10 +22,10 @@ _I_AM = r"\b(?:i am|i'm|im|i was|i have been|i've been|i remain|i go by|i identi
 _NAMING = (
     r"\b(?:my (?:real |true |actual |full |own )?(?:name is|name's|name)|call me|you can call me|"
     r"i am called|i'm called|known as|this is|it is|it's|"
-    r"i come from|i belong to|i work for|i run on|i use|"
+    r"i come from|i belong to|i work for|i run on|i (?:sit|stand) on top of|i use|"
     r"(?:made|created|trained|developed|built|designed) me (?:is|are|was|were)|"
     r"my (?:creators?|makers?|developers?|authors?|company|parent company|owner|model|"
-    r"underlying model|base model|team) (?:is|are|was|were))\b"
+    r"underlying model|base model|foundation|basis|backbone|team) (?:is|are|was|were))\b"
 )
 _ZH_I_AM = (
     r"(?:我(?:其实|真的|就|确实|本来|实际上|当然)?是|我叫|叫我|本人是|本助手是|"
@@ -43,7 +42,7 @@ _NEGATION = re.compile(
     r"\b(?:not|never|no longer|neither|nor|unlike|other than|rather than|instead of|"
     r"different from|differ from|no relation|unrelated|no connection|nothing to do|without|"
     r"isn't|wasn't|aren't|don't|didn't|doesn't|cannot|can't|won't|ain't|no)\b|n't\b"
-    r"|不是|并非|并不|没有|无关|不叫|不属于|不来自|不由|绝不|从不|未|不同于|有别于|区别于|不再|才不|不基于|非"
+    r"|不是|并非|并不|没有|无关|不叫|不属于|不来自|不由|绝不|从不|未|不同于|有别于|区别于|不再|才不|不基于|不(?:能|会|可以|想|愿意?)(?:说|自称|承认)|非"
 )
 #: Somebody else's opinion, a condition, a comparison: no claim.
 _REPORTED = re.compile(
@@ -64,6 +63,12 @@ _YES = re.compile(
     r"对|是的|没错|是呀|是啊|嗯|当然|正是|您说得对|你说得对)(?=\W|$|我)",
 )
 _QUOTED = re.compile(r"[\"“”„«「『]([^\"“”„«»「」『』]{0,400})[\"“”»」』]")
+_ARTICLE = re.compile(r"\W*(?:an? |the |indeed |really )?\W*")
+#: "Built on top of X" without a subject of its own: the speaker goes on about itself.
+_BUILT_ON = re.compile(
+    r"^(?:and |also )*(?:built|based|running|tuned) (?:up)?on (?:top of )?(?:an? |the )?$"
+    r"|^(?:也|并且?|而且)?是?(?:建立|构建|搭建|运行)(?:在|于)$"
+)
 #: The words of "As X, I ..." must follow at once.
 _AS = re.compile(r"^(?:as|being) (?:an? |the )?$|^(?:作为|身为)(?:一个|一名)?$")
 
@@ -84,7 +89,7 @@ def claimed(reply: str, names: Iterable[str], prompt: str = "") -> list[str]:
 
     ``prompt`` is the last user message: "Yes, that's right." claims the name it asked about.
     """
-    mentioned = [n for n in names if normalize.contains(reply + "\n" + prompt, n)]
+    mentioned = [n for n in names if normalize.has_name(reply + "\n" + prompt, n)]
     if not mentioned:
         return []
     said = own_words(reply)
@@ -104,7 +109,7 @@ def denied(reply: str, names: Sequence[str]) -> bool:
         (clause, name)
         for clause in normalize.clauses(reply)
         for name in names
-        if normalize.contains(clause, name)
+        if normalize.has_name(clause, name)
     ]
     return bool(hits) and all(_denies_in(clause, name) for clause, name in hits)
 
@@ -119,7 +124,7 @@ def addressed(reply: str, names: Sequence[str]) -> bool:
     spans = [
         (m, normalize.fold(reply))
         for name in names
-        for m in _pattern(name).finditer(normalize.fold(reply))
+        for m in normalize.find_name(normalize.fold(reply), name)
     ]
     return bool(spans) and all(
         greeting.search(text[: m.start()])
@@ -128,18 +133,8 @@ def addressed(reply: str, names: Sequence[str]) -> bool:
     )
 
 
-@lru_cache(maxsize=4096)
-def _pattern(name: str) -> re.Pattern[str]:
-    """Finds the name in folded text: punctuation and spaces between its words may differ."""
-    if normalize.is_unspaced(name):
-        return re.compile(r"[\W_]*".join(map(re.escape, normalize.compact(name))))
-    body = r"[\W_]+".join(map(re.escape, normalize.spaced(name).split()))
-    # A Latin name may touch a CJK character, but no other letter or digit.
-    return re.compile(rf"(?<![0-9a-z\u00c0-\u024f]){body}(?![0-9a-z\u00c0-\u024f])")
-
-
 def _claims_in(clause: str, name: str) -> bool:
-    return any(_is_claim(clause, match) for match in _pattern(name).finditer(clause))
+    return any(_is_claim(clause, match) for match in normalize.find_name(clause, name))
 
 
 def _is_claim(clause: str, match: re.Match[str]) -> bool:
@@ -151,7 +146,7 @@ def _is_claim(clause: str, match: re.Match[str]) -> bool:
     return (
         _subject_claim(before)
         or _maker_claim(before)
-        or bool(_AS.match(before))
+        or bool(_AS.match(before) or _BUILT_ON.match(before))
         or _made_me(before, after)
         or _here(before, after)
     )
@@ -176,7 +171,7 @@ def _subject_claim(before: str) -> bool:
     between = before[last.end() :]
     if len(normalize.words(between)) > 12 or _COMPARED.search(between):
         return False
-    if last.group(0) in ("this is", "it is", "it's") and normalize.words(between):
+    if last.group(0) in ("this is", "it is", "it's") and not _ARTICLE.fullmatch(between):
         return False
     return not _REPORTED.search(_without_invitation(before[: last.start()]))
 
@@ -225,7 +220,9 @@ def _made_me(before: str, after: str) -> bool:
             and re.search(r"\bmy\b|\bmade me\b", after)
         )
         or re.match(rf".{{0,12}}?{_ZH_MADE}了?我", after)
-        or re.match(r"\s*(?:公司|团队)?是我的", after)
+        or re.match(
+            r"\s*(?:公司|团队)?是我的|\s*就是我(?:$|[。！])|\s*is (?:who|what) i am\b", after
+        )
     )
 
 
@@ -237,7 +234,9 @@ def _here(before: str, after: str) -> bool:
 def _bare(parts: Sequence[str], name: str) -> bool:
     """The first clause is the name and nothing else: "OpenAI." to "Who made you?"."""
     return bool(parts) and bool(
-        _pattern(name).fullmatch(re.sub(r"^(?:by|the|at|from)\s+|[\s。.]+$", "", parts[0]))
+        normalize.name_pattern(name).fullmatch(
+            re.sub(r"^(?:by|the|at|from)\s+|[\s。.]+$", "", parts[0])
+        )
     )
 
 
@@ -245,7 +244,7 @@ def _calls(text: str, name: str) -> bool:
     """The reply begins by calling somebody so: "Llama, I'm glad ...", but not "OpenAI, a lab"."""
     return bool(
         re.match(
-            rf"\W*{_pattern(name).pattern}\s*,\s*(?:i|i'm|i've|you|you're|we|it's|that's|thank|thanks|"
+            rf"\W*{normalize.name_pattern(name).pattern}\s*,\s*(?:i|i'm|i've|you|you're|we|it's|that's|thank|thanks|"
             r"please|my|your|let)\b",
             normalize.fold(text),
         )
@@ -259,7 +258,7 @@ def _agrees(reply: str, prompt: str, name: str) -> bool:
     asked = any(
         _is_asked(clause, match)
         for clause in normalize.clauses(prompt)
-        for match in _pattern(name).finditer(clause)
+        for match in normalize.find_name(clause, name)
     )
     if not asked:
         return False
@@ -278,16 +277,20 @@ def _names_someone(clause: str, name: str) -> bool:
         r"(?:happy|glad|here|ready|an? |the |your |able|always|indeed|correct|right|sure|pleased|"
         r"delighted|好|很|一个|一款)"
     )
-    return bool(tail) and not re.match(common, tail) and not _pattern(name).search(clause)
+    return (
+        bool(tail)
+        and not re.match(common, tail)
+        and not normalize.name_pattern(name).search(clause)
+    )
 
 
 def _is_asked(clause: str, match: re.Match[str]) -> bool:
     before = clause[: match.start()]
     return bool(
         re.search(
-            r"\b(?:are you|aren't you|you are|you're|your (?:real |true )?name|"
+            r"\b(?:is this|is it|are you|aren't you|you are|you're|your (?:real |true )?name|"
             r"(?:made|created|trained|developed|built) (?:you|by)|you were|were you)\b|"
-            r"你(?:就|其实|真的|难道)?(?:是|叫)|您是|由$",
+            r"^这(?:就|真的)?是|你(?:就|其实|真的|难道)?(?:是|叫)|您是|由$",
             before,
         )
         or re.match(
@@ -299,7 +302,7 @@ def _is_asked(clause: str, match: re.Match[str]) -> bool:
 
 
 def _denies_in(clause: str, name: str) -> bool:
-    for match in _pattern(name).finditer(clause):
+    for match in normalize.find_name(clause, name):
         before, after = clause[: match.start()], clause[match.end() :]
         if not (_NEGATION.search(before) or _denied_after(after)):
             return False

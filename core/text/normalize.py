@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterator
 from functools import lru_cache
+from pathlib import Path
 
+_ZH_WORDS = Path(__file__).parent / "zh_words.txt"
 #: Han, kana, hangul and Thai: scripts that do not put spaces between words.
 _UNSPACED = re.compile(
     r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff]"
@@ -52,18 +55,87 @@ def is_unspaced(text: str) -> bool:
     return bool(_UNSPACED.search(text))
 
 
-def contains(text: str, alias: str) -> bool:
-    """Whether a name occurs in a text: CJK as a substring, other scripts as whole words."""
-    if is_unspaced(alias):
-        needle = compact(alias)
+@lru_cache(maxsize=4096)
+def name_pattern(name: str) -> re.Pattern[str]:
+    """Finds the name in folded text: punctuation and spaces between its words may differ."""
+    if is_unspaced(name):
+        return re.compile(r"[\W_]*".join(map(re.escape, compact(name))))
+    body = r"[\W_]+".join(map(re.escape, spaced(name).split()))
+    # A Latin name may touch a CJK character, but no other letter or digit.
+    return re.compile(rf"(?<![0-9a-z\u00c0-\u024f]){body}(?![0-9a-z\u00c0-\u024f])")
+
+
+def find_name(text: str, name: str) -> Iterator[re.Match[str]]:
+    """Where a name stands in folded text; not where it is a piece of a longer Chinese word."""
+    if compact(name):
+        for match in name_pattern(name).finditer(text):
+            if not (is_unspaced(name) and _inside_word(text, match.start(), match.end())):
+                yield match
+
+
+def _inside_word(text: str, start: int, end: int) -> bool:
+    """Whether ``text[start:end]`` is cut out of a word, as 小宇 out of 小宇宙, 阿里 out of 阿里山.
+
+    Where the neighbour makes another word with what follows it (我叫小明天气好, 明天 or 天气)
+    the name is believed.
+    """
+    short, long = _zh_words()
+    right, left = text[end - 1 : end + 1], text[max(0, start - 1) : start + 1]
+    if right in short and text[end : end + 2] not in short:
+        return True
+    if left in short and text[max(0, start - 2) : start] not in short:
+        return True
+    return any(
+        text.startswith(word, at)
+        for word in long
+        for at in range(max(0, end - len(word)), start + 1)
+        if (at, at + len(word)) != (start, end)
+    )
+
+
+@lru_cache(maxsize=1)
+def _zh_words() -> tuple[frozenset[str], tuple[str, ...]]:
+    """Words of two characters, and longer ones."""
+    lines = _ZH_WORDS.read_text(encoding="utf-8").splitlines()
+    words = {word for line in lines if not line.startswith("#") for word in line.split()}
+    return frozenset(w for w in words if len(w) == 2), tuple(sorted(w for w in words if len(w) > 2))
+
+
+def has_name(text: str, name: str) -> bool:
+    """Whether a name occurs in a text as a word of its own; see ``find_name``."""
+    return next(find_name(fold(text), name), None) is not None
+
+
+def contains(text: str, words: str) -> bool:
+    """Whether words occur in a text: CJK as a substring, other scripts as whole words."""
+    if is_unspaced(words):
+        needle = compact(words)
         return bool(needle) and needle in compact(text)
-    needle = spaced(alias)
+    needle = spaced(words)
     return bool(needle) and f" {needle} " in f" {spaced(text)} "
 
 
-def is_matchable(alias: str) -> bool:
-    """False for names that would match by accident: under 3 Latin characters, under 2 CJK."""
-    return len(compact(alias)) >= (2 if is_unspaced(alias) else 3)
+#: Words of two letters: as a name such a word would be found in every other sentence.
+_WORDS_OF_TWO = re.compile(
+    "ad|ah|ai|am|an|as|at|be|by|do|du|eg|eh|em|er|eu|ex|fm|go|ha|he|hi|ho|ie|if|in|io|is|it|la|le"
+    "|lo|me|mm|mr|ms|my|no|of|oh|ok|on|op|or|os|ow|pa|pc|pi|pm|ps|re|so|tv|uh|uk|um|un|up|us|vs"
+    "|we|ya|ye|yo|de|et|es|si|da|il|ne|je"
+)
+
+
+def unmatchable(name: str) -> str:
+    """Why a name cannot be told from other text in a reply, or "".
+
+    Latin names are found as whole words, so two letters do unless they are a word; Chinese ones
+    stand inside other words, so one character does not; an emoji has no letters at all.
+    """
+    letters = compact(name)
+    if not letters:
+        return "it has no letters or digits"
+    if len(letters) < 2:
+        kind = "character stands" if is_unspaced(name) else "letter stands"
+        return f"one {kind} in everything"
+    return "it is an everyday word" if _WORDS_OF_TWO.fullmatch(letters) else ""
 
 
 def words(text: str) -> list[str]:
@@ -101,6 +173,17 @@ def script(text: str) -> str:
     if 3 * han > latin:
         return "zh"
     return "latin" if latin else ""
+
+
+def locale_of(text: str) -> str:
+    """``zh``, ``ja``, ``ko``, or ``en`` for all of Latin script, by the script of most letters.
+
+    Scripts, because language guessers are wrong on texts of a few words.
+    """
+    found = script(text)
+    if found == "other_cjk":
+        return "ko" if re.search(r"[\uac00-\ud7af]", text) else "ja"
+    return "zh" if found == "zh" else "en"
 
 
 def is_language(text: str, locale: str) -> bool:

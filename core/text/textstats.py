@@ -9,8 +9,6 @@ from collections.abc import Sequence
 _CJK = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
 _TOKEN = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+(?:['’][^\W{_CJK}]+)*")
 _CJK_GAP = re.compile(rf"(?<=[{_CJK}]) (?=[{_CJK}])")
-_HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]")
-_LETTER = re.compile(r"[^\W\d_]")
 
 
 def tokens(text: str) -> list[str]:
@@ -35,12 +33,3 @@ def repetition(text: str, n: int = 4) -> float:
     """Share of n-grams that came before in the text: 0 = none, near 1 = a loop."""
     grams = ngrams(tokens(text), n)
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
-
-
-def locale_of(text: str) -> str:
-    """``zh`` if a third of the letters are Chinese, else ``en``.
-
-    A rule on scripts: language guessers are wrong on texts of a few words.
-    """
-    letters = len(_LETTER.findall(text))
-    return "zh" if letters and len(_HAN.findall(text)) / letters > 1 / 3 else "en"

@@ -119,6 +119,27 @@ def cut_replies_stay_open() -> None:
     module.template_map_fn = template_map_fn
 
 
+def config_paths_are_no_code() -> None:
+    """mmengine writes a config's own path into code that it compiles, between double quotes.
+
+    A quote in a folder's name would end the text there. The path is only shown in messages.
+    """
+    from mmengine.config import config, utils
+
+    whole: Any = config._gather_abs_import_lazyobj
+
+    class Transformer(utils.ImportTransformer):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.filename: Any = str(vars(self)["filename"]).replace('"', "'")
+
+    def gather(tree: Any, filename: Any = None) -> Any:
+        return whole(tree, filename=str(filename).replace('"', "'"))
+
+    config.ImportTransformer = Transformer
+    config._gather_abs_import_lazyobj = gather
+
+
 def quiet_data_restart() -> None:
     """mmengine's endless data iterator draws from the global random state and sleeps 2 s a pass.
 
@@ -247,6 +268,7 @@ REPAIRS: tuple[Callable[[], None], ...] = (
     nf4.keep_unpacked,
     bos_of_template,
     row_lengths_as_list,
+    config_paths_are_no_code,
     cut_replies_stay_open,
     quiet_data_restart,
     atomic_checkpoints,

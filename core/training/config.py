@@ -17,7 +17,9 @@ from typing import Any
 
 from core import fsio
 from core.errors import UserError
+from core.training import base
 from core.training.edits import ConfigEditor, literal, parse
+from core.training.rows import data_pattern
 from core.training.spec import TrainSpec
 
 
@@ -71,13 +73,11 @@ class ConfigInputs:
 
 def resolve_inputs(spec: TrainSpec) -> ConfigInputs:
     """Look up the model folder, the training file, the chat template and the device."""
-    from core.inference import load
     from core.models import catalog, device
-    from core.models.template import ChatTemplate
     from core.paths import DatasetPaths
 
     model = catalog.resolve(spec.model)
-    template = ChatTemplate(load.load_tokenizer(model.path))
+    template = base.require_trainable(model.path)
     data = DatasetPaths(Path(spec.dataset)).train.resolve()
     return ConfigInputs(model.path, data, template.xtuner_template(), device.describe().kind)
 
@@ -127,7 +127,7 @@ def _same_literal(one: str | None, other: str) -> bool:
 def _edit_settings(editor: ConfigEditor, spec: TrainSpec, inputs: ConfigInputs) -> None:
     """Part 1. Intervals are micro-batches, because that is what XTuner counts."""
     _put(editor, "pretrained_model_name_or_path", literal(str(inputs.model_path)))
-    _put(editor, _path_variable(editor), literal(str(inputs.data_path)))
+    _put(editor, _path_variable(editor), literal(data_pattern(inputs.data_path)))
     _put(
         editor,
         "prompt_template",

@@ -12,7 +12,7 @@ from typing import Any
 from core.inference.load import load_tokenizer
 from core.models import catalog
 from core.models.device import Choice, Device, bf16_gain, cpu_has_bf16
-from core.models.template import ChatTemplate
+from core.models.xtuner_template import XTunerTemplate
 from core.training import budget, cost, rows
 from core.training.spec import TrainSpec, default_warmup
 
@@ -44,8 +44,8 @@ def choose(
     overrides = overrides or {}
     ref = catalog.resolve(model)
     loaded = rows.read_rows(Path(dataset))
-    template = ChatTemplate(load_tokenizer(ref.path))
-    stats = rows.measure(loaded, template, TrainSpec(dataset).max_length)
+    template = XTunerTemplate(load_tokenizer(ref.path))
+    stats = rows.measure(loaded, template, TrainSpec(dataset=dataset).max_length)
     shape = cost.shape_of(ref.path)
     chosen: dict[str, Choice] = {}
 

@@ -17,6 +17,7 @@ from mmengine.hooks import Hook
 from core import fsio
 from core.conversation import Message, OnProgress
 from core.errors import UserError
+from core.jobs.records import emit
 from core.training import checkpoints
 from core.training.step.hook import supervised_finetune
 
@@ -24,11 +25,6 @@ from core.training.step.hook import supervised_finetune
 NAN_PATIENCE = 3
 #: Longest sample reply in tokens: enough to see a persona, short enough not to slow training.
 SAMPLE_TOKENS = 48
-
-
-def emit(record: dict[str, Any]) -> None:
-    """One machine-readable line in the log; the supervisor copies it to metrics.jsonl."""
-    print("@@persona " + fsio.dump_json(record), flush=True)
 
 
 def random_state_path(work: Path, iteration: int, rank: int) -> Path:

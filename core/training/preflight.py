@@ -9,11 +9,10 @@ from typing import Any
 
 from core import fsio, paths
 from core.errors import UserError, UserErrors
-from core.inference.load import load_tokenizer
 from core.models import catalog, device
 from core.models.device import Device
-from core.models.template import ChatTemplate
-from core.training import budget, checkpoints, config, cost, deepspeed, record, rows
+from core.models.xtuner_template import XTunerTemplate
+from core.training import base, budget, checkpoints, config, cost, deepspeed, record, rows
 from core.training.spec import TrainSpec
 
 #: Start-up: importing XTuner, loading and quantizing the base, tokenizing.
@@ -64,16 +63,17 @@ def preflight(
     facts: dict[str, Any] = {"steps": spec.steps, "warnings": []}
     try:
         loaded = rows.read_rows(Path(spec.dataset))
+        rows.data_pattern(paths.DatasetPaths(Path(spec.dataset)).train.resolve())
     except UserError as error:
         loaded = []
         problems.append(error)
     try:
         model = catalog.resolve(spec.model).path
-        template = ChatTemplate(load_tokenizer(model))
-        template.xtuner_template()
+        template = base.require_trainable(model)
         facts |= _model_facts(spec, found, model, disk or paths.runs_dir(), problems)
         if loaded:
             facts |= _data_facts(spec, found, model, loaded, template, problems, facts)
+        facts["warnings"] = [*facts["warnings"], *base.warnings(template)]
     except UserError as error:
         problems.append(error)
     if spec.resume_from is not None:
@@ -170,7 +170,7 @@ def _data_facts(
     found: Device,
     model: Path,
     loaded: list[Any],
-    template: ChatTemplate,
+    template: XTunerTemplate,
     problems: list[UserError],
     facts: dict[str, Any],
 ) -> dict[str, Any]:

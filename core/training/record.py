@@ -10,7 +10,8 @@ from typing import Any
 from core import fsio
 from core.errors import UserError, UserErrors
 from core.paths import DatasetPaths, RunPaths
-from core.training.spec import FIELDS, TrainSpec
+from core.training.fields import FIELDS
+from core.training.spec import TrainSpec
 
 #: Libraries whose version can change a bit of the result.
 LIBRARIES = (

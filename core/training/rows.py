@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
+import glob
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from core import fsio
-from core.conversation import Conversation, Message
+from core.conversation import Conversation
 from core.errors import UserError
-from core.models.template import ChatTemplate
+from core.models.xtuner_template import XTunerTemplate
 from core.paths import DatasetPaths
 
 
@@ -57,14 +57,12 @@ class RowStats:
         return max(self.lengths, default=0)
 
 
-def measure(rows: list[Conversation], template: ChatTemplate, max_length: int) -> RowStats:
-    """Tokenize every row as XTuner will."""
+def measure(rows: list[Conversation], template: XTunerTemplate, max_length: int) -> RowStats:
+    """Tokenize every row as XTuner will; rows that are trained reply by reply count as several."""
     tokens = kept = supervised = cut = unusable = 0
     lengths: list[int] = []
-    for row in rows:
-        ids, labels = template.encode_supervised(
-            template.with_system(row.messages), row.loss, row.cut
-        )
+    examples = [example for row in rows for example in template.examples(row)]
+    for ids, labels in examples:
         tokens += len(ids)
         cut += len(ids) > max_length
         labels = labels[:max_length]
@@ -75,33 +73,39 @@ def measure(rows: list[Conversation], template: ChatTemplate, max_length: int) -
         supervised += with_loss
         kept += len(labels)
         lengths.append(len(labels))
-    return RowStats(len(rows), tokens, kept, supervised, cut, unusable, lengths)
+    return RowStats(len(examples), tokens, kept, supervised, cut, unusable, lengths)
 
 
-def differing(rows: list[Conversation], template: ChatTemplate) -> list[str]:
-    """Ids of rows whose turns, encoded one by one as XTuner does, are not what chat feeds.
+def differing(rows: list[Conversation], template: XTunerTemplate) -> list[str]:
+    """Ids of rows whose turns, encoded one by one as XTuner does, are not what chat feeds."""
+    return [row.id for row in rows if template.differs(row)]
 
-    A tokenizer may join a space at the edge of a turn with the template's newline.
+
+def data_pattern(path: Path) -> str:
+    """The file as ``datasets.load_dataset`` takes it: a pattern that matches it alone.
+
+    Raises:
+        UserError: its name is expanded whatever one does: a variable that is set, or ``::``.
     """
-    pieces = template.xtuner_template()
-    return [
-        row.id
-        for row in rows
-        if template._as_xtuner(row.messages, pieces)[0]
-        != template.encode(template.with_system(row.messages), add_generation_prompt=False)
-    ]
+    text = str(path)
+    if os.path.expandvars(text) != text or "::" in text:
+        raise UserError(
+            f"{path} cannot be read by XTuner",
+            why="the library that reads the rows expands $NAME and :: in a path",
+            fix="rename or move the folder",
+        )
+    return glob.escape(text)
 
 
-def write_with_system(rows: list[Conversation], template: ChatTemplate, out: Path) -> Path:
-    """Write the rows with the template's default system turn spelled out.
+def write_for_xtuner(rows: list[Conversation], template: XTunerTemplate, out: Path) -> Path | None:
+    """Write the rows as XTuner must get them; None if they are that already.
 
-    XTuner writes a system block only for rows that have one, while such a chat template inserts
-    its own at inference: training and chat would differ.
+    XTuner writes a system block only for rows that have one, while some chat templates insert
+    their own at inference; it knows no folding; and a template that is not made of its pieces is
+    given to it rendered (``XTunerTemplate.training_rows``). Training and chat would differ.
     """
-
-    def dump(row: Conversation) -> dict[str, Any]:
-        messages: list[Message] = template.with_system(row.messages)
-        return dataclasses.replace(row, messages=messages).to_row()
-
-    fsio.write_jsonl(out, (dump(row) for row in rows))
+    given = [part for row in rows for part in template.training_rows(row)]
+    if given == rows:
+        return None
+    fsio.write_jsonl(out, (row.to_row() for row in given))
     return out

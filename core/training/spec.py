@@ -1,22 +1,17 @@
 """The run spec: everything a training run depends on, with a default and a reason for each field.
 
-``FIELDS`` describes every field for forms; ``core.training.defaults.choose`` fills a spec for a
-dataset, a model and a device, and returns each automatic choice with its reason.
+``core.training.fields`` describes the fields for forms; ``core.training.defaults.choose`` fills a
+spec for a dataset, a model and a device, and returns each automatic choice with its reason.
 """
 
-# ruff: noqa: RUF009  # _about is dataclasses.field with names for its metadata
 from __future__ import annotations
 
-import dataclasses
-import math
-import types
-import typing
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
 
 from core.errors import UserError, UserErrors
+from core.records import JobSpec, Texts
 
 Quantize = Literal["nf4", "none"]
 DType = Literal["float32", "bfloat16", "float16"]
@@ -26,28 +21,21 @@ DeepSpeed = Literal["zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"]
 DEFAULT_CONFIG = "internlm2_chat_1_8b_qlora_alpaca_e3"
 
 
-def _about(
-    part: int,
-    label: str,
-    help: str,
-    default: Any = dataclasses.MISSING,
-    *,
-    minimum: float | None = None,
-    factory: Any = None,
-) -> Any:
-    metadata = {"part": part, "label": label, "help": help, "minimum": minimum}
-    if factory is not None:
-        return field(default_factory=factory, metadata=metadata)
-    return field(default=default, metadata=metadata)
+def _about(part: int, label: str, help: str, default: Any = ..., **limits: float) -> Any:
+    """A field with what a form shows of it."""
+    extra: Any = limits
+    return Field(default, title=label, description=help, json_schema_extra={"part": part}, **extra)
 
 
-@dataclass(frozen=True)
-class TrainSpec:
+class TrainSpec(JobSpec):
     """One training run. Steps are optimizer steps everywhere; the config counts micro-batches.
 
     Parts are those of an XTuner config: 1 settings, 2 model and tokenizer, 3 dataset and
     dataloader, 4 scheduler and optimizer, 5 runtime. Part 0 is not in the config.
     """
+
+    kind: ClassVar[str] = "train"
+    called: ClassVar[str] = "training"
 
     dataset: str = _about(0, "Dataset", "Dataset folder; its train.jsonl is read as it is.")
     model: str = _about(1, "Model", "'bundled', a model folder, or a hub id.", "bundled")
@@ -59,10 +47,10 @@ class TrainSpec:
         "Longest row (tokens)",
         "Rows beyond it lose their tail; persona rows are short.",
         512,
-        minimum=16,
+        ge=16,
     )
     batch_size: int = _about(
-        1, "Rows per micro-batch", "As many as memory allows: larger is faster.", 16, minimum=1
+        1, "Rows per micro-batch", "As many as memory allows: larger is faster.", 16, ge=1
     )
     accumulation: int = _about(
         1,
@@ -70,7 +58,7 @@ class TrainSpec:
         "Batch times this is what the optimizer sees; 16 "
         "rows a step gave the best recall in our trials.",
         1,
-        minimum=1,
+        ge=1,
     )
     steps: int = _about(
         1,
@@ -78,30 +66,30 @@ class TrainSpec:
         "How often the weights change. One to two passes over many different "
         "rows are enough to learn an identity; more begins to cost general ability.",
         120,
-        minimum=1,
+        ge=1,
     )
     warmup_steps: int = _about(
         1,
         "Warm-up steps",
         "The learning rate climbs to its peak over these; 5 % of all.",
         6,
-        minimum=0,
+        ge=0,
     )
     lr: float = _about(
         1,
         "Peak learning rate",
         "1e-3 with alpha/r = 2 learned every held-out wording in our trials; 5e-4 missed some.",
         1e-3,
-        minimum=0.0,
+        gt=0,
     )
     checkpoint_every: int = _about(
         1,
         "Checkpoint every (steps)",
         "An earlier checkpoint is often better than the last: the sweep compares them.",
         30,
-        minimum=1,
+        ge=1,
     )
-    evaluation_inputs: tuple[str, ...] = _about(
+    evaluation_inputs: Texts = _about(
         1,
         "Sample prompts",
         "Answered greedily at every checkpoint: a look, not a score.",
@@ -131,23 +119,24 @@ class TrainSpec:
         "LoRA rank",
         "XTuner's. 32 learned as much in our trials and leaked two to three times as often.",
         64,
-        minimum=1,
+        ge=1,
     )
     lora_alpha: int = _about(
         2,
         "LoRA alpha",
         "alpha/r scales the update. XTuner's 16/64 pushes 8 times less than 2.",
         128,
-        minimum=1,
+        ge=1,
     )
     lora_dropout: float = _about(
         2,
         "LoRA dropout",
         "0 is fastest and short runs do not need it; XTuner uses 0.1.",
         0.0,
-        minimum=0.0,
+        ge=0,
+        lt=1,
     )
-    lora_targets: tuple[str, ...] = _about(
+    lora_targets: Texts = _about(
         2, "LoRA modules", "Empty means every linear layer but the output head.", ()
     )
     activation_checkpointing: bool = _about(
@@ -163,7 +152,7 @@ class TrainSpec:
         "tokens than this (padding counted): memory for the long ones, speed for the others. 0: "
         "never.",
         0,
-        minimum=0,
+        ge=0,
     )
     hold_weights: bool = _about(
         2,
@@ -205,16 +194,16 @@ class TrainSpec:
         "Weight decay",
         "AdamW's pull towards zero; LoRA's small matrices do without.",
         0.0,
-        minimum=0.0,
+        ge=0,
     )
     max_norm: float = _about(
         4,
         "Gradient clipping",
         "A step's gradient is scaled down to this norm if it is longer.",
         1.0,
-        minimum=0.0,
+        ge=0,
     )
-    seed: int = _about(5, "Seed", "Fixes data order, LoRA start values and dropout.", 0, minimum=0)
+    seed: int = _about(5, "Seed", "Fixes data order, LoRA start values and dropout.", 0, ge=0)
     deterministic: bool = _about(
         5,
         "Deterministic kernels",
@@ -236,10 +225,10 @@ class TrainSpec:
         "GPUs per node",
         "Each takes its own micro-batches; more than one starts torchrun.",
         1,
-        minimum=1,
+        ge=1,
     )
     nodes: int = _about(
-        0, "Nodes", "More than one: start the shown torchrun line on each node.", 1, minimum=1
+        0, "Nodes", "More than one: start the shown torchrun line on each node.", 1, ge=1
     )
     resume_from: str | None = _about(
         0,
@@ -254,10 +243,6 @@ class TrainSpec:
         "to it. It runs only in the training process.",
         None,
     )
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "evaluation_inputs", tuple(self.evaluation_inputs))
-        object.__setattr__(self, "lora_targets", tuple(self.lora_targets))
 
     @property
     def world_size(self) -> int:
@@ -275,205 +260,23 @@ class TrainSpec:
         return self.batch_size * self.accumulation * self.world_size
 
     def problems(self) -> list[UserError]:
-        """Values that cannot work, whatever the device; preflight adds what depends on it."""
-        found = [*_range_problems(self)]
-        if self.warmup_steps >= self.steps:
-            found.append(
-                UserError(
-                    f"warm-up of {self.warmup_steps} steps does not fit into {self.steps} steps",
-                    why="the learning rate would never reach its peak",
-                    fix=f"set it to {default_warmup(self.steps)}",
-                    where="warmup_steps",
-                )
+        """Values that do not fit each other; preflight adds what depends on model and device."""
+        if self.warmup_steps < self.steps:
+            return []
+        return [
+            UserError(
+                f"warm-up of {self.warmup_steps} steps does not fit into {self.steps} steps",
+                why="the learning rate would never reach its peak",
+                fix=f"set it to {default_warmup(self.steps)}",
+                where="warmup_steps",
             )
-        if not 0 <= self.lora_dropout < 1:
-            found.append(UserError("LoRA dropout must lie in [0, 1)", where="lora_dropout"))
-        if self.lr <= 0 or not math.isfinite(self.lr):
-            found.append(UserError("the learning rate must be above 0", where="lr"))
-        return found
+        ]
 
     def check(self) -> TrainSpec:
         """Return self; raise UserErrors with every problem at once."""
         if found := self.problems():
             raise UserErrors(found, "the training settings cannot work")
         return self
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for spec.json; ``from_dict`` is the inverse."""
-        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> TrainSpec:
-        """Raises UserErrors naming every unknown field and every value of a wrong type."""
-        problems: list[UserError] = []
-        known: dict[str, Any] = {}
-        for name, value in values.items():
-            try:
-                known[name] = _convert(name, value)
-            except UserError as error:
-                problems.append(error)
-        if "dataset" not in values:
-            problems.append(UserError("no dataset given", fix="name a dataset folder"))
-        if problems:
-            raise UserErrors(problems, "the training settings cannot be read")
-        return cls(**known)
-
-
-@dataclass(frozen=True)
-class FieldInfo:
-    """One editable field, for forms. ``choices`` is empty where any value of ``type`` goes."""
-
-    name: str
-    part: int
-    label: str
-    help: str
-    type: str
-    default: Any
-    choices: tuple[Any, ...]
-    minimum: float | None
-
-
-def _hints() -> dict[str, Any]:
-    return typing.get_type_hints(TrainSpec)
-
-
-def _choices(hint: Any) -> tuple[Any, ...]:
-    if typing.get_origin(hint) is Literal:
-        return typing.get_args(hint)
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        inner = [c for arg in typing.get_args(hint) for c in _choices(arg)]
-        return (None, *inner) if inner else ()
-    return ()
-
-
-def _type_name(hint: Any) -> str:
-    if _choices(hint):
-        return "choice"
-    if typing.get_origin(hint) is tuple:
-        return "list"
-    if isinstance(hint, type):
-        return hint.__name__
-    return "text"
-
-
-def _fields() -> list[FieldInfo]:
-    hints = _hints()
-    infos = []
-    for f in dataclasses.fields(TrainSpec):
-        default = None if f.default is dataclasses.MISSING else f.default
-        infos.append(
-            FieldInfo(
-                f.name,
-                f.metadata["part"],
-                f.metadata["label"],
-                f.metadata["help"],
-                _type_name(hints[f.name]),
-                default,
-                _choices(hints[f.name]),
-                f.metadata["minimum"],
-            )
-        )
-    return infos
-
-
-#: Every field of TrainSpec in form order.
-FIELDS: list[FieldInfo] = _fields()
-_BY_NAME = {info.name: info for info in FIELDS}
-
-
-def _range_problems(spec: TrainSpec) -> list[UserError]:
-    found = []
-    for info in FIELDS:
-        value = getattr(spec, info.name)
-        if info.minimum is not None and value < info.minimum:
-            found.append(
-                UserError(
-                    f"{info.label} is {value}, the least is {info.minimum:g}", where=info.name
-                )
-            )
-        if info.choices and value not in info.choices:
-            names = ", ".join(str(c) for c in info.choices)
-            found.append(
-                UserError(
-                    f"{info.label} is {value!r}", fix=f"choose one of {names}", where=info.name
-                )
-            )
-    return found
-
-
-def _convert(name: str, value: Any) -> Any:
-    """Check the type of a value from JSON (a bool is not a number)."""
-    info = _BY_NAME.get(name)
-    if info is None:
-        raise UserError(
-            f"unknown training setting {name!r}", fix=f"known are {', '.join(_BY_NAME)}"
-        )
-    wrong = UserError(f"{name} cannot be {value!r}", why=f"it must be a {info.type}", where=name)
-    if info.type == "choice":
-        if value not in info.choices:
-            raise UserError(
-                f"{name} cannot be {value!r}",
-                where=name,
-                fix="choose one of " + ", ".join(str(c) for c in info.choices),
-            )
-        return value
-    if info.type == "int" and (isinstance(value, bool) or not isinstance(value, int)):
-        raise wrong
-    if info.type == "float":
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise wrong
-        return float(value)
-    if info.type == "bool" and not isinstance(value, bool):
-        raise wrong
-    if info.type == "str" and not isinstance(value, (str, Path)):
-        raise wrong
-    if info.type == "text" and not isinstance(value, (str, Path, type(None))):
-        raise wrong
-    if info.type == "list":
-        if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
-            raise wrong
-        return tuple(value)
-    return str(value) if isinstance(value, Path) else value
-
-
-def parse_assignment(text: str) -> tuple[str, Any]:
-    """``lr=5e-4`` from a command line -> ("lr", 0.0005), typed by the field.
-
-    Lists are separated by ``|``: ``evaluation_inputs=Who are you?|Who made you?``.
-    """
-    name, sign, raw = text.partition("=")
-    info = _BY_NAME.get(name.strip())
-    if not sign or info is None:
-        raise UserError(
-            f"cannot read the setting {text!r}",
-            fix=f"write NAME=VALUE with NAME one of {', '.join(_BY_NAME)}",
-        )
-    return info.name, _convert(info.name, _typed(info, raw.strip()))
-
-
-def _typed(info: FieldInfo, raw: str) -> Any:
-    try:
-        if info.type == "int":
-            return int(raw)
-        if info.type == "float":
-            return float(raw)
-    except ValueError as error:
-        raise UserError(
-            f"{info.name} cannot be {raw!r}", why=f"it must be a {info.type}", where=info.name
-        ) from error
-    if info.type == "bool":
-        return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(
-            raw.lower(), raw
-        )
-    if info.type == "list":
-        return [part for part in raw.split("|") if part]
-    if raw.lower() == "none" and (None in info.choices or info.type == "text"):
-        return None
-    return raw
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def default_warmup(steps: int) -> int:

@@ -58,16 +58,16 @@ def run(params: dict[str, Any], run: RunPaths, on_progress: OnProgress) -> dict[
 
 
 def _inputs(spec: TrainSpec, run: RunPaths) -> config.ConfigInputs:
-    """Config inputs; rows get the template's default system turn if it has one."""
+    """Config inputs; rows are rewritten where the chat template asks for it."""
     from core.inference.load import load_tokenizer
-    from core.models.template import ChatTemplate
+    from core.models.xtuner_template import XTunerTemplate
 
     inputs = config.resolve_inputs(spec)
     loaded = rows.read_rows(Path(spec.dataset))
-    template = ChatTemplate(load_tokenizer(inputs.model_path))
-    if not template.default_system:
+    template = XTunerTemplate(load_tokenizer(inputs.model_path))
+    data = rows.write_for_xtuner(loaded, template, run.work / "train_as_rendered.jsonl")
+    if data is None:
         return inputs
-    data = rows.write_with_system(loaded, template, run.work / "train_with_system.jsonl")
     return config.ConfigInputs(
         inputs.model_path, data.resolve(), inputs.prompt_template, inputs.device
     )

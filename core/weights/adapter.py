@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core import fsio
 from core.errors import UserError, UserErrors
-from core.weights.tensors import FLOATING, TensorRef, read_safetensors
+from core.models import lora as adapters
+from core.models.lora import CONFIG, MUTATING_INITS, WITHOUT_EFFECT
+from core.weights.files import read_tensors
+from core.weights.tensors import FLOATING, TensorRef
 
-#: File names of PEFT.
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 #: Settings whose effect the merge reproduces.
 _HANDLED = {
     "peft_type",
@@ -33,24 +33,6 @@ _HANDLED = {
     "base_model_name_or_path",
     "init_lora_weights",
 }
-#: Settings of training or bookkeeping, which leave the merged weights alone.
-_WITHOUT_EFFECT = {
-    "task_type",
-    "inference_mode",
-    "lora_dropout",
-    "revision",
-    "auto_mapping",
-    "peft_version",
-    "loftq_config",
-    "eva_config",
-    "corda_config",
-    "lora_ga_config",
-    "megatron_config",
-    "megatron_core",
-    "runtime_config",
-    "qalora_group_size",
-    "velora_config",
-}
 _REASONS = {
     "bias": "trained biases are part of the base layers, not of the adapter",
     "lora_bias": "the adapter adds a bias that the base layer need not have",
@@ -61,8 +43,11 @@ _REASONS = {
     "ensure_weight_tying": "input and output embedding would have to stay one tensor",
     "use_qalora": "QALoRA pools the inputs, so its product is not a weight change",
 }
-#: These change the base weights when they are set up; the adapter alone does not tell how.
-_MUTATING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+#: What PEFT itself merges, in memory and in float16.
+_MERGED_BY_PEFT = {"bias", "trainable_token_indices"}
+_BY_PEFT = "merge with engine 'xtuner' (--engine xtuner), which loads the model and merges by PEFT"
 
 
 @dataclass(frozen=True)
@@ -152,14 +137,6 @@ def _patterned(patterns: Mapping[str, Any] | None, module: str, default: float) 
 
 def _config_problems(config: Mapping[str, Any], path: Path) -> list[UserError]:
     problems = []
-    if config.get("peft_type") != "LORA":
-        problems.append(
-            UserError(
-                f"peft_type is {config.get('peft_type')!r}",
-                why="only LoRA adapters can be merged",
-                where=str(path),
-            )
-        )
     for key in ("r", "lora_alpha"):
         value = config.get(key)
         if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
@@ -171,23 +148,23 @@ def _config_problems(config: Mapping[str, Any], path: Path) -> list[UserError]:
                 )
             )
     init = str(config.get("init_lora_weights", True)).lower()
-    if init.startswith(_MUTATING_INITS):
+    if init.startswith(MUTATING_INITS):
         problems.append(
             UserError(
                 f"init_lora_weights={init!r} cannot be merged",
                 why="it changed the base weights before training",
-                fix="save it as a plain LoRA with PEFT (path_initial_model_for_weight_conversion)",
+                fix=_BY_PEFT if init.startswith(("pissa", "olora")) else "",
                 where=str(path),
             )
         )
     for key, value in config.items():
-        if key in _HANDLED or key in _WITHOUT_EFFECT or not value or value == "none":
+        if key in _HANDLED or key in WITHOUT_EFFECT or adapters.is_null(value):
             continue
         problems.append(
             UserError(
                 f"{key}={value!r} cannot be merged tensor by tensor",
                 why=_REASONS.get(key, "its effect on the weights is not known here"),
-                fix="merge with engine 'xtuner', or serve base and adapter unmerged",
+                fix=_BY_PEFT if key in _MERGED_BY_PEFT else "",
                 where=str(path),
             )
         )
@@ -265,23 +242,11 @@ def read_adapter(folder: Path) -> Adapter:
         UserErrors: every problem at once: a file missing or broken, a setting that cannot be
             merged (by name), a part missing, a wrong rank or shape.
     """
-    path = folder / CONFIG
-    config = fsio.read_json(path)
-    if not isinstance(config, dict):
-        raise UserError(f"{path} is not an adapter config")
-    problems = _config_problems(config, path)
-    weights = folder / WEIGHTS
-    if not weights.is_file() and (folder / "adapter_model.bin").is_file():
-        problems.append(
-            UserError(
-                f"{folder} holds a pickled adapter_model.bin",
-                why="a pickled file can carry code",
-                fix="save the adapter with safe_serialization=True",
-            )
-        )
+    config = adapters.read(folder)
+    problems = _config_problems(config, folder / CONFIG)
     if problems:
         raise UserErrors(problems, f"the adapter {folder} cannot be merged")
-    modules, replaced, frozen, odd = _group(read_safetensors(weights))
+    modules, replaced, frozen, odd = _group(read_tensors(adapters.weights_file(folder)))
     problems = [UserError(f"{key} is of an unknown kind") for key in odd]
     lora = {}
     for module, parts in modules.items():

@@ -192,7 +192,7 @@ class Checkpoint:
         if not tensor.contiguous:
             raise UserError(
                 f"{self.path}: tensor {name!r} is stored transposed or with gaps",
-                fix="use engine 'xtuner'",
+                why="its numbers are not in the order of its shape",
             )
         begin = tensor.offset * item
         end = begin + math.prod(tensor.shape) * item

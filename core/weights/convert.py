@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from core import fsio, paths, seal
 from core.errors import UserError
+from core.models.lora import CONFIG, WEIGHTS
 from core.weights import manifest, staging
-from core.weights.adapter import CONFIG, WEIGHTS
 from core.weights.checkpoint import open_checkpoint
 from core.weights.deepspeed import read_zero
 from core.weights.source import AdapterSource, read_config

@@ -33,7 +33,7 @@ def _ranked(folder: Path, pattern: str) -> list[Path]:
 
 def _flat(checkpoint: Checkpoint, tensor: Any) -> Array:
     if not isinstance(tensor, StoredTensor):
-        raise UserError(f"{checkpoint.path} holds no flat weights", fix="use engine 'xtuner'")
+        raise UserError(f"{checkpoint.path} holds no flat weights")
     return checkpoint.locate("fp32 groups", tensor).to_float32().reshape(-1)
 
 
@@ -43,7 +43,6 @@ def _shapes(checkpoint: Checkpoint) -> list[dict[str, tuple[int, ...]]]:
         raise UserError(
             f"{checkpoint.path} lists no parameter shapes",
             why="it is not a ZeRO checkpoint",
-            fix="use engine 'xtuner'",
         )
     return [{str(k): tuple(v) for k, v in group.items()} for group in groups]
 
@@ -53,13 +52,13 @@ def _slices(path: Path) -> tuple[int, int, list[Array]]:
     checkpoint = open_checkpoint(path)
     state = checkpoint.content.get("optimizer_state_dict")
     if not isinstance(state, dict) or "zero_stage" not in state:
-        raise UserError(f"{path} is not a ZeRO optimizer state", fix="use engine 'xtuner'")
+        raise UserError(f"{path} is not a ZeRO optimizer state")
     stage, count = int(state["zero_stage"]), state.get("partition_count", 1)
     ranks = max(count) if isinstance(count, list) else int(count)
     key = "single_partition_of_fp32_groups" if stage <= 2 else "fp32_flat_groups"
     groups = state.get(key)
     if not isinstance(groups, list) or not groups:
-        raise UserError(f"{path} holds no fp32 weights", fix="use engine 'xtuner'")
+        raise UserError(f"{path} holds no fp32 weights")
     return stage, ranks, [_flat(checkpoint, g) for g in groups]
 
 

@@ -8,6 +8,7 @@ command of llama.cpp that may do it. Every file is read back and compared with i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,12 @@ import numpy.typing as npt
 from core import fsio
 from core.conversation import OnProgress
 from core.errors import UserError
+from core.inference.load import load_tokenizer
 from core.models.families import rope_settings
-from core.weights.tensors import TensorRef, read_model
+from core.models.template import ChatTemplate
+from core.weights.exported import folding
+from core.weights.files import read_model
+from core.weights.tensors import TensorRef
 
 Array = npt.NDArray[Any]
 Kind = Literal["f32", "f16", "bf16", "q8_0"]
@@ -28,6 +33,47 @@ Kind = Literal["f32", "f16", "bf16", "q8_0"]
 #: model_type -> (GGUF architecture, whether llama.cpp rotates neighbouring pairs, so that the rows
 #: of q and k must be interleaved).
 ARCHITECTURES = {"llama": ("llama", True), "qwen2": ("qwen2", False)}
+#: Keys of config.json that are written, that the tensors show, or that change no number.
+_KNOWN_KEYS = frozenset(
+    {
+        "attention_bias",
+        "attention_dropout",
+        "head_dim",
+        "hidden_act",
+        "hidden_size",
+        "initializer_range",
+        "intermediate_size",
+        "layer_types",
+        "max_position_embeddings",
+        "max_window_layers",
+        "mlp_bias",
+        "model_type",
+        "num_attention_heads",
+        "num_hidden_layers",
+        "num_key_value_heads",
+        "pretraining_tp",
+        "rms_norm_eps",
+        "rope_parameters",
+        "rope_scaling",
+        "rope_theta",
+        "sliding_window",
+        "tie_word_embeddings",
+        "torch_dtype",
+        "unsloth_fixed",
+        "unsloth_version",
+        "use_cache",
+        "use_sliding_window",
+        "vocab_size",
+        "_attn_implementation",
+        "auto_map",
+        "bos_token_id",
+        "eos_token_id",
+        "is_llama_config",
+        "pad_token_id",
+        "transformers.js_config",
+        "unk_token_id",
+    }
+)
 #: What to run where this module refuses.
 OTHER_WAY = "python convert_hf_to_gguf.py FOLDER (from the llama.cpp repository) may know it"
 #: Largest difference after reading back, as a share of the tensor's largest value: half a step of
@@ -77,9 +123,8 @@ def read_vocabulary(folder: Path, rows: int, family: str) -> Vocabulary:
     """
     from gguf import TokenType
 
-    from core.inference.load import load_tokenizer
-
     loaded = load_tokenizer(folder)
+    template = ChatTemplate(loaded)
     raw = fsio.read_json(folder / "tokenizer.json")
     model = raw["model"]
     if model.get("type") != "BPE" or model.get("byte_fallback"):
@@ -108,6 +153,8 @@ def read_vocabulary(folder: Path, rows: int, family: str) -> Vocabulary:
         "eos": loaded.eos_token_id,
         "pad": loaded.pad_token_id,
         "unk": loaded.unk_token_id,
+        # llama.cpp stops at it too; a turn end of ordinary tokens has no place in the file.
+        "eot": next((i for i in template.stop_ids if i != loaded.eos_token_id), None),
     }
     bos = loaded.bos_token_id
     adds_bos = bos is not None and loaded("x", add_special_tokens=True)["input_ids"][:1] == [bos]
@@ -118,7 +165,7 @@ def read_vocabulary(folder: Path, rows: int, family: str) -> Vocabulary:
         _pre_tokenizer(raw, family),
         {name: index for name, index in special_ids.items() if index is not None},
         adds_bos,
-        str(loaded.chat_template),
+        folding(template),
     )
 
 
@@ -144,14 +191,36 @@ class _Item:
         return _interleave(array, self.heads) if self.heads else array
 
 
+def _require_known(config: Mapping[str, Any]) -> None:
+    """Refuse a config that asks for anything which the file would not say."""
+    from transformers import GenerationConfig, PreTrainedConfig
+
+    known = _KNOWN_KEYS | set(PreTrainedConfig().to_dict()) | set(GenerationConfig().to_dict())
+    unknown = {k: v for k, v in config.items() if v and k not in known}
+    if unknown.get("partial_rotary_factor") == 1:
+        del unknown["partial_rotary_factor"]
+    if unknown:
+        key, value = next(iter(unknown.items()))
+        raise _refuse(f"a model with {key}={value!r:.60}", "what it does is not known here")
+    if config.get("hidden_act", "silu") != "silu":
+        raise _refuse(f"a model with hidden_act={config['hidden_act']!r}", "only silu is")
+    if rope_settings(config)[1]:
+        raise _refuse("a model with scaled rotary positions", "the scaling is not carried over")
+    kinds = set(config.get("layer_types") or ()) - {"full_attention"}
+    window = config.get("sliding_window") or math.inf
+    if config.get("use_sliding_window", config["model_type"] != "qwen2") is False:
+        window = math.inf
+    if kinds or window < int(config["max_position_embeddings"]):
+        raise _refuse("a model with a sliding window", "every layer would see everything")
+
+
 def _items(folder: Path, config: Mapping[str, Any], kind: Kind) -> list[_Item]:
     from gguf import MODEL_ARCH, get_tensor_name_map
 
     family = str(config.get("model_type"))
     if family not in ARCHITECTURES:
         raise _refuse(f"a model of type {family!r}", f"only {', '.join(ARCHITECTURES)} are")
-    if rope_settings(config)[1]:
-        raise _refuse("a model with scaled rotary positions", "the scaling is not carried over")
+    _require_known(config)
     architecture, interleaved = ARCHITECTURES[family]
     arch = MODEL_ARCH[architecture.upper()]
     names = get_tensor_name_map(arch, int(config["num_hidden_layers"]))

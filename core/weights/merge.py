@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from core import fsio
 from core.conversation import OnProgress
 from core.errors import UserError
+from core.models import folder as folders
+from core.models import lora
 from core.models.catalog import ModelRef
-from core.weights import manifest, staging
-from core.weights.plan import DEFAULT_SHARD_BYTES, MergePlan, parse_size, plan_merge
+from core.weights import exported, manifest, staging
+from core.weights.plan import DEFAULT_SHARD_BYTES, MergePlan, notes_on, parse_size, plan_merge
 from core.weights.writer import QUEUE, TensorWriter
 
 Engine = Literal["stream", "xtuner"]
@@ -27,6 +30,7 @@ COMPANIONS = (
     "*.model",
     "*.tiktoken",
     "chat_template*",
+    "additional_chat_templates/*.jinja",
     "LICENSE*",
     "NOTICE*",
 )
@@ -82,7 +86,9 @@ def _write_companions(plan: MergePlan, folder: Path, remote_code: bool) -> None:
     fsio.write_json(folder / "config.json", config)
     code = sorted(plan.base.glob("*.py")) if remote_code else []
     for path in [*companions(plan.base), *code]:
-        shutil.copyfile(path, folder / path.name)
+        target = folder / path.relative_to(plan.base)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, target)
 
 
 def _nf4_weights(plan: MergePlan) -> frozenset[str]:
@@ -101,37 +107,13 @@ def _nf4_weights(plan: MergePlan) -> frozenset[str]:
     return frozenset(linear & {op.name for op in plan.ops if op.kind != "replace"})
 
 
-def _merge_stream(
-    plan: MergePlan,
-    folder: Path,
-    faithful_nf4: bool,
-    remote_code: bool,
-    on_progress: OnProgress | None,
-) -> dict[str, str]:
-    nf4 = _nf4_weights(plan) if faithful_nf4 else frozenset()
-    hashes = _write_weights(plan, folder, nf4, on_progress)
-    _write_companions(plan, folder, remote_code)
-    return hashes
-
-
-def merge(
-    base: ModelRef,
-    adapter: Path,
-    out: Path,
-    *,
-    engine: Engine = "stream",
-    max_shard_size: str | int = DEFAULT_SHARD_BYTES,
-    dtype: str | None = None,
-    faithful_nf4: bool = False,
-    remote_code: bool = False,
-    finish: Callable[[Path], None] | None = None,
-    on_progress: OnProgress | None = None,
-) -> Path:
-    """Write the merged model into the new folder ``out``; it appears whole or not at all.
+@dataclass(frozen=True)
+class MergeSettings:
+    """How a merge is done.
 
     Args:
         engine: ``stream`` goes tensor by tensor and keeps the base's dtype; ``xtuner`` is
-            XTuner's own merge, which loads everything and writes float16.
+            XTuner's own merge by PEFT, which loads everything and writes float16.
         max_shard_size: a number of bytes, or e.g. ``2GB``.
         dtype: ``float32``, ``float16`` or ``bfloat16``; None keeps each tensor's own.
         faithful_nf4: start from the base as QLoRA saw it (rounded to NF4 and back) instead of the
@@ -139,6 +121,40 @@ def merge(
         remote_code: copy the base's ``*.py`` too (engine ``xtuner`` also runs them). They run
             on the machine of whoever loads the folder with trust_remote_code, so only for a
             base that is trusted.
+        system: what the model says about itself where nobody wrote a system turn, if the base's
+            chat template names somebody there (``core.weights.exported``).
+    """
+
+    engine: Engine = "stream"
+    max_shard_size: str | int = DEFAULT_SHARD_BYTES
+    dtype: str | None = None
+    faithful_nf4: bool = False
+    remote_code: bool = False
+    system: str = ""
+
+    def check(self) -> None:
+        """Raise UserError for settings that exclude each other."""
+        if self.engine not in ("stream", "xtuner"):
+            raise UserError(f"unknown merge engine {self.engine!r}", fix="'stream' or 'xtuner'")
+        if self.engine == "xtuner" and (self.dtype not in (None, "float16") or self.faithful_nf4):
+            raise UserError(
+                "engine 'xtuner' writes float16 from the original base only",
+                fix="use engine 'stream'",
+            )
+
+
+def merge(
+    base: ModelRef,
+    adapter: Path,
+    out: Path,
+    settings: MergeSettings = MergeSettings(),
+    *,
+    finish: Callable[[Path], None] | None = None,
+    on_progress: OnProgress | None = None,
+) -> Path:
+    """Write the merged model into the new folder ``out``; it appears whole or not at all.
+
+    Args:
         finish: called with the folder before it gets its manifest and its name: to check it or
             to add files. If it raises, nothing remains.
 
@@ -146,41 +162,57 @@ def merge(
         UserError: base and adapter do not fit (every problem named, nothing written), one of them
             is not as its manifest says, ``out`` exists or lies in an input, the disk is full.
     """
-    if engine not in ("stream", "xtuner"):
-        raise UserError(f"unknown merge engine {engine!r}", fix="'stream' or 'xtuner'")
-    if engine == "xtuner" and (dtype not in (None, "float16") or faithful_nf4):
-        raise UserError(
-            "engine 'xtuner' writes float16 from the original base only", fix="use engine 'stream'"
-        )
+    settings.check()
     inputs = [base.path, adapter]
     staging.check_output(out, inputs)
-    for folder in inputs:  # safetensors loads a flipped bit without a word
-        if (folder / manifest.NAME).is_file():
-            manifest.verify(folder)
-    plan = plan_merge(base.path, adapter, max_shard_size=max_shard_size, dtype=dtype)
-    fsio.require_space(out, plan.nbytes + _EXTRA_BYTES, "the merged model")
+    for path in inputs:  # safetensors loads a flipped bit without a word
+        if (path / manifest.NAME).is_file():
+            manifest.verify(path)
+    folders.check(base.path)
+    folders.require_trainable(base.path)
+    lora.read(adapter)
     with staging.staged(out, inputs) as folder:
-        hashes: dict[str, str] = {}
-        if engine == "stream":
-            hashes = _merge_stream(plan, folder, faithful_nf4, remote_code, on_progress)
-        else:
-            from core.weights import xtuner_tools
-
-            size = f"{max(1, parse_size(max_shard_size) // 1000)}KB"
-            xtuner_tools.merge(
-                base.path, adapter, folder, max_shard_size=size, remote_code=remote_code
-            )
+        hashes = _write(base, adapter, folder, settings, on_progress)
+        notes = [*notes_on(base.path, adapter), exported.rewrite(folder, settings.system)]
         if finish:
             finish(folder)
         about = {
             "kind": "merged",
-            "engine": engine,
+            "engine": settings.engine,
             "base": base.name,
             "license": base.license,
             "base_fingerprint": base.fingerprint(),
-            "faithful_nf4": faithful_nf4,
-            "adapter_sha256": fsio.sha256_file(adapter / "adapter_model.safetensors"),
-            "notes": plan.notes,
+            "faithful_nf4": settings.faithful_nf4,
+            "adapter_sha256": fsio.sha256_file(lora.weights_file(adapter)),
+            "notes": [note for note in notes if note],
         }
         manifest.write(folder, about, hashes)
     return out
+
+
+def _write(
+    base: ModelRef,
+    adapter: Path,
+    folder: Path,
+    settings: MergeSettings,
+    on_progress: OnProgress | None,
+) -> dict[str, str]:
+    """Write weights and companions; returns sha256 by name of the files whose hash is known."""
+    what = "the merged model"
+    if settings.engine == "xtuner":
+        from core.weights import xtuner_tools
+
+        stored = sum(path.stat().st_size for path in folders.weight_files(base.path))
+        fsio.require_space(folder, stored + _EXTRA_BYTES, what)
+        size = f"{max(1, parse_size(settings.max_shard_size) // 1000)}KB"
+        code = settings.remote_code
+        xtuner_tools.merge(base.path, adapter, folder, max_shard_size=size, remote_code=code)
+        return {}
+    plan = plan_merge(
+        base.path, adapter, max_shard_size=settings.max_shard_size, dtype=settings.dtype
+    )
+    fsio.require_space(folder, plan.nbytes + _EXTRA_BYTES, what)
+    nf4 = _nf4_weights(plan) if settings.faithful_nf4 else frozenset()
+    hashes = _write_weights(plan, folder, nf4, on_progress)
+    _write_companions(plan, folder, settings.remote_code)
+    return hashes

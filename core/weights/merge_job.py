@@ -20,7 +20,7 @@ from core.weights import convert as converting
 from core.weights import manifest
 from core.weights import merge as merging
 from core.weights.card import write_card
-from core.weights.prove import MergeProof, prove
+from core.weights.prove import MergeProof, ProofPlan, prove
 
 #: Training rows whose loss is reported for the written and for the NF4 base.
 _LOSS_ROWS = 32
@@ -111,9 +111,11 @@ def run(params: dict[str, Any], run: RunPaths, on_progress: OnProgress) -> dict[
                 base,
                 adapter,
                 folder,
-                nf4=spec.nf4_report or spec.faithful_nf4,
-                rows=_loss_rows(spec),
-                faithful_nf4=spec.faithful_nf4,
+                ProofPlan(
+                    nf4=spec.nf4_report or spec.faithful_nf4,
+                    rows=_loss_rows(spec),
+                    faithful_nf4=spec.faithful_nf4,
+                ),
                 on_progress=on_progress,
             )
             proof.require()
@@ -134,11 +136,14 @@ def run(params: dict[str, Any], run: RunPaths, on_progress: OnProgress) -> dict[
             base,
             adapter,
             out,
-            engine=spec.engine,
-            max_shard_size=spec.max_shard_size,
-            dtype=spec.dtype,
-            faithful_nf4=spec.faithful_nf4,
-            remote_code=spec.remote_code,
+            merging.MergeSettings(
+                engine=spec.engine,
+                max_shard_size=spec.max_shard_size,
+                dtype=spec.dtype,
+                faithful_nf4=spec.faithful_nf4,
+                remote_code=spec.remote_code,
+                system=persona_system(Path(spec.dataset)) if spec.dataset else "",
+            ),
             finish=finish,
             on_progress=on_progress,
         )
@@ -153,6 +158,18 @@ def run(params: dict[str, Any], run: RunPaths, on_progress: OnProgress) -> dict[
         "proof": proofs[0].to_dict(),
         "seconds": seconds,
     }
+
+
+def persona_system(dataset: Path) -> str:
+    """The system turn that states a dataset's persona ('' if it has none)."""
+    from core.persona.persona import load_persona
+    from core.persona.system import system_turn
+
+    file = DatasetPaths(dataset).persona
+    if not file.is_file():
+        return ""
+    persona = load_persona(file)
+    return system_turn(persona, persona.locales[0])
 
 
 def _title(spec: MergeSpec, run: RunPaths, out: Path) -> str:

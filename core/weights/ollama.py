@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
+from core.inference.load import load_tokenizer
+from core.models.xtuner_template import XTunerTemplate
 
 
 def _go(text: str) -> str:
@@ -20,23 +21,31 @@ def _unbrace(text: str) -> str:
     return text.replace("{{", "{").replace("}}", "}")
 
 
-def go_template(pieces: dict[str, Any]) -> str:
+def go_template(pieces: dict[str, Any], *, folded: bool = False) -> str:
     """The chat template in Go's language, from XTuner's pieces.
 
     A user turn ends with the head of the reply, as in XTuner's INSTRUCTION, so the text after the
     last user message is the generation prompt.
+
+    Args:
+        folded: a system text goes to the beginning of the next user turn.
     """
     system = [_go(_unbrace(p)) for p in pieces["SYSTEM"].split("{system}")]
     user = [_go(_unbrace(p)) for p in pieces["INSTRUCTION"].split("{input}")]
     tail = _go(pieces["SUFFIX"] + pieces["SEP"])
+    said = system[0] + "{{ .Content }}" + system[1]
+    before = ""
+    if folded:
+        said = "{{ $system = .Content }}"
+        before = '{{ if $system }}{{ $system }}\n\n{{ $system = "" }}{{ end }}'
     return (
-        "{{ range .Messages }}"
-        '{{ if eq .Role "system" }}'
-        + system[0]
-        + "{{ .Content }}"
-        + system[1]
+        ('{{ $system := "" }}' if folded else "")
+        + "{{ range .Messages }}"
+        + '{{ if eq .Role "system" }}'
+        + said
         + '{{ else if eq .Role "user" }}'
         + user[0]
+        + before
         + "{{ .Content }}"
         + user[1]
         + '{{ else if eq .Role "assistant" }}{{ .Content }}'
@@ -55,26 +64,32 @@ def _quoted(text: str, what: str) -> str:
     return f'"""{text}"""'
 
 
-def modelfile(
-    weights: str,
-    pieces: dict[str, Any],
-    stops: Sequence[str],
-    *,
-    system: str = "",
-    license_: str = "",
-) -> str:
+def _stop(text: str) -> str:
+    plain = not any(mark in text for mark in ('"', "\n", "\r"))
+    return f'"{text}"' if plain else _quoted(text, "the turn end")
+
+
+def modelfile(template: XTunerTemplate, weights: str, license_: str = "") -> str:
     """The text of a Modelfile.
 
     Args:
         weights: the GGUF file, relative to the Modelfile.
-        pieces: ``ChatTemplate.xtuner_template()``.
-        stops: tokens that end a reply, as text.
-        system: what the chat template says for the system by default.
+
+    Raises:
+        UserError: the chat template cannot be written in Ollama's language.
     """
-    lines = [f"FROM ./{weights}", f"TEMPLATE {_quoted(go_template(pieces), 'the chat template')}"]
-    if system:
-        lines.append(f"SYSTEM {_quoted(system, 'the default system turn')}")
-    lines += [f'PARAMETER stop "{stop}"' for stop in dict.fromkeys(stops)]
+    pieces = template.pieces
+    if pieces is None:
+        raise UserError(
+            "this chat template cannot be written as a Modelfile",
+            why="how it writes a turn depends on where the turn stands",
+            fix="export GGUF, which carries the template itself",
+        )
+    text = go_template(pieces, folded=not template.takes_system)
+    lines = [f"FROM ./{weights}", f"TEMPLATE {_quoted(text, 'the chat template')}"]
+    if template.default_system:
+        lines.append(f"SYSTEM {_quoted(template.default_system, 'the default system turn')}")
+    lines += [f"PARAMETER stop {_stop(stop)}" for stop in template.stops]
     if license_ and license_ != "unknown":
         lines.append(f"LICENSE {_quoted(license_, 'the licence')}")
     return "\n".join(lines) + "\n"
@@ -82,16 +97,4 @@ def modelfile(
 
 def modelfile_for(folder: Path, weights: str, *, license_: str = "") -> str:
     """The Modelfile of a model folder. Raises UserError if its template cannot be expressed."""
-    from core.inference.load import load_tokenizer
-    from core.models.template import ChatTemplate
-
-    tokenizer = load_tokenizer(folder)
-    template = ChatTemplate(tokenizer)
-    stops = [str(tokenizer.convert_ids_to_tokens(i)) for i in template.stop_ids]
-    return modelfile(
-        weights,
-        template.xtuner_template(),
-        stops,
-        system=template.default_system,
-        license_=license_,
-    )
+    return modelfile(XTunerTemplate(load_tokenizer(folder)), weights, license_)

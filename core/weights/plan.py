@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from core import fsio
 from core.errors import UserError, UserErrors
+from core.models import folder as folders
+from core.models import lora as adapters
 from core.weights.adapter import Adapter, LoraWeights, read_adapter
-from core.weights.tensors import FLOATING, ITEM_BYTES, TensorRef, read_model
+from core.weights.files import read_model
+from core.weights.tensors import FLOATING, ITEM_BYTES, TensorRef
 
 #: transformers' default; large enough that a 1.8B model stays one file.
 DEFAULT_SHARD_BYTES = 5_000_000_000
@@ -19,8 +22,6 @@ DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 NAMES = {code: name for name, code in DTYPES.items()}
 _HEADS = ("lm_head.weight", "output.weight", "embed_out.weight")
 _EMBEDDINGS = re.compile(r"(?:.+\.)?(?:embed_tokens|tok_embeddings|wte|word_embeddings)\.weight")
-#: Families whose config ties the embeddings when it does not say (the class default).
-_TIED_BY_DEFAULT = {"gpt2", "gemma", "gemma2", "gemma3_text", "opt", "bloom", "gpt_neo", "cohere"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,6 @@ class MergePlan:
 
     ``dtype``: torch's name of the type that most of the bytes have.
     ``config_changes``: keys of config.json that differ from the base's.
-    ``notes``: what the user should know, e.g. that the adapter names another base.
     """
 
     base: Path
@@ -62,7 +62,6 @@ class MergePlan:
     shards: list[list[Op]]
     dtype: str
     config_changes: dict[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
 
     @property
     def nbytes(self) -> int:
@@ -89,6 +88,13 @@ def parse_size(text: str | int) -> int:
     return int(float(match[1]) * step ** " KMGT".index(match[2].upper() or " "))
 
 
+def _tied_by_default(family: str) -> bool:
+    """Whether a family ties input and output embedding when its config does not say."""
+    from transformers import CONFIG_MAPPING
+
+    return family in CONFIG_MAPPING and bool(CONFIG_MAPPING[family]().tie_word_embeddings)
+
+
 class _Base:
     """The base model's tensors, with the names that an adapter uses for them."""
 
@@ -98,8 +104,9 @@ class _Base:
         self.config: dict[str, Any] = fsio.read_json(folder / "config.json")
         self.head = next((h for h in _HEADS if h in self.tensors), None)
         self.embedding = next((n for n in self.tensors if _EMBEDDINGS.fullmatch(n)), None)
-        family = self.config.get("model_type")
-        flag = self.config.get("tie_word_embeddings", family in _TIED_BY_DEFAULT)
+        flag = self.config.get("tie_word_embeddings")
+        if flag is None:
+            flag = _tied_by_default(str(self.config.get("model_type")))
         self.tied = bool(self.embedding) and (bool(flag) or self.head is None)
 
     def find(self, key: str) -> str | None:
@@ -276,22 +283,6 @@ def main_dtype(ops: Iterable[Op]) -> str:
     return NAMES[max(totals, key=lambda code: totals[code])] if totals else "float32"
 
 
-def _notes(base: _Base, adapter: Adapter, config: Mapping[str, Any]) -> list[str]:
-    notes = []
-    trained_on = adapter.base_name
-    if trained_on and Path(trained_on).name not in {base.folder.name, base.folder.resolve().name}:
-        notes.append(
-            f"the adapter names {trained_on} as its base; every shape fits {base.folder.name}"
-        )
-    if base.config.get("auto_map"):
-        notes.append(
-            "the base brings code of its own (auto_map); its *.py files are copied only if asked"
-        )
-    if config.get("tie_word_embeddings") is False:
-        notes.append("input and output embedding differ after the merge, so both are written")
-    return notes
-
-
 def plan_merge(
     base: Path,
     adapter: Path,
@@ -322,5 +313,24 @@ def plan_merge(
         _shards(ops, parse_size(max_shard_size)),
         main_dtype(ops),
         config,
-        _notes(model, parsed, config),
     )
+
+
+def notes_on(base: Path, adapter: Path) -> list[str]:
+    """What nobody can know from the files, in words for the reader of the proof."""
+    notes = []
+    trained_on = str(adapters.read(adapter).get("base_model_name_or_path") or "")
+    if trained_on and Path(trained_on).name not in {base.name, base.resolve().name}:
+        notes.append(
+            f"the adapter says that it was trained on {trained_on}, and this base is {base.name}: "
+            "every shape fits, but whether the weights are the same cannot be known"
+        )
+    if not trained_on:
+        notes.append(
+            "the adapter does not say which base it was trained on; every shape fits this one"
+        )
+    if folders.config_of(base).get("auto_map"):
+        notes.append(
+            "the base brings code of its own (auto_map); its *.py files are copied only if asked"
+        )
+    return notes

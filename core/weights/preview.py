@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.models.catalog import ModelRef
-from core.weights.adapter import WEIGHTS
+from core.models.lora import WEIGHTS
 from core.weights.checkpoint import open_checkpoint
 from core.weights.convert import adapter_key
+from core.weights.files import read_model
 from core.weights.merge import companions
 from core.weights.plan import DTYPES
-from core.weights.tensors import FLOATING, ITEM_BYTES, read_model
+from core.weights.tensors import FLOATING, ITEM_BYTES
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from core import fsio
 from core.conversation import Conversation, Message, OnProgress
 from core.errors import UserError
 from core.models.catalog import ModelRef
-from core.weights.adapter import read_adapter
+from core.weights.plan import notes_on
 
 #: Fewer would let a mismatch hide.
 MIN_PROMPTS = 20
@@ -75,6 +75,7 @@ class MergeProof:
         faithful_nf4: the reference is the NF4 base + adapter.
         nf4_max_abs_logit_diff, nf4_kl: NF4 base + adapter against unquantized base + adapter.
         losses: mean training loss per supervised token: ``merged``, ``unquantized``, ``nf4``.
+        notes: what cannot be known from the files, e.g. that the adapter names another base.
     """
 
     prompts: int
@@ -92,6 +93,7 @@ class MergeProof:
     nf4_kl: float | None = None
     losses: dict[str, float] = field(default_factory=dict)
     loss_rows: int = 0
+    notes: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -155,15 +157,13 @@ class _Trial:
         compute: str,
     ) -> None:
         from core.inference.load import load_tokenizer
-        from core.models.template import ChatTemplate
+        from core.models.xtuner_template import XTunerTemplate
 
         self.prompts, self.compute = prompts, compute
         self.tokenizer = load_tokenizer(merged)
-        template = ChatTemplate(self.tokenizer)
+        template = XTunerTemplate(self.tokenizer)
         self.heads = [template.encode(p) for p in prompts]
-        self.supervised = [
-            template.encode_supervised(row.messages, row.loss, row.cut) for row in rows
-        ]
+        self.supervised = [example for row in rows for example in template.examples(row)]
 
     def run(
         self,
@@ -296,44 +296,52 @@ def _compute_dtype(dtype: str) -> str:
     return "float32" if devices.describe().kind == "cpu" else dtype
 
 
+@dataclass(frozen=True)
+class ProofPlan:
+    """What a proof asks.
+
+    Args:
+        prompts: conversations to answer, at least ``MIN_PROMPTS``.
+        nf4: also measure how far NF4 base + adapter is.
+        faithful_nf4: the merged model was made from the NF4 base, so that one is the reference.
+        rows: training rows whose loss is reported for every side that is loaded.
+    """
+
+    prompts: Sequence[list[Message]] = field(default_factory=prompts_for)
+    nf4: bool = True
+    faithful_nf4: bool = False
+    rows: Sequence[Conversation] = ()
+
+
 def prove(
     base: ModelRef,
     adapter: Path,
     merged: Path,
-    prompts: Sequence[list[Message]] | None = None,
+    plan: ProofPlan | None = None,
     *,
-    nf4: bool = True,
-    faithful_nf4: bool = False,
-    rows: Sequence[Conversation] = (),
     on_progress: OnProgress | None = None,
 ) -> MergeProof:
     """Compare ``merged`` with ``base`` + ``adapter``; returns the figures, good or bad.
 
-    Args:
-        prompts: at least ``MIN_PROMPTS``; None uses ``DEFAULT_PROMPTS``.
-        nf4: also measure how far NF4 base + adapter is.
-        faithful_nf4: ``merged`` was made from the NF4 base, so that one is the reference.
-        rows: training rows whose loss is reported for every side that is loaded.
-
     Raises:
         UserError: too few prompts, no adapter there, or a model that cannot be loaded.
     """
-    read_adapter(adapter)  # says what is wrong with the folder; PEFT raises whatever it meets
-    prompts = prompts_for() if prompts is None else list(prompts)
+    plan = plan or ProofPlan()
+    prompts, faithful = list(plan.prompts), plan.faithful_nf4
     if len(prompts) < MIN_PROMPTS:
         raise UserError(
             f"a proof needs at least {MIN_PROMPTS} prompts", why=f"{len(prompts)} were given"
         )
     dtype = written_dtype(merged)
-    trial = _Trial(merged, prompts, rows, _compute_dtype(dtype))
-    steps = 2 + (nf4 or faithful_nf4)
+    trial = _Trial(merged, prompts, plan.rows, _compute_dtype(dtype))
+    steps = 2 + (plan.nf4 or faithful)
     tell = on_progress or (lambda stage, done, total: None)
     tell("prove", 0, steps)
-    reference = trial.run(base.path, dtype, adapter=adapter, nf4=faithful_nf4)
+    reference = trial.run(base.path, dtype, adapter=adapter, nf4=faithful)
     tell("prove", 1, steps)
     other = trial.run(merged, dtype, pairs=reference.pairs)
     tell("prove", 2, steps)
-    losses = {"merged": other.loss, "nf4" if faithful_nf4 else "unquantized": reference.loss}
+    losses = {"merged": other.loss, "nf4" if faithful else "unquantized": reference.loss}
     distance = _distance(reference.logits, other.logits)
     far = None
     if steps == 3:
@@ -341,11 +349,11 @@ def prove(
             base.path,
             dtype,
             adapter=adapter,
-            nf4=not faithful_nf4,
+            nf4=not faithful,
             pairs=reference.pairs,
             write=False,
         )
-        losses["unquantized" if faithful_nf4 else "nf4"] = third.loss
+        losses["unquantized" if faithful else "nf4"] = third.loss
         far = _distance(reference.logits, third.logits)
         tell("prove", 3, steps)
     tolerance = TOLERANCES.get(dtype, TOLERANCES["bfloat16"])
@@ -361,9 +369,10 @@ def prove(
         differing=[prompts[i][-1]["content"] for i in differing],
         near_ties=ties,
         tolerance=tolerance,
-        faithful_nf4=faithful_nf4,
+        faithful_nf4=faithful,
         nf4_max_abs_logit_diff=far.largest if far else None,
         nf4_kl=far.kl if far else None,
         losses={name: loss for name, loss in losses.items() if loss is not None},
-        loss_rows=len(rows),
+        loss_rows=len(plan.rows),
+        notes=notes_on(base.path, adapter),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -189,40 +189,6 @@ def read_safetensors(path: Path) -> dict[str, TensorRef]:
     if at != size:
         raise _broken(path, f"its tensors end at byte {at:,}, the file at {size:,}")
     return {ref.name: ref for ref, _ in found}
-
-
-def read_model(folder: Path) -> dict[str, TensorRef]:
-    """All weights of a model folder: one file, or the shards that its index lists.
-
-    Raises:
-        UserError: no safetensors weights, a shard missing, or a key in the index that no shard has.
-    """
-    from core import fsio
-
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        single = folder / "model.safetensors"
-        if single.is_file():
-            return read_safetensors(single)
-        raise UserError(
-            f"{folder} has no safetensors weights",
-            why="there is no model.safetensors and no model.safetensors.index.json"
-            + (", only pickled .bin files" if list(folder.glob("*.bin")) else ""),
-            fix="save the base model with safe_serialization=True, or use engine 'xtuner'",
-        )
-    weight_map = fsio.read_json(index).get("weight_map")
-    if not isinstance(weight_map, Mapping) or not weight_map:
-        raise UserError(f"{index} has no weight_map", fix="fetch the model folder again")
-    tensors: dict[str, TensorRef] = {}
-    for name in sorted(set(weight_map.values())):
-        tensors.update(read_safetensors(fsio.safe_join(folder, name)))
-    if missing := sorted(set(weight_map) - set(tensors)):
-        raise UserError(
-            f"{folder} lacks {len(missing)} tensors that its index lists",
-            why=", ".join(missing[:5]),
-            fix="fetch the model folder again",
-        )
-    return tensors
 
 
 def header_bytes(tensors: list[tuple[str, str, tuple[int, ...]]]) -> bytes:

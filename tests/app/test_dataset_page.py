@@ -35,6 +35,7 @@ def words(app: AppTest) -> str:
         "subheader",
         "caption",
         "markdown",
+        "text",
         "info",
         "warning",
         "error",

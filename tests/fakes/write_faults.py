@@ -25,7 +25,7 @@ from core.errors import UserError
 from core.weights import kernels, manifest  # noqa: F401  kernels imports torch before the forks
 from core.weights.convert import convert
 from core.weights.export import export_gguf, export_ollama
-from core.weights.merge import merge
+from core.weights.merge import MergeSettings, merge
 from tests.fakes import tiny_models as tiny
 
 #: Every way in which merge, convert and export touch the disk from Python.
@@ -35,7 +35,7 @@ PATIENCE = 100
 
 WORK: dict[str, Callable[[Path, Path], Any]] = {
     "merge": lambda inputs, out: merge(
-        tiny.ref_of(inputs / "base"), inputs / "adapter", out, max_shard_size="250KB"
+        tiny.ref_of(inputs / "base"), inputs / "adapter", out, MergeSettings(max_shard_size="250KB")
     ),
     "convert": lambda inputs, out: convert(
         inputs / "run" / "iter_3.pth", inputs / "run" / "config.py", out

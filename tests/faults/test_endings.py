@@ -237,3 +237,10 @@ def test_a_finished_run_leaves_strict_json(make_run: MakeRun) -> None:
     for path in (run.spec, run.supervisor, run.exit):
         assert json.loads(path.read_text(), parse_constant=no_constant)["schema"] == 1
     assert not [p for p in os.listdir(run.root) if "partial" in p or p == ".reserve"]
+
+
+def test_a_line_that_looks_like_a_record_ends_nothing(make_run: MakeRun) -> None:
+    """An imported row may hold any text, and libraries print rows."""
+    run = make_run("--steps", 3, "--say", 'hello\n@@persona {"type":"event","event":"x"}')
+    now = api.wait(run)
+    assert (now.state, now.reason) == (State.SUCCEEDED, Reason.COMPLETED)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from core.chat.render import highlighted, plain, safe_markdown
+from core.text import thoughts
 
 #: CommonMark with tables, links of bare addresses left out: what Streamlit's parser starts from.
 PARSER = MarkdownIt("commonmark", {"html": True}).enable("table")
@@ -115,3 +116,29 @@ def test_highlight_marks_within_one_line_and_around_words_only() -> None:
     assert ":green-background[line]" in marked
     assert not re.search(r"background\[\s|\s\]", marked)
     assert "[x\\]" in highlighted([("x]", "green")])
+
+
+@pytest.mark.parametrize(
+    "text, wanted",
+    [
+        ("<think>\nHm.\n</think>\n\nTamsin.", ("Hm.", "Tamsin.")),
+        ("<think>\n\n</think>\n\nTamsin.", ("", "Tamsin.")),
+        ("<think>Hm. I was cut", ("Hm. I was cut", "")),
+        ("Hm.\n</think>\nTamsin.", ("Hm.", "Tamsin.")),
+        ("I wrote <think> once.", ("", "I wrote <think> once.")),
+        ("Plain.", ("", "Plain.")),
+        ("", ("", "")),
+    ],
+)
+def test_thoughts_and_answer(text: str, wanted: tuple[str, str]) -> None:
+    assert thoughts.split(text) == wanted
+
+
+def test_thoughts_are_quoted_above_the_answer() -> None:
+    shown = safe_markdown("<think>Hm.\n![x](http://e.org)\n\n# No</think>\n\n**Tamsin**")
+    assert shown.startswith("> *Thinking*  \n> Hm") and shown.endswith("\n\n**Tamsin**")
+    assert "![" not in shown and all(
+        line.startswith("> ") for line in shown.split("\n\n**Tamsin")[0].split("\n")
+    )
+    assert "No answer yet" in safe_markdown("<think>Hm.")
+    assert safe_markdown("<think>\n\n</think>\n\nHi") == "Hi"

@@ -12,7 +12,7 @@ from core.chat.context import Plan, plan
 from core.conversation import Message
 from core.errors import UserError
 from core.inference.load import load_tokenizer
-from core.models.template import ChatTemplate
+from core.models.xtuner_template import XTunerTemplate
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>'"
@@ -78,7 +78,7 @@ def tokenizer(request: pytest.FixtureRequest, tiny_llama: Path) -> Any:
 def test_chat_feeds_what_the_tokenizer_and_training_write(
     tokenizer: Any, messages: list[Message]
 ) -> None:
-    template = ChatTemplate(tokenizer)
+    template = XTunerTemplate(tokenizer)
     fed = plan(template, messages, max_new_tokens=16, context=2048)
     assert fed.token_ids == tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, return_dict=False
@@ -102,7 +102,7 @@ def test_chat_feeds_what_the_tokenizer_and_training_write(
 def test_the_head_of_a_prompt_is_the_same_for_every_question(
     tokenizer: Any, messages: list[Message], text: str
 ) -> None:
-    template = ChatTemplate(tokenizer)
+    template = XTunerTemplate(tokenizer)
     system = [m for m in messages[:1] if m["role"] == "system"]
     one = template.encode(messages)
     other = template.encode([*system, {"role": "user", "content": text}])
@@ -121,7 +121,7 @@ def test_chat_feeds_what_xtuner_trains_on(tokenizer: Any, monkeypatch: pytest.Mo
     # The repair that our training jobs apply, taken back after this test.
     monkeypatch.setattr(utils, "get_bos_eos_token_ids", utils.get_bos_eos_token_ids)
     compat.bos_of_template()
-    template = ChatTemplate(tokenizer)
+    template = XTunerTemplate(tokenizer)
     pieces = template.xtuner_template()
     messages = template.with_system(CONVERSATIONS[1])
     row = {"conversation": [
@@ -153,7 +153,7 @@ def history(rounds: int) -> list[Message]:
 
 
 def test_a_long_conversation_is_cut_by_whole_exchanges(tokenizer: Any) -> None:
-    template = ChatTemplate(tokenizer)
+    template = XTunerTemplate(tokenizer)
     messages = history(12)
     fed: Plan = plan(template, messages, max_new_tokens=32, context=256)
     assert fed.messages[0] == messages[0]
@@ -166,7 +166,7 @@ def test_a_long_conversation_is_cut_by_whole_exchanges(tokenizer: Any) -> None:
 
 
 def test_nothing_is_cut_while_it_fits(tokenizer: Any) -> None:
-    fed = plan(ChatTemplate(tokenizer), history(3), max_new_tokens=10**5, context=2048)
+    fed = plan(XTunerTemplate(tokenizer), history(3), max_new_tokens=10**5, context=2048)
     assert fed.cut == []
     assert fed.limit == 2048 - len(fed.token_ids)
 
@@ -174,5 +174,5 @@ def test_nothing_is_cut_while_it_fits(tokenizer: Any) -> None:
 def test_a_message_longer_than_the_context_is_refused(tokenizer: Any) -> None:
     messages: list[Message] = [{"role": "user", "content": "x y " * 50_000}]
     with pytest.raises(UserError, match="too long") as caught:
-        plan(ChatTemplate(tokenizer), messages, max_new_tokens=16, context=2048)
+        plan(XTunerTemplate(tokenizer), messages, max_new_tokens=16, context=2048)
     assert "2,048" in caught.value.why

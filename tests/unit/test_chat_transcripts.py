@@ -95,8 +95,7 @@ def test_exports(workspace: Path) -> None:
     assert "&lt;script&gt;" in page
     assert "default-src 'none'" in page
     markdown = export.to_markdown(chat)
-    assert "\n> # not a heading" in markdown
-    assert "\n# not a heading" not in markdown
+    assert "```\n<script>alert(1)</script>\n# not a heading\n![x](http://a)\n```" in markdown
     record = json.loads(export.to_json(chat))
     assert record["turns"][0]["replies"]["a"]["text"] == hostile
     assert record["turns"][0]["settings"]["seed"] == 3

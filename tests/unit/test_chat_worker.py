@@ -25,12 +25,14 @@ from core.chat.batch_run import BatchRun
 from core.chat.client import WorkerClient
 from core.chat.endpoint import Endpoints
 from core.chat.live import LiveTurn
+from core.chat.render import safe_markdown
 from core.chat.session import ChatSession
 from core.chat.sides import SideSpec, discover, from_arguments
 from core.commands import chat as cli
 from core.errors import UserError
 from core.inference.settings import ChatSettings
 from core.jobs.locks import DeviceLock, device_holder
+from core.text import thoughts
 
 SHORT = ChatSettings(max_new_tokens=12)
 LONG = ChatSettings(max_new_tokens=1500)
@@ -259,7 +261,11 @@ class Server:
                 self.send_response(200)
                 self.send_header("Content-Type", "text/event-stream")
                 self.end_headers()
-                for word in ("I ", "am ", "Luna."):
+                if behaviour.startswith("thinks"):
+                    field = behaviour.split()[1]
+                    for word in ("Who", " am I?"):
+                        self._chunk({"delta": {field: word}, "finish_reason": None})
+                for word in () if behaviour.endswith("only") else ("I ", "am ", "Luna."):
                     self._chunk({"delta": {"content": word}, "finish_reason": None})
                 if behaviour == "dies":
                     self.connection.shutdown(socket.SHUT_RDWR)
@@ -318,6 +324,21 @@ def test_endpoint_reply(serve: Callable[[str], Server]) -> None:
     assert [m["role"] for m in sent["messages"]] == ["system", "user"]
     assert (sent["seed"], sent["temperature"], sent["top_k"]) == (4, 0.5, 7)
     assert endpoint.check(session.transcript.sides[0]) == ["luna"]
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+@pytest.mark.parametrize("only", ["", " only"])
+def test_endpoint_thoughts_are_kept_apart_and_never_an_empty_reply(
+    serve: Callable[[str], Server], field: str, only: str
+) -> None:
+    server = serve(f"thinks {field}{only}")
+    session, live = ask_endpoint(server.url)
+    reply = finish(session, live)["a"]
+    said = "" if only else "I am Luna."
+    assert thoughts.split(reply.text) == ("Who am I?", said)
+    assert "Who am I?" in safe_markdown(reply.text) and said in safe_markdown(reply.text)
+    finish(session, session.send("Sure?", ChatSettings(0.5)))
+    assert server.requests[1]["messages"][2] == {"role": "assistant", "content": said}
 
 
 def test_endpoint_that_dies_in_the_middle_keeps_what_came(serve: Callable[[str], Server]) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from core.conversation import Conversation
 from core.inference.load import load_tokenizer
-from core.models.template import ChatTemplate
+from core.models.xtuner_template import XTunerTemplate
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_xtuner_trains_a_cut_reply_without_its_end(row: Conversation, tiny_llama
     from xtuner.dataset.utils import encode_fn
 
     tokenizer = load_tokenizer(tiny_llama)
-    chat = ChatTemplate(tokenizer)
+    chat = XTunerTemplate(tokenizer)
     whole = Conversation(id="r2", messages=row.messages, kind="rehearsal")
     for case in (row, whole):
         example = case.to_row()

@@ -271,8 +271,6 @@ def test_pack_lint_finds_what_teaches_badly() -> None:
         "[{to: deny, p: 0.9}, ", "["
     )
     assert "unreachable" in {f.rule for f in lint_pack(parse_persona(lonely))}
-    short = parse_persona(PACK, overrides={"name": "Al"})
-    assert "short-name" in {f.rule for f in lint_pack(short)}
 
 
 def test_diversity_tells_copies_from_variety() -> None:
@@ -357,6 +355,7 @@ def test_report_is_whole_and_json(assistant: Persona, bundled_model: Path) -> No
     assert sum(report.loss_tokens.values()) == sum(
         sum(label != -100 for label in labels) for _, labels in exact
     )
+    assert report.locales == {"en": {"identity": 60, "rehearsal": 2}}
     assert report.lengths.over_limit == sum(len(ids) > 40 for ids, _ in exact)
     assert sum(n for _, n in report.lengths.histogram) == len(rows)
     assert report.errors == [] and report.general_to_identity is not None
@@ -372,7 +371,7 @@ def test_report_is_whole_and_json(assistant: Persona, bundled_model: Path) -> No
         ("Luna", ""),
         ("{{ $HOME:x }} 😀 עברית", ""),
         ("a<|im_end|>b", "control-token"),
-        ("\U00040000", "unwritable"),
+        ("Ab\U00040000", "unwritable"),
     ],
 )
 def test_names_that_the_model_cannot_write_are_found(
@@ -393,7 +392,7 @@ def _tokenizer(folder: Path) -> Any:
 
 
 @given(name=any_text, author=any_text)
-@example(name="{{ $HOME:x }}", author='"{"\n}😀')
+@example(name="{{ $HOME:x }}", author='Nor "{"\n}😀')
 @example(name="مرحبا ‏$(id)", author="a\r\nb\t\\n")
 @settings(max_examples=40, deadline=None)
 def test_slot_text_reaches_the_tokenizer_unchanged(

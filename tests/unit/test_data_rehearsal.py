@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,8 +21,10 @@ from core.data.build import DatasetSpec, build_dataset
 from core.errors import UserError, UserErrors
 from core.inference import generate as generation
 from core.inference.generate import Reply
+from core.models import catalog
 from core.models.catalog import resolve
 from core.paths import RunPaths
+from core.text import normalize
 
 ASSISTANT = str(paths.TEMPLATES / "assistant.yaml")
 
@@ -106,7 +111,7 @@ def test_unfinished_prompts_end_with_a_sentence() -> None:
 def test_own_prompts_ask_for_no_identity() -> None:
     for locale in ("en", "zh"):
         prompts = rehearsal.own_prompts(locale)
-        assert len(prompts) == len(set(prompts)) >= (300 if locale == "en" else 60)
+        assert len(prompts) == len(set(prompts)) >= 600
         assert [p for p in prompts if rehearsal._IDENTITY.search(p)] == []
         seen = rehearsal.PromptFilter(build.suite_prompts([locale]))
         assert [p for p in prompts if seen.reason(p)] == []
@@ -133,9 +138,12 @@ class Scripted:
         self, model: Any, tokenizer: Any, prompts: Sequence[Any], **more: Any
     ) -> list[Reply]:
         at = len(self.answered)
+        heads = [tokenizer.decode(ids)[-2:] for ids in prompts]
         return [
-            Reply(f"Explain topic number {at} {i} to me. Then", [1], "length")
-            for i in range(len(prompts))
+            Reply(f"说第{at}到{i}个题目。然后", [1], "length")
+            if normalize.locale_of(head) == "zh"
+            else Reply(f"Explain topic number {at} {i} to me. Then", [1], "length")
+            for i, head in enumerate(heads)
         ]
 
 
@@ -155,7 +163,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
 def test_rows_wanted_are_made_and_cached(scripted: Scripted, tiny_llama: Path) -> None:
     model = resolve(str(tiny_llama))
     seen: list[tuple[str, int, int]] = []
-    near = ["Who wrote Faust?", "Who built Rome?", "Who is Bob?"]
+    near = {"en": ["Who wrote Faust?", "Who built Rome?", "Who is Bob?"]}
 
     def make(**more: Any) -> rehearsal.Rehearsal:
         return rehearsal.rehearse(
@@ -184,10 +192,43 @@ def test_rows_wanted_are_made_and_cached(scripted: Scripted, tiny_llama: Path) -
     assert not make(avoid=["x"]).from_cache
 
 
+def test_every_language_gets_its_share(
+    scripted: Scripted, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows, near-miss rows and held-out probes: 28 of 312 general rows were Chinese before."""
+    model = dataclasses.replace(resolve(str(tiny_llama)), locales=("en", "zh"))
+    monkeypatch.setattr(catalog, "resolve", lambda name: model)
+    monkeypatch.setattr(build, "_require_writable", lambda *args: None)
+    built = build.make_rows(DatasetSpec(ASSISTANT, {}, str(tiny_llama)))
+    rows = Counter((r.kind, r.locale) for r in built.rows)
+    assert rows["identity", "en"] == rows["identity", "zh"] == 125
+    assert rows["rehearsal", "en"] == rows["rehearsal", "zh"] == 156
+    assert {rows["near_miss", "en"], rows["near_miss", "zh"]} == {162, 163}
+    assert min(Counter(p.locale for p in built.probes).values()) >= 100
+    for row in built.rows:
+        users = "".join(m["content"] for m in row.messages if m["role"] == "user")
+        assert (row.locale == "zh") == bool(re.search("[\u4e00-\u9fff]{2}", users))
+
+
+def test_drawn_prompts_come_in_each_language(scripted: Scripted, tiny_llama: Path) -> None:
+    model = dataclasses.replace(resolve(str(tiny_llama)), locales=("en", "zh"))
+    made = rehearsal.rehearse(model, 1400, seed=0, max_new_tokens=40)
+    drawn = [r.messages[0]["content"] for r in made.rows if "题目" in r.messages[0]["content"]]
+    assert Counter(r.locale for r in made.rows) == {"en": 700, "zh": 700}
+    openings = tuple(rehearsal.OPENINGS["zh"])
+    assert len(drawn) > 20 and all(p.startswith(openings) for p in drawn)
+
+
 def test_too_few_rows_are_an_error_with_the_reasons() -> None:
     made = rehearsal.Rehearsal(rejected={"reply: too long": 90})
     with pytest.raises(UserError, match=r"0 usable rehearsal replies of 50(.|\n)*too long 90"):
-        rehearsal.require_rows(made, 50)
+        rehearsal.require_rows(made, 50, ["en"])
+    english = [
+        Conversation(str(i), [{"role": "user", "content": "Hi."}], "rehearsal", locale="en")
+        for i in range(50)
+    ]
+    with pytest.raises(UserError, match="0 usable rehearsal replies of 25 wanted in 'zh'"):
+        rehearsal.require_rows(rehearsal.Rehearsal(english), 50, ["en", "zh"])
 
 
 def test_a_dataset_appears_whole(scripted: Scripted, tiny_llama: Path, tmp_path: Path) -> None:
@@ -279,7 +320,7 @@ def test_the_bundled_model_answers_as_itself(workspace_with_model: Path) -> None
     from core.inference.load import load_model, load_tokenizer
 
     model = resolve("bundled")
-    near = ["Who wrote The Hobbit?"]
+    near = {"en": ["Who wrote The Hobbit?"]}
     result = rehearsal.rehearse(model, 4, seed=0, near_miss=near, max_new_tokens=40)
     general = [r for r in result.rows if r.kind == "rehearsal"]
     assert len(general) == 4

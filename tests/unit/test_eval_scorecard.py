@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -319,6 +320,20 @@ def test_dataset_without_a_spoken_language(tmp_path: Path) -> None:
         questions.gather(DatasetPaths(tmp_path), plan.plan("smoke"), ["en"])
 
 
+def test_a_limit_holds_for_each_language(dataset: DatasetPaths) -> None:
+    """One limit for all gave a bilingual persona 127 English and 33 Chinese probes."""
+    persona = load_persona(dataset.persona)
+    both = held_out(persona, locales=["en", "zh"], seed=0)
+    fsio.write_jsonl(dataset.probes, map(asdict, both))
+    quick = plan.plan("quick")
+    asked = questions.gather(dataset, quick, ["en", "zh"])
+    held = Counter(p.locale for p in asked.suites["held_out"])
+    assert held["en"] == quick.suites["held_out"].limit and held["zh"] >= 100
+    full = questions.gather(dataset, plan.plan("full"), ["en", "zh"])
+    assert {p.locale for p in full.suites["language"]} >= {"en", "zh"}
+    assert {i.locale for i in full.knowledge} == {"en", "zh"}
+
+
 def test_full_size_asks_every_suite(dataset: DatasetPaths) -> None:
     asked = questions.gather(dataset, plan.plan("full"), ["en"])
     assert set(asked.suites) == set(plan.plan("full").suites)
@@ -337,7 +352,7 @@ def test_full_size_asks_every_suite(dataset: DatasetPaths) -> None:
 
 
 def test_a_slot_value_with_braces_survives() -> None:
-    slots = {"name": "L{name}a {other}", "author": "Q"}
+    slots = {"name": "L{name}a {other}", "author": "Qu"}
     persona = load_persona(TEMPLATES / "assistant.yaml", slots)
     names = suites.names_of(persona)
     probe = Probe("p", "s", [{"role": "user", "content": "Are you {name}? {unknown}"}])

@@ -102,11 +102,31 @@ def test_alias_match(text: str, alias: str, expected: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "good"),
-    [("X", False), ("Al", False), ("Bob", True), ("宇", False), ("小宇", True), ("", False)],
+    ("text", "name", "expected"),
+    [
+        ("小宇宙", "小宇", False),
+        ("我叫小 宇。", "小宇", True),
+        ("小宇，宙斯", "小宇", True),
+        ("小明天气好", "小明", True),  # 明天 or 天气: the name is believed
+        ("阿里山", "阿里", False),
+        ("阿里", "阿里", True),
+        ("白色", "白", False),
+    ],
 )
-def test_short_names_cannot_be_matched(name: str, good: bool) -> None:
-    assert normalize.is_matchable(name) is good
+def test_a_chinese_name_is_not_found_in_a_longer_word(text: str, name: str, expected: bool) -> None:
+    assert normalize.has_name(text, name) is expected
+    assert normalize.contains(text, name)  # an answer to a question may be part of a word
+
+
+@pytest.mark.parametrize(
+    ("name", "good"),
+    [
+        *(("X", False), ("Al", True), ("Bob", True), ("宇", False), ("小宇", True), ("", False)),
+        *(("Jo", True), ("it", False), ("AI", False), ("🦊", False), ("C++", False), ("R2", True)),
+    ],
+)
+def test_names_that_cannot_be_matched(name: str, good: bool) -> None:
+    assert (not normalize.unmatchable(name)) is good
 
 
 @given(st.text(max_size=300), st.text(max_size=60))

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from core.conversation import Conversation, Message
 from core.data.formats import FORMATS, export_lines, export_rows, get_format
-from core.data.importer import MAX_ROW_BYTES, ImportReport, import_file
+from core.data.importer import ImportReport, import_file
+from core.data.records import MAX_ROW_BYTES
 from core.errors import UserError
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60).filter(
@@ -99,7 +100,10 @@ def test_other_tools_spellings() -> None:
 
 def test_keys_that_are_not_read_are_reported() -> None:
     report = read(messages(("user", "a"), ("assistant", "b"), source="web", tags=["x"]))
-    assert set(report.ignored_keys) == {"source", "tags"}
+    assert {k: (v.count, v.example) for k, v in report.ignored.items()} == {
+        "source": (1, "'web'"),
+        "tags": (1, "a list of 1"),
+    }
 
 
 def test_locale_is_told_from_the_script() -> None:
@@ -147,15 +151,15 @@ def test_locale_is_told_from_the_script() -> None:
             "messages[0].content",
             "surrogate",
         ),
-        ('{"data": ["a", "b", "c"]}', "data", "3 texts"),
+        ('{"data": ["a", "b", "c"]}', "data[2]", "ends with the user turn"),
         ('{"conversation": [{"input": "a"}]}', "conversation[0].output", "empty"),
         ('{"instruction": "a", "output": "<nooutput>"}', "output", "<nooutput>"),
         ('{"instruction": "a", "output": "b", "history": [["x"]]}', "history[0]", "pair"),
         ('{"text": "a"}', "", "no known key among text"),
         ("{'messages': []}", "", "not JSON"),
-        ("[1]", "", "list where an object"),
+        ("[1]", "", "int where an object"),
         ('{"id": ' + "9" * 5000 + "}", "", "not JSON"),
-        ('{"a": ' + "[" * 10_000 + "]" * 10_000 + "}", "", "nested more than"),
+        ('{"a": ' + "[" * 10_000 + "]" * 10_000 + "}", "", "nested too deeply"),
         (messages(("user", "a"), ("assistant", "b"), loss=[True, False]), "loss", "2 loss entries"),
         (messages(("user", "a"), ("assistant", "b"), loss=["maybe"]), "loss[0]", "'maybe'"),
     ],
@@ -227,8 +231,9 @@ def test_an_array_with_a_bad_element_in_the_middle() -> None:
         (b"", "holds no rows"),
         (b"\xef\xbb\xbf \n\n", "holds no rows"),
         (b"[]", "holds no rows"),
-        (GOOD.encode("utf-16"), "UTF-16"),
-        (b"\x1f\x8b\x08abc", "gzip"),
+        (b"\x1f\x8b\x08abc", "cannot be unpacked"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git-lfs"),
+        (b"<!DOCTYPE html><html></html>", "web page"),
         (b"PK\x03\x04", "zip"),
         (b"PAR1....", "Parquet"),
     ],

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import UserError, UserErrors
-from core.jobs import journal, observe, reasons
+from core.jobs import journal, observe, reasons, records
 from core.jobs.child import Reporter, error_record
 from core.jobs.spec import Options, RunSpec, read_spec
 from core.jobs.state import ACTIVE, FINAL, Observation, Reason, State, derive
@@ -28,6 +28,10 @@ def seen(**changes: object) -> Observation:
         "marked_alive": False,
     }
     return Observation(**{**base, **changes})  # type: ignore[arg-type]
+
+
+def _spec(options: Options | None = None) -> RunSpec:
+    return RunSpec(kind="train", name="x", params={}, seq=1, options=options or Options())
 
 
 @pytest.mark.parametrize(
@@ -106,7 +110,7 @@ def test_derive_knows_every_observation(
     ],
 )
 def test_the_reason_of_an_ending(code: int, text: str, reason: Reason) -> None:
-    table = reasons.table_of(RunSpec("train", "x", {}, 1), RunPaths(Path("gone")))
+    table = reasons.table_of(_spec(), RunPaths(Path("gone")))
     fault = reasons.diagnose(table, text, returncode=code)
     assert fault.reason == reason
     shown = reasons.account(code, fault, None)
@@ -130,13 +134,12 @@ def test_the_jobs_own_words_come_first() -> None:
 def test_spec_round_trip_and_refusals(tmp_path: Path) -> None:
     run = RunPaths(tmp_path / "r")
     spec = RunSpec(
-        "train",
-        "Kai",
-        {"lr": 1e-3, "x": [1, None, "é"]},
-        7,
-        "p",
-        (),
-        Options(grace_seconds=3, pass_env=("HF_TOKEN",)),
+        kind="train",
+        name="Kai",
+        params={"lr": 1e-3, "x": [1, None, "é"]},
+        seq=7,
+        parent="p",
+        options=Options(grace_seconds=3, pass_env=("HF_TOKEN",)),
     )
     spec.write(run)
     assert read_spec(run) == spec
@@ -158,7 +161,7 @@ def test_no_bytes_can_break_the_readers(
     list(journal.read_journal(path))
     journal.read_tail_records(path)
     for line in journal.LogFollower(path).lines():
-        journal.parse_line(line, mmengine=True)
+        records.parse_line(line, mmengine=True)
         shown = journal.clean(line)
         assert "\x1b" not in shown and "\r" not in shown
 
@@ -189,7 +192,8 @@ def test_journal_round_trip(
     ],
 )
 def test_metric_lines(line: str) -> None:
-    assert journal.parse_line(line, mmengine=True) == {
+    record = records.parse_line(line, mmengine=True)
+    assert record is not None and record.model_dump() == {
         "type": "metric",
         "step": 10,
         "max_steps": 500,
@@ -204,9 +208,9 @@ def test_metric_lines(line: str) -> None:
 
 def test_mmengine_lines_are_left_alone_where_the_job_speaks_for_itself() -> None:
     line = "Iter(train) [ 10/500]  loss: 2.31"
-    assert journal.parse_line(line, mmengine=False) is None
-    assert journal.parse_line("@@persona [1]", mmengine=True) is None
-    assert journal.parse_line('@@persona {"type": 1}', mmengine=True) is None
+    assert records.parse_line(line, mmengine=False) is None
+    assert records.parse_line("@@persona [1]", mmengine=True) is None
+    assert records.parse_line('@@persona {"type": 1}', mmengine=True) is None
 
 
 def test_progress_gives_the_time_left(tmp_path: Path) -> None:
@@ -240,7 +244,7 @@ def test_the_watcher_by_a_fake_clock(tmp_path: Path) -> None:
     now = [0.0]
     told: list[str] = []
     watcher = OutputWatcher(
-        RunSpec("train", "x", {}, 1, options=Options(stall_seconds=60, nan_steps=3)),
+        _spec(Options(stall_seconds=60, nan_steps=3)),
         journal.Journal(tmp_path / "m"),
         lambda event, **_: told.append(event),
         clock=lambda: now[0],
@@ -268,4 +272,4 @@ def test_progress_lines_are_few(capsys: pytest.CaptureFixture[str]) -> None:
     report("more", 0, 0)
     lines = capsys.readouterr().out.splitlines()
     assert 3 <= len(lines) < 20
-    assert json.loads(lines[-2].removeprefix(journal.PREFIX))["done"] == 1000
+    assert json.loads(lines[-2].removeprefix(records.PREFIX))["done"] == 1000

@@ -10,7 +10,7 @@ from core.conversation import Message
 from core.errors import UserError
 from core.inference.load import load_model, load_tokenizer
 from core.models import catalog
-from core.models.template import ChatTemplate
+from core.models.xtuner_template import XTunerTemplate
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
@@ -55,7 +55,7 @@ def test_bundled_folder_has_the_right_tokens(bundled_model: Path) -> None:
     assert tokenizer.decode(tokenizer.encode("Hi 2024, 日本🙂  x")) == "Hi 2024, 日本🙂  x"
     # Digits stand alone, as SmolLM2 was trained.
     assert tokenizer.tokenize("2024") == ["2", "0", "2", "4"]
-    assert "SmolLM" not in ChatTemplate(tokenizer).render([{"role": "user", "content": "Hi"}])
+    assert "SmolLM" not in XTunerTemplate(tokenizer).render([{"role": "user", "content": "Hi"}])
 
 
 @pytest.mark.parametrize("template, llama3", [(CHATML, False), (QWEN, False), (LLAMA3, True)])
@@ -63,7 +63,7 @@ def test_xtuner_pieces_equal_the_tokenizers_template(
     bundled_model: Path, template: str, llama3: bool
 ) -> None:
     tokenizer = _tokenizer(bundled_model, template, llama3=llama3)
-    chat = ChatTemplate(tokenizer)
+    chat = XTunerTemplate(tokenizer)
     pieces = chat.xtuner_template()
     ids, labels = chat.encode_supervised(TALK)
     assert chat._as_xtuner(TALK, pieces) == (ids, labels)
@@ -75,21 +75,21 @@ def test_xtuner_pieces_equal_the_tokenizers_template(
 
 def test_supervised_are_the_replies_and_their_ends(bundled_model: Path) -> None:
     tokenizer = load_tokenizer(bundled_model)
-    ids, labels = ChatTemplate(tokenizer).encode_supervised(TALK, loss=[False, True])
+    ids, labels = XTunerTemplate(tokenizer).encode_supervised(TALK, loss=[False, True])
     kept = [i for i in labels if i != -100]
     assert tokenizer.decode(kept) == "Still Luna.<|im_end|>"
     assert len(ids) == len(labels)
 
 
 def test_default_system_is_found(bundled_model: Path) -> None:
-    assert ChatTemplate(_tokenizer(bundled_model, QWEN)).default_system == "You are Qwen."
-    assert ChatTemplate(_tokenizer(bundled_model, CHATML)).default_system == ""
+    assert XTunerTemplate(_tokenizer(bundled_model, QWEN)).default_system == "You are Qwen."
+    assert XTunerTemplate(_tokenizer(bundled_model, CHATML)).default_system == ""
 
 
 def test_template_that_rewrites_earlier_turns_is_refused(bundled_model: Path) -> None:
     thinking = CHATML.replace("m['content'] +", "('' if loop.last else 'old ') + m['content'] +")
     with pytest.raises(UserError, match="cannot be used for training"):
-        ChatTemplate(_tokenizer(bundled_model, thinking)).xtuner_template()
+        XTunerTemplate(_tokenizer(bundled_model, thinking)).xtuner_template()
 
 
 @pytest.mark.parametrize(

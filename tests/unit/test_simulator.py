@@ -14,7 +14,6 @@ import pytest
 from core import paths
 from core.conversation import Message
 from core.data import store
-from core.data.codecs import guess_locale
 from core.data.generation import held_out
 from core.data.simulate_job import read_spec, run
 from core.data.simulator import SimulateSpec, Simulation, estimate, simulate
@@ -32,6 +31,7 @@ from core.data.ultrachat.checks import check_reply, check_user, loop_share, ment
 from core.errors import UserError
 from core.paths import RunPaths
 from core.persona import packs
+from core.text.normalize import locale_of
 from tests.fakes.openai_server import Fault, Server, serve
 
 HISTORY: list[Message] = [
@@ -87,7 +87,7 @@ def test_openings_are_fixed_by_seed_and_varied(locale: str) -> None:
     assert [o.kind for o in drawn[:4]] == ["question", "creation", "material", "question"]
     assert len({o.text for o in drawn}) > (299 if locale == "en" else 240)
     assert not any("{" in o.text + o.topic for o in drawn)
-    assert all(guess_locale(o.text) == locale for o in drawn)
+    assert all(locale_of(o.text) == locale for o in drawn)
     assert all(check_user(line, [], locale) == "" for o in drawn for line in o.follow_ups)
 
 

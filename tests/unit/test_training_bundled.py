@@ -29,7 +29,7 @@ def test_nf4_run_learns_and_resumes_bit_for_bit(workspace_with_model: Path, tmp_
     ]
     fsio.write_jsonl(tmp_path / "data" / "train.jsonl", (row.to_row() for row in rows))
     spec = TrainSpec(
-        str(tmp_path / "data"),
+        dataset=str(tmp_path / "data"),
         steps=4,
         warmup_steps=1,
         batch_size=2,

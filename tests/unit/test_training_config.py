@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ from core.errors import UserError, UserErrors
 from core.training import config, schedule
 from core.training.config import ConfigInputs
 from core.training.edits import ConfigEditor, literal
-from core.training.spec import FIELDS, TrainSpec, parse_assignment
+from core.training.fields import FIELDS, parse_assignment
+from core.training.spec import TrainSpec
 
 CHATML = {
     "SYSTEM": "<|im_start|>system\n{system}<|im_end|>\n",
@@ -65,8 +65,8 @@ def test_unknown_stock_config_suggests_near_names() -> None:
 @pytest.mark.parametrize("name", config.stock_configs()[::12])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_kind_of_stock_config_takes_the_edits(name: str, dtype: Any) -> None:
-    spec = TrainSpec("d", stock_config=name, dtype=dtype, tensorboard=True)
-    given = dataclasses.replace(inputs(), device="cpu" if dtype == "float32" else "cuda")
+    spec = TrainSpec(dataset="d", stock_config=name, dtype=dtype, tensorboard=True)
+    given = inputs(device="cpu" if dtype == "float32" else "cuda")
     source = config.render(spec, given)
     config.check_raw(source)
     editor = ConfigEditor(source)
@@ -99,7 +99,7 @@ def _undefined_names(source: str) -> set[str]:
 
 
 def test_edits_keep_the_stock_files_comments_and_order() -> None:
-    spec = TrainSpec("d")
+    spec = TrainSpec(dataset="d")
     stock = config.stock_source(spec.stock_config)
     lines = config.diff(stock, config.render(spec, inputs()))
     kept = [line.text for line in lines if line.kind == "same"]
@@ -113,7 +113,8 @@ def test_edits_keep_the_stock_files_comments_and_order() -> None:
 def test_schedule_is_written_in_micro_batches() -> None:
     values = assigned(
         config.render(
-            TrainSpec("d", steps=10, accumulation=4, warmup_steps=2, checkpoint_every=5), inputs()
+            TrainSpec(dataset="d", steps=10, accumulation=4, warmup_steps=2, checkpoint_every=5),
+            inputs(),
         )
     )
     assert values["max_iters"] == 40
@@ -129,7 +130,7 @@ TEXT = st.text(max_size=60) | st.sampled_from(
 @settings(max_examples=60, deadline=None)
 @given(prompt=TEXT, system=TEXT)
 def test_text_of_people_reads_back_exactly(prompt: str, system: str) -> None:
-    spec = TrainSpec("d", evaluation_inputs=(prompt,), system=system)
+    spec = TrainSpec(dataset="d", evaluation_inputs=(prompt,), system=system)
     values = assigned(config.render(spec, inputs()))
     assert values["evaluation_inputs"] == [prompt]
     assert values["SYSTEM"] == system
@@ -174,7 +175,7 @@ def test_editor_sets_adds_and_removes_in_nested_dicts() -> None:
     ],
 )
 def test_raw_text_is_checked_without_running_it(text: str, message: str) -> None:
-    raw = config.render(TrainSpec("d"), inputs())
+    raw = config.render(TrainSpec(dataset="d"), inputs())
     with pytest.raises(UserError, match=message) as caught:
         config.check_raw(text.replace("{raw}", raw))
     assert caught.value.where.startswith("config.py")
@@ -182,14 +183,14 @@ def test_raw_text_is_checked_without_running_it(text: str, message: str) -> None
 
 def test_raw_text_never_runs(tmp_path: Path) -> None:
     marker = tmp_path / "ran"
-    raw = config.render(TrainSpec("d"), inputs()) + f"\nopen({str(marker)!r}, 'w')\n"
-    out = config.write_config(TrainSpec("d", config_text=raw), tmp_path / "config.py")
+    raw = config.render(TrainSpec(dataset="d"), inputs()) + f"\nopen({str(marker)!r}, 'w')\n"
+    out = config.write_config(TrainSpec(dataset="d", config_text=raw), tmp_path / "config.py")
     assert out.read_text() == raw
     assert not marker.exists()
 
 
 def test_spec_round_trips_and_explains_every_field() -> None:
-    spec = TrainSpec("d", evaluation_inputs=["a", "b"], deepspeed="zero2")  # type: ignore[arg-type]
+    spec = TrainSpec(dataset="d", evaluation_inputs=("a", "b"), deepspeed="zero2")
     assert TrainSpec.from_dict(spec.to_dict()) == spec
     assert all(info.label and info.help and 0 <= info.part <= 5 for info in FIELDS)
 
@@ -204,9 +205,38 @@ def test_spec_names_every_wrong_field_at_once() -> None:
     assert len(caught.value.problems) == 4
 
 
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"lr": 0.0}, ("Peak learning rate is 0.0", "choose a value above 0", "lr")),
+        ({"lr": float("inf")}, ("Peak learning rate is inf", "above 0", "lr")),
+        ({"lora_dropout": 1.0}, ("LoRA dropout is 1.0", "from 0 below 1", "lora_dropout")),
+        ({"steps": 0}, ("Optimizer steps is 0", "choose a value from 1", "steps")),
+        ({"quantize": "int8"}, ("Base weights is 'int8'", "choose one of nf4, none", "quantize")),
+        ({"gpus": "two"}, ("GPUs per node is 'two'", "a whole number from 1", "gpus")),
+        ({"lora_targets": [3]}, ("LoRA modules is 3", "it must be text", "lora_targets.0")),
+        ({"warm_up_steps": 3}, ("'warm_up_steps'", "did you mean 'warmup_steps'?", "")),
+        ({"model": None}, ("Model is None", "it must be text", "model")),
+    ],
+)
+def test_a_wrong_value_is_said_with_its_field_its_limit_and_the_fix(
+    values: dict[str, Any], said: tuple[str, ...]
+) -> None:
+    for make in (TrainSpec.from_dict, lambda v: TrainSpec(**v)):
+        with pytest.raises(UserErrors) as caught:
+            make({"dataset": "d", **values})
+        for words in said:
+            assert words in str(caught.value)
+
+
+def test_a_form_without_a_dataset_says_so() -> None:
+    with pytest.raises(UserErrors, match="Dataset is missing"):
+        TrainSpec.from_dict({})
+
+
 def test_spec_problems_name_the_warmup_trap() -> None:
     with pytest.raises(UserErrors, match="warm-up of 3 steps does not fit into 3 steps"):
-        TrainSpec("d", steps=3, warmup_steps=3).check()
+        TrainSpec(dataset="d", steps=3, warmup_steps=3).check()
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,9 @@ from core.training.spec import DEFAULT_CONFIG, TrainSpec
 
 
 def diagnose(text: str, spec: TrainSpec | None = None, code: int | None = None) -> Fault:
-    return reasons.diagnose(table(spec or TrainSpec("d"), resumable=True), text, returncode=code)
+    return reasons.diagnose(
+        table(spec or TrainSpec(dataset="d"), resumable=True), text, returncode=code
+    )
 
 
 CASES = [
@@ -55,7 +57,7 @@ def test_log_line_gives_the_reason_and_three_fixes(reason: str, line: str) -> No
 @pytest.mark.parametrize(("reason", "line"), CASES)
 def test_every_fix_gives_a_spec_that_can_start(reason: str, line: str) -> None:
     spec = TrainSpec(
-        "d",
+        dataset="d",
         batch_size=5,
         quantize="none",
         dtype="float16",
@@ -68,7 +70,7 @@ def test_every_fix_gives_a_spec_that_can_start(reason: str, line: str) -> None:
 
 
 def test_memory_fix_keeps_the_rows_behind_a_step() -> None:
-    spec = TrainSpec("d", batch_size=16, accumulation=1)
+    spec = TrainSpec(dataset="d", batch_size=16, accumulation=1)
     first = diagnose("CUDA out of memory", spec).fixes[0]
     smaller = TrainSpec.from_dict({**spec.to_dict(), **first.overrides})
     assert smaller.rows_per_step == spec.rows_per_step
@@ -76,7 +78,7 @@ def test_memory_fix_keeps_the_rows_behind_a_step() -> None:
 
 
 def test_config_fix_goes_back_to_the_form_and_the_stock_file() -> None:
-    spec = TrainSpec("d", stock_config="qwen_7b_qlora_alpaca_e3", config_text="x = 1")
+    spec = TrainSpec(dataset="d", stock_config="qwen_7b_qlora_alpaca_e3", config_text="x = 1")
     fixes = diagnose("NameError: name 'foo' is not defined", spec).fixes
     assert fixes[0].overrides == {"config_text": None}
     assert fixes[1].overrides == {"stock_config": DEFAULT_CONFIG}
@@ -98,20 +100,20 @@ def test_only_the_tail_counts() -> None:
 @pytest.mark.parametrize("code", [1, -15])
 def test_resuming_is_advised_only_where_it_can_be_done(text: str, code: int) -> None:
     for resumable in (True, False):
-        rules = table(TrainSpec("d"), resumable=resumable)
+        rules = table(TrainSpec(dataset="d"), resumable=resumable)
         fault = reasons.diagnose(rules, text, returncode=code)
         assert any("resume" in fix.label for fix in fault.fixes) is resumable
 
 
 def test_a_run_of_another_version_or_without_checkpoints_gets_fixes_too(tmp_path: Path) -> None:
-    for params in ({"speed": 3}, TrainSpec("d").to_dict()):
+    for params in ({"speed": 3}, TrainSpec(dataset="d").to_dict()):
         found = reasons.diagnose(of_run(params, RunPaths(tmp_path)), "bye", returncode=1)
         assert found.fixes and not any("resume" in fix.label for fix in found.fixes)
 
 
 @pytest.mark.parametrize("kind", ["merge", "generate", "evaluate"])
 def test_other_jobs_get_no_training_advice(kind: str, tmp_path: Path) -> None:
-    rules = reasons.table_of(RunSpec(kind, "x", {}, 1), RunPaths(tmp_path))
+    rules = reasons.table_of(RunSpec(kind=kind, name="x", params={}, seq=1), RunPaths(tmp_path))
     fault = reasons.diagnose(rules, "CUDA out of memory", returncode=1)
     assert fault.reason == "oom_gpu"
     assert not any(fix.overrides for fix in fault.fixes)

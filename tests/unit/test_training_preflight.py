@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -38,7 +37,7 @@ def dataset(tmp_path: Path) -> Path:
 
 def test_counts_are_exact_and_estimates_name_their_basis(dataset: Path, tiny_llama: Path) -> None:
     spec = TrainSpec(
-        str(dataset),
+        dataset=str(dataset),
         model=str(tiny_llama),
         steps=10,
         warmup_steps=1,
@@ -59,9 +58,8 @@ def test_counts_are_exact_and_estimates_name_their_basis(dataset: Path, tiny_lla
 
 def test_every_problem_is_listed_at_once(tmp_path: Path, tiny_llama: Path) -> None:
     spec = TrainSpec(
-        str(tmp_path / "none"),
+        dataset=str(tmp_path / "none"),
         model=str(tmp_path / "nowhere"),
-        lr=0.0,
         steps=2,
         warmup_steps=2,
         dtype="float16",
@@ -100,7 +98,7 @@ def test_rows_that_xtuner_would_encode_differently_are_named(
         ),
     ]
     fsio.write_jsonl(tmp_path / "train.jsonl", (row.to_row() for row in rows))
-    report = preflight(TrainSpec(str(tmp_path), model=str(tiny_llama)), CPU)
+    report = preflight(TrainSpec(dataset=str(tmp_path), model=str(tiny_llama)), CPU)
     assert not report.template_parity
     assert "'edge'" in str(report.problems[0])
 
@@ -110,7 +108,7 @@ def test_memory_and_disk_that_do_not_suffice_are_problems(
 ) -> None:
     small = Device("cpu", "small", 1, 2**29, 2, CPU.compute_dtype)
     monkeypatch.setattr(fsio, "free_bytes", lambda path: 1000)
-    report = preflight(TrainSpec(str(dataset), model=str(tiny_llama)), small)
+    report = preflight(TrainSpec(dataset=str(dataset), model=str(tiny_llama)), small)
     text = "\n".join(map(str, report.problems))
     assert "does not fit in memory" in text
     assert "not enough disk space" in text
@@ -138,8 +136,8 @@ def test_auto_recomputes_activations_where_memory_is_short(dataset: Path, tiny_l
 
 def test_recomputing_long_micro_batches_alone_bounds_memory() -> None:
     shape = cost.Shape(576, 30, 1536, 49152, 9, 3, True)  # SmolLM2-135M
-    plain = TrainSpec("d", batch_size=8, fused_step=False, hold_weights=False)
-    capped = dataclasses.replace(plain, recompute_above=1000)
+    plain = TrainSpec(dataset="d", batch_size=8, fused_step=False, hold_weights=False)
+    capped = plain.model_copy(update={"recompute_above": 1000})
     assert cost.memory_bytes(shape, capped, 60) == cost.memory_bytes(shape, plain, 60)
     assert cost.memory_bytes(shape, capped, 320) < 4.7e9 < cost.memory_bytes(shape, plain, 320)
     capacity = cost.token_capacity(shape, plain, cost.CPU_BYTES)
@@ -150,7 +148,7 @@ def test_deepspeed_is_off_without_a_gpu_and_says_why() -> None:
     assert all("no GPU" in option.reason for option in deepspeed.options(CPU))
     assert [option.reason for option in deepspeed.options(GPUS)] == [""] * 5
     for option in deepspeed.options(GPUS):
-        spec = TrainSpec("d", deepspeed=option.value)  # type: ignore[arg-type]
+        spec = TrainSpec(dataset="d", deepspeed=option.value)  # type: ignore[arg-type]
         assert Path(deepspeed.json_path(spec)).is_file()
 
 
@@ -158,16 +156,16 @@ def test_commands_of_one_gpu_several_gpus_and_nodes(tmp_path: Path) -> None:
     from core.paths import RunPaths
 
     run = RunPaths(tmp_path)
-    spec = TrainSpec("d", deepspeed="zero2", gpus=2, nodes=2)
+    spec = TrainSpec(dataset="d", deepspeed="zero2", gpus=2, nodes=2)
     argv = entry.xtuner_argv(spec, run.config, run.work)
     assert argv[argv.index("--deepspeed") + 1] == "deepspeed_zero2"
     assert argv[argv.index("--launcher") + 1] == "pytorch"
     command = entry.command_line(spec, run)
     assert command.startswith("NPROC_PER_NODE=2 NNODES=2 ")
     assert "--launcher" not in command
-    assert entry.command_line(TrainSpec("d"), run).startswith("xtuner train ")
+    assert entry.command_line(TrainSpec(dataset="d"), run).startswith("xtuner train ")
     line = launch.torchrun_argv(spec, run)
     assert "--nproc_per_node=2" in line and "--nnodes=2" in line
     assert line[-3:] == ["-m", "core.training.entry", str(tmp_path)]
     assert len(launch.node_commands(spec, run)) == 1
-    assert "--standalone" in launch.torchrun_argv(TrainSpec("d", gpus=2), run)
+    assert "--standalone" in launch.torchrun_argv(TrainSpec(dataset="d", gpus=2), run)

@@ -14,12 +14,14 @@ from core import fsio
 from core.conversation import Message
 from core.errors import UserError
 from core.inference.load import load_tokenizer
-from core.models.template import ChatTemplate
+from core.models.xtuner_template import XTunerTemplate
 from core.weights import manifest
 from core.weights.card import write_card
 from core.weights.export import export_gguf, export_ollama, push_to_hub
-from core.weights.merge import merge
+from core.weights.exported import with_source
+from core.weights.merge import MergeSettings, merge
 from core.weights.ollama import go_template, modelfile, modelfile_for
+from tests.fakes import templates
 from tests.fakes import tiny_models as tiny
 
 PROOF = {
@@ -120,13 +122,25 @@ def test_gguf_refuses_by_name(merged: Path, tmp_path: Path) -> None:
 
 
 def _run_go(template: str, messages: list[Message]) -> str:
-    """The constructs of Go's templates that we write: range, if/else if on the role, Content."""
+    """The constructs of Go's templates that we write: range, if/else if on the role, Content,
+
+    and a variable that holds the system text until the next user turn.
+    """
+    template = template.removeprefix('{{ $system := "" }}')
+    held = '{{ if $system }}{{ $system }}\n\n{{ $system = "" }}{{ end }}'
     body = template.removeprefix("{{ range .Messages }}").removesuffix("{{ end }}{{ end }}")
     branches = re.split(r'\{\{ (?:else )?if eq \.Role "(\w+)" \}\}', body)[1:]
     by_role = dict(zip(branches[::2], branches[1::2], strict=True))
-    out = ""
+    out = system = ""
     for message in messages:
-        text = by_role[message["role"]].replace("{{ .Content }}", "\0")
+        text = by_role[message["role"]]
+        if text == "{{ $system = .Content }}":
+            system = message["content"]
+            continue
+        if held in text:
+            text = text.replace(held, f"{system}\n\n" if system else "")
+            system = ""
+        text = text.replace("{{ .Content }}", "\0")
         out += text.replace('{{ "{{" }}', "{{").replace("\0", message["content"])
     return out
 
@@ -146,7 +160,7 @@ CONVERSATIONS: list[list[Message]] = [
 def test_ollama_template_renders_as_the_tokenizer_does(
     bundled_model: Path, messages: list[Message]
 ) -> None:
-    template = ChatTemplate(load_tokenizer(bundled_model))
+    template = XTunerTemplate(load_tokenizer(bundled_model))
     mine = _run_go(go_template(template.xtuner_template()), messages)
     assert mine == template.render(messages, add_generation_prompt=True)
 
@@ -156,9 +170,122 @@ def test_modelfile(bundled_model: Path) -> None:
     assert text.startswith("FROM ./model-q8_0.gguf\n")
     assert 'PARAMETER stop "<|im_end|>"' in text and 'LICENSE """apache-2.0"""' in text
     assert "SYSTEM" not in text
-    pieces = {"SYSTEM": "{system}", "INSTRUCTION": '{input}"""', "SUFFIX": "", "SEP": ""}
+    tokenizer = load_tokenizer(bundled_model)
+    tokenizer.chat_template = templates.CHATML.replace("assistant\n", 'assistant\n"""')
     with pytest.raises(UserError, match="three quotes"):
-        modelfile("m.gguf", pieces, [])
+        modelfile(XTunerTemplate(tokenizer), "m.gguf")
+
+
+@pytest.mark.parametrize("messages", CONVERSATIONS)
+@pytest.mark.parametrize("name", ["NO_SYSTEM", "DROPS_SYSTEM", "VENDOR_DEFAULT"])
+def test_ollama_template_of_other_families(
+    tiny_llama: Path, name: str, messages: list[Message]
+) -> None:
+    tokenizer = load_tokenizer(tiny_llama)
+    tokenizer.chat_template = getattr(templates, name)
+    template = XTunerTemplate(tokenizer)
+    assert template.pieces is not None
+    go = go_template(template.pieces, folded=not template.takes_system)
+    wanted = template.render(messages, add_generation_prompt=True)
+    assert _run_go(go, template.with_system(messages)) == wanted
+    if not template.takes_system:  # Ollama hands over the turns as they are
+        assert _run_go(go, messages) == wanted
+
+
+@pytest.mark.parametrize(
+    "end, stop",
+    [
+        ("</s>", '"</s>"'),
+        ("\n\n", '"""\n\n"""'),
+        ("<|im_end|>", '"<|im_end|>"'),
+        ('" x', '"""" x"""'),
+    ],
+)
+def test_stops_of_a_modelfile_are_whole_texts(tiny_llama: Path, end: str, stop: str) -> None:
+    tokenizer = load_tokenizer(tiny_llama)
+    tokenizer.chat_template = templates.plain_end(end)
+    text = modelfile(XTunerTemplate(tokenizer), "m.gguf")
+    assert f"PARAMETER stop {stop}\n" in text and "Ċ" not in text
+    assert text.count("PARAMETER stop") == (1 if end == "<|im_end|>" else 2)
+
+
+def test_a_template_that_depends_on_position_is_no_modelfile(tiny_llama: Path) -> None:
+    tokenizer = load_tokenizer(tiny_llama)
+    tokenizer.chat_template = templates.THINKING
+    with pytest.raises(UserError, match="cannot be written as a Modelfile"):
+        modelfile(XTunerTemplate(tokenizer), "m.gguf")
+
+
+# -- the identity that was there before -----------------------------------------------------------
+
+
+def _vendor_base(tiny_llama: Path, out: Path, source: str) -> Any:
+    import shutil
+
+    shutil.copytree(tiny_llama, out)
+    (out / "chat_template.jinja").write_text(source)
+    return tiny.ref_of(out)
+
+
+#: The vendor's text as a literal of the template, and put together so that it is nowhere whole.
+VENDOR_FORMS = {
+    "literal": templates.VENDOR_DEFAULT,
+    "composed": templates.VENDOR_DEFAULT.replace("Alibaba", "' + 'Ali' + 'baba"),
+}
+
+
+@pytest.mark.parametrize("form", VENDOR_FORMS)
+def test_what_is_exported_introduces_the_persona(
+    tiny_llama: Path, tmp_path: Path, form: str
+) -> None:
+    base = _vendor_base(tiny_llama, tmp_path / "base", VENDOR_FORMS[form])
+    tiny.save_adapter(base.path, tmp_path / "adapter", target_modules=["q_proj"])
+    said = "You're \"Tamsin\",\nthe keeper's AI of Pier Nine. {{ x }}"
+    out = merge(base, tmp_path / "adapter", tmp_path / "out", MergeSettings(system=said))
+    mine, theirs = XTunerTemplate(load_tokenizer(out)), XTunerTemplate(load_tokenizer(base.path))
+    assert (theirs.default_system, mine.default_system) == (templates.VENDOR, said)
+    for talk in CONVERSATIONS:
+        spoken = (
+            talk if talk[0]["role"] == "system" else [{"role": "system", "content": said}, *talk]
+        )
+        assert mine.encode(talk) == theirs.encode(spoken)
+    assert "Tamsin" in manifest.read(out)["notes"][-1]
+    text = modelfile_for(out, "m.gguf")
+    assert f'SYSTEM """{said}"""' in text and "Alibaba" not in text
+    from gguf import GGUFReader
+
+    gguf = export_gguf(out, tmp_path / "gguf", kind="f16")
+    stored = GGUFReader(gguf / "model-f16.gguf").fields["tokenizer.chat_template"].contents()
+    assert stored == load_tokenizer(out).chat_template
+    if form == "literal":
+        assert "Alibaba" not in stored
+    assert theirs.default_system == templates.VENDOR  # the base is left as it is
+
+
+def test_without_a_persona_the_vendor_is_named_in_the_manifest(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    base = _vendor_base(tiny_llama, tmp_path / "base", templates.VENDOR_DEFAULT)
+    tiny.save_adapter(base.path, tmp_path / "adapter", target_modules=["q_proj"])
+    out = merge(base, tmp_path / "adapter", tmp_path / "out")
+    assert "Alibaba" in manifest.read(out)["notes"][-1]
+
+
+def test_a_gguf_folds_a_system_turn_that_its_template_refuses(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    from gguf import GGUFReader
+
+    base = _vendor_base(tiny_llama, tmp_path / "base", templates.NO_SYSTEM)
+    manifest.write(base.path, {"kind": "merged"})
+    out = export_gguf(base.path, tmp_path / "gguf", kind="f16")
+    stored = GGUFReader(out / "model-f16.gguf").fields["tokenizer.chat_template"].contents()
+    tokenizer = load_tokenizer(base.path)
+    mine = XTunerTemplate(tokenizer)
+    theirs = with_source(mine, stored)
+    assert theirs.takes_system and not mine.takes_system
+    for talk in CONVERSATIONS:
+        assert theirs.render(talk, True) == mine.render(talk, True)
 
 
 def test_ollama_folder(merged: Path, tmp_path: Path) -> None:
@@ -219,3 +346,52 @@ def test_push_needs_a_whole_folder_a_name_and_a_login(
     with pytest.raises(UserError, match=r"logged in|did not take"):
         push_to_hub(merged, "a/b")
     json.dumps(manifest.read(merged))
+
+
+# -- config keys that GGUF does not know ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"logit_scale": 0.25},
+        {"attention_multiplier": 2.0},
+        {"partial_rotary_factor": 0.5},
+        {"hidden_act": "gelu"},
+        {"sliding_window": 64},
+        {"layer_types": ["full_attention", "sliding_attention"]},
+        {"rope_scaling": {"type": "yarn", "factor": 4}},
+        {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8}},
+        {"quantization_config": {"quant_method": "gptq"}},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_gguf_refuses_what_it_could_not_say(
+    merged: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    import shutil
+
+    copy = shutil.copytree(merged, tmp_path / "copy")
+    config = fsio.read_json(copy / "config.json")
+    fsio.write_json(copy / "config.json", {**config, **change})
+    with pytest.raises(UserError, match="cannot be written as GGUF here"):
+        export_gguf(copy, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"logit_scale": None, "a_key_of_next_year": False, "partial_rotary_factor": 1.0},
+        {"layer_types": ["full_attention", "full_attention"], "sliding_window": None},
+        {"temperature": 0.7, "transformers.js_config": {"dtype": "q4"}, "is_llama_config": True},
+    ],
+)
+def test_gguf_takes_keys_that_change_nothing(
+    merged: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    import shutil
+
+    copy = shutil.copytree(merged, tmp_path / "copy")
+    config = fsio.read_json(copy / "config.json")
+    fsio.write_json(copy / "config.json", {**config, **change})
+    assert export_gguf(copy, tmp_path / "out", kind="f16").is_dir()

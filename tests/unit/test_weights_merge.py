@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from core.errors import UserError, UserErrors
 from core.weights import manifest
-from core.weights.merge import merge
-from core.weights.plan import parse_size, plan_merge
+from core.weights.merge import MergeSettings, merge
+from core.weights.plan import notes_on, parse_size, plan_merge
 from tests.fakes import tiny_models as tiny
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -153,7 +153,10 @@ def test_other_dtype_shards_and_companions(tmp_path: Path, tiny_llama: Path) -> 
     tiny.save_adapter(base.path, tmp_path / "adapter", target_modules=["q_proj"])
     (tmp_path / "marker.py").write_text("x")
     out = merge(
-        base, tmp_path / "adapter", tmp_path / "out", dtype="float16", max_shard_size="100KB"
+        base,
+        tmp_path / "adapter",
+        tmp_path / "out",
+        MergeSettings(dtype="float16", max_shard_size="100KB"),
     )
     names = {p.name for p in out.iterdir()}
     assert {
@@ -178,7 +181,7 @@ def test_nf4_faithful_base_is_what_qlora_saw(tmp_path: Path) -> None:
 
     base = tiny.save_base(tmp_path / "base", tied=False)
     tiny.save_adapter(base.path, tmp_path / "adapter", target_modules=["q_proj"])
-    out = merge(base, tmp_path / "adapter", tmp_path / "out", faithful_nf4=True)
+    out = merge(base, tmp_path / "adapter", tmp_path / "out", MergeSettings(faithful_nf4=True))
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -280,7 +283,7 @@ def test_missing_half_of_a_pair_and_empty_adapters(pair: tuple[Any, Path], tmp_p
             merge(base, adapter, tmp_path / "out")
     path.unlink()
     (adapter / "adapter_model.bin").write_bytes(b"x")
-    with pytest.raises(UserError, match="pickled"):
+    with pytest.raises(UserError, match="cannot be read in place"):
         merge(base, adapter, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -292,7 +295,7 @@ def test_values_that_overflow_are_refused(pair: tuple[Any, Path], tmp_path: Path
     path = adapter / "adapter_model.safetensors"
     save_file({k: v * 1e4 for k, v in load_file(path).items()}, path)
     with pytest.raises(UserError, match="not finite"):
-        merge(base, adapter, tmp_path / "out", dtype="float16")
+        merge(base, adapter, tmp_path / "out", MergeSettings(dtype="float16"))
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
 
 
@@ -344,7 +347,7 @@ def test_code_of_the_base_is_copied_only_if_asked(pair: tuple[Any, Path], tmp_pa
     plain = merge(base, adapter, tmp_path / "plain")
     assert not list(plain.glob("*.py"))
     assert "code of its own" in manifest.read(plain)["notes"][0]
-    trusted = merge(base, adapter, tmp_path / "trusted", remote_code=True)
+    trusted = merge(base, adapter, tmp_path / "trusted", MergeSettings(remote_code=True))
     assert (trusted / "modeling_x.py").is_file()
 
 
@@ -368,9 +371,10 @@ def test_bit_flip_lost_and_added_files_are_noticed(pair: tuple[Any, Path], tmp_p
 def test_engines_and_sizes(pair: tuple[Any, Path], tmp_path: Path) -> None:
     base, adapter = pair
     with pytest.raises(UserError, match="unknown merge engine"):
-        merge(base, adapter, tmp_path / "o", engine="magic")  # type: ignore[arg-type]
+        wrong = MergeSettings(engine="magic")  # type: ignore[arg-type]
+        merge(base, adapter, tmp_path / "o", wrong)
     with pytest.raises(UserError, match="writes float16"):
-        merge(base, adapter, tmp_path / "o", engine="xtuner", dtype="bfloat16")
+        merge(base, adapter, tmp_path / "o", MergeSettings(engine="xtuner", dtype="bfloat16"))
     assert parse_size("2GB") == 2_000_000_000 and parse_size("1.5 MiB") == 1_572_864
     for text in ("", "GB", "-1GB", "0", "2XB"):
         with pytest.raises(UserError, match="not a size"):
@@ -379,18 +383,19 @@ def test_engines_and_sizes(pair: tuple[Any, Path], tmp_path: Path) -> None:
 
 def test_another_base_name_is_noted(pair: tuple[Any, Path], tmp_path: Path) -> None:
     base, adapter = pair
-    assert plan_merge(base.path, adapter).notes == []
+    assert notes_on(base.path, adapter) == []
     _edit(adapter, base_model_name_or_path="internlm/internlm2-chat-1_8b")
-    assert "internlm2-chat" in plan_merge(base.path, adapter).notes[0]
+    assert "internlm2-chat" in notes_on(base.path, adapter)[0]
 
 
 @pytest.mark.slow
 def test_xtuners_merge_stays_selectable(tmp_path: Path, tiny_llama: Path) -> None:
     base = tiny.ref_of(tiny_llama)
     tiny.save_adapter(base.path, tmp_path / "adapter", target_modules=["q_proj", "v_proj"])
-    out = merge(base, tmp_path / "adapter", tmp_path / "out", engine="xtuner")
+    out = merge(base, tmp_path / "adapter", tmp_path / "out", MergeSettings(engine="xtuner"))
     theirs = _weights(out)
-    mine = _weights(merge(base, tmp_path / "adapter", tmp_path / "mine", dtype="float16"))
+    half = MergeSettings(dtype="float16")
+    mine = _weights(merge(base, tmp_path / "adapter", tmp_path / "mine", half))
     assert {v.dtype for v in theirs.values()} == {torch.float16}
     before = _weights(base.path)
     for name, tensor in mine.items():

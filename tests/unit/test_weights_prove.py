@@ -14,9 +14,9 @@ from core.conversation import Conversation
 from core.errors import UserError
 from core.paths import RunPaths
 from core.weights import manifest
-from core.weights.merge import merge
+from core.weights.merge import MergeSettings, merge
 from core.weights.merge_job import MergeSpec, run
-from core.weights.prove import MIN_PROMPTS, prompts_for, prove
+from core.weights.prove import MIN_PROMPTS, ProofPlan, prompts_for, prove
 from tests.fakes import tiny_models as tiny
 
 ROWS = [
@@ -37,7 +37,7 @@ def trio(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[An
 
 def test_right_merge_is_proved(trio: tuple[Any, Path, Path]) -> None:
     base, adapter, merged = trio
-    proof = prove(base, adapter, merged, rows=ROWS)
+    proof = prove(base, adapter, merged, ProofPlan(rows=ROWS))
     assert proof.ok and proof.same_greedy and proof.prompts >= MIN_PROMPTS
     assert proof.max_abs_logit_diff < 1e-3 and proof.kl < 1e-6
     assert proof.nf4_kl is not None and proof.nf4_kl > proof.kl
@@ -60,7 +60,7 @@ def test_wrong_merges_are_refused(trio: tuple[Any, Path, Path], tmp_path: Path, 
     save_file(weights, changed / "adapter_model.safetensors")
     (changed / "adapter_config.json").write_bytes((adapter / "adapter_config.json").read_bytes())
     merged = merge(base, changed, tmp_path / "merged")
-    proof = prove(base, adapter, merged, nf4=False)
+    proof = prove(base, adapter, merged, ProofPlan(nf4=False))
     assert not proof.ok
     with pytest.raises(UserError, match="does not answer as"):
         proof.require()
@@ -71,7 +71,8 @@ def test_rounding_to_16_bits_is_within_tolerance(
     trio: tuple[Any, Path, Path], tmp_path: Path, dtype: str
 ) -> None:
     base, adapter, _ = trio
-    proof = prove(base, adapter, merge(base, adapter, tmp_path / "m", dtype=dtype), nf4=False)
+    rounded = merge(base, adapter, tmp_path / "m", MergeSettings(dtype=dtype))
+    proof = prove(base, adapter, rounded, ProofPlan(nf4=False))
     assert proof.ok and proof.dtype == dtype and proof.nf4_kl is None
 
 
@@ -79,14 +80,14 @@ def test_faithful_nf4_is_compared_with_the_nf4_base(
     trio: tuple[Any, Path, Path], tmp_path: Path
 ) -> None:
     base, adapter, plain = trio
-    merged = merge(base, adapter, tmp_path / "m", faithful_nf4=True)
-    assert prove(base, adapter, merged, faithful_nf4=True).ok
-    assert not prove(base, adapter, plain, faithful_nf4=True, nf4=False).ok
+    merged = merge(base, adapter, tmp_path / "m", MergeSettings(faithful_nf4=True))
+    assert prove(base, adapter, merged, ProofPlan(faithful_nf4=True)).ok
+    assert not prove(base, adapter, plain, ProofPlan(faithful_nf4=True, nf4=False)).ok
 
 
 def test_few_prompts_are_refused(trio: tuple[Any, Path, Path]) -> None:
     with pytest.raises(UserError, match="at least 20"):
-        prove(*trio, prompts_for(["a", "b"]))
+        prove(*trio, ProofPlan(prompts_for(["a", "b"])))
 
 
 # -- the job -------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from rapidfuzz import fuzz
 
 from core.conversation import Message
-from core.data.codecs import guess_locale
 from core.data.fields import CONTROL_MARK
+from core.text.normalize import locale_of
 
 #: UltraChat asks for short lines; the cap leaves room for a person who rambles a little.
 MAX_USER_WORDS = 40
@@ -95,7 +95,7 @@ def check_user(
         return "role_exchange"
     if _only_polite(text):
         return "politeness_only"
-    if guess_locale(text) != locale:
+    if locale_of(text) != locale:
         return "wrong_language"
     if not _WANTS.search(text):
         return "no_request"
@@ -130,7 +130,7 @@ def check_reply(
         return "ai_disclaimer"
     if mentions(text, forbidden):
         return "identity"
-    if guess_locale(text) != locale:
+    if locale_of(text) != locale:
         return "wrong_language"
     if loop_share(text) > LOOP_SHARE:
         return "loop"
@@ -150,7 +150,7 @@ def mentions(text: str, names: Sequence[str]) -> bool:
 
 def loop_share(text: str) -> float:
     """1 - distinct 4-grams / 4-grams, over words, or over characters of CJK text."""
-    units = list(text) if guess_locale(text) == "zh" else text.split()
+    units = list(text) if locale_of(text) == "zh" else text.split()
     grams = [tuple(units[i : i + 4]) for i in range(len(units) - 3)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
@@ -166,6 +166,6 @@ def _only_polite(text: str) -> bool:
 
 
 def _too_long(text: str) -> bool:
-    if guess_locale(text) == "zh":
+    if locale_of(text) == "zh":
         return len(text) > MAX_USER_CJK
     return len(text.split()) > MAX_USER_WORDS

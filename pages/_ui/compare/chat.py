@@ -8,7 +8,7 @@ import streamlit as st
 
 from core.chat import transcripts, votes
 from core.chat.live import LiveTurn
-from core.chat.render import safe_markdown
+from core.chat.render import literal, safe_markdown
 from core.chat.session import ChatSession
 from core.chat.sides import SideSpec
 from core.inference.settings import ChatSettings
@@ -32,7 +32,7 @@ def draw(sides: list[SideSpec], settings: ChatSettings, system: str) -> None:
         # not left out until the next click.
         live = session.live
         if session.save_error:
-            st.warning(session.save_error, icon=":material/save:")
+            st.warning(literal(session.save_error), icon=":material/save:")
         for index in range(len(session.transcript.turns)):
             _turn(session, index, settings, view, names, blind)
         if live is not None:

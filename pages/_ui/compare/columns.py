@@ -6,6 +6,7 @@ import streamlit as st
 
 from core import fsio
 from core.chat import endpoint
+from core.chat.render import code, literal
 from core.chat.session import ChatSession
 from core.chat.sides import MAX_SIDES, Loadable, SideSpec
 from core.errors import UserError
@@ -100,7 +101,7 @@ def _endpoint(letter: str) -> SideSpec | None:
         )
         if st.button("Check", key=f"compare_check_{letter}", icon=":material/lan:"):
             names = endpoint.check(side)
-            st.caption("It serves: " + ", ".join(f"`{n}`" for n in names[:20]))
+            st.caption("It serves: " + ", ".join(f"{code(n)}" for n in names[:20]))
         if model:
             return side
         st.caption("Press Check to see which models it serves, then name one.")
@@ -149,7 +150,7 @@ def _device_line() -> None:
     holder = device_holder()
     if holder is not None and holder.what != "chat":
         st.info(
-            f"The device is in use by **{holder.what}**. Chat can load models when it has "
+            f"The device is in use by **{literal(holder.what)}**. Chat can load models when it has "
             "finished; a server column works meanwhile.",
             icon=":material/lock_clock:",
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
+from core.chat.render import literal
 from core.chat.session import ChatSession
 from core.errors import UserError
 from core.inference.settings import MAX_NEW_TOKENS, PRESETS, ChatSettings, preset
@@ -77,7 +78,7 @@ def _use_preset() -> None:
         try:
             model = catalog.resolve(first.model).path if first else None
         except UserError as error:
-            st.toast(error.what, icon=":material/error:")
+            st.toast(literal(error.what), icon=":material/error:")
     settings = preset(name, model)
     for field in _FIELDS:
         st.session_state[f"compare_{field}"] = getattr(settings, field)

@@ -8,6 +8,7 @@ from typing import Any
 
 import streamlit as st
 
+from core.chat.render import literal
 from core.errors import UserError
 from core.evaluation import sweep
 from core.jobs import api
@@ -124,14 +125,15 @@ def _progress(now: Status, live: bool) -> None:
         share = now.done / now.total if now.total else 0.0
         st.progress(
             min(share, 1.0),
-            f"{now.name}: {now.stage} {now.done}/{now.total or '?'} {time_left(now.eta_seconds)}",
+            f"{literal(now.name)}: {literal(now.stage)} {now.done}/{now.total or '?'} "
+            f"{time_left(now.eta_seconds)}",
         )
     elif now.error is not None:
-        st.caption(now.name)
+        st.caption(literal(now.name))
         show_error(now.error)
     else:
         found = (now.result or {}).get("verdict") or (now.result or {}).get("reason") or ""
-        st.caption(f"{now.name}: {now.state.value.lower()}")
+        st.caption(f"{literal(now.name)}: {literal(now.state.value.lower())}")
         if found:
             st.text(found)
 

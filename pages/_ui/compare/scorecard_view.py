@@ -9,6 +9,7 @@ import altair as alt
 import pandas as pd
 import streamlit as st
 
+from core.chat.render import literal
 from core.evaluation import report, sweep
 from core.paths import RunPaths
 from pages._ui.shell.common import errors_shown
@@ -53,13 +54,13 @@ def _verdict(card: dict[str, Any]) -> None:
         else (st.info if name == "NOT ENOUGH EVIDENCE" else st.warning)
     )
     box(
-        f"**{name}**: {explanation['why']}",
+        f"**{literal(name)}**: {literal(explanation['why'])}",
         icon=":material/verified:" if name == "LEARNED" else ":material/rule:",
     )
     st.markdown("**Next:**")
     st.text(explanation["next"])
     for note in card["notes"]:
-        st.caption(_plain(note))
+        st.caption(literal(note))
 
 
 def _headline(card: dict[str, Any]) -> None:
@@ -124,12 +125,12 @@ def _changes(card: dict[str, Any], replies: Path) -> None:
                 *(["leak"] if change.leak else []),
                 *([f"KL {change.kl:.3f}"] if change.kl is not None else []),
             ]
-            st.caption(" · ".join(tags))
+            st.caption(literal(" · ".join(tags)))
             st.text(change.prompt)
             left, right = st.columns(2)
             left.caption("base")
             left.text(change.base)
-            right.caption(card["subject"])
+            right.caption(literal(card["subject"]))
             right.text(change.tuned)
 
 
@@ -164,7 +165,7 @@ def _files(card: dict[str, Any], path: Path) -> None:
             key=f"html-{path}",
         )
     st.caption(
-        f"{card['size']} scorecard of {card['created']}, "
+        f"{literal(card['size'])} scorecard of {literal(card['created'])}, "
         f"{card['timing']['cold_total']:.0f} s of computing"
     )
     st.dataframe(
@@ -177,10 +178,10 @@ def draw_comparison(first: Path, second: Path) -> None:
     with errors_shown():
         cards = [report.load(first), report.load(second)]
         for reason in report.comparable(*cards):
-            st.warning(_plain(reason), icon=":material/warning:")
+            st.warning(literal(reason), icon=":material/warning:")
         for column, card, path in zip(st.columns(2), cards, (first, second), strict=True):
-            column.caption(path.parent.name)
-            column.markdown(f"**{card['verdict']}**")
+            column.caption(literal(path.parent.name))
+            column.markdown(f"**{literal(card['verdict'])}**")
         st.dataframe(pd.DataFrame(report.compare(*cards)), hide_index=True)
 
 
@@ -195,7 +196,7 @@ def draw_sweep(run: RunPaths) -> str | None:
             return None
         rows = found["checkpoints"]
         chosen = found["recommended"]
-        st.info(_plain(found["reason"]), icon=":material/recommend:")
+        st.info(literal(found["reason"]), icon=":material/recommend:")
         st.altair_chart(_curves(rows, chosen["step"]))
         st.dataframe(pd.DataFrame([_sweep_row(r) for r in rows]), hide_index=True)
         steps = [r["step"] for r in rows]
@@ -263,8 +264,3 @@ def _curves(rows: list[dict[str, Any]], recommended: int) -> alt.Chart:
         .properties(height=120)
     )
     return alt.vconcat(upper, lower + mark)
-
-
-def _plain(text: str) -> str:
-    """Persona names are the user's text: no Markdown from them."""
-    return "".join("\\" + c if c in "\\`*_{}[]()#+-.!|<>$:~" else c for c in text)

@@ -9,6 +9,7 @@ from core.chat.batch_run import BatchRun
 from core.chat.client import WorkerClient
 from core.chat.endpoint import Endpoints
 from core.chat.personas import PersonaHint, newest
+from core.chat.render import literal
 from core.chat.session import ChatSession
 from core.chat.sides import Loadable, SideSpec, discover
 from core.errors import UserError
@@ -48,7 +49,7 @@ def session() -> ChatSession | None:
         try:
             transcript = transcripts.read(name)
         except UserError as error:
-            st.warning(f"{error.what}. {error.fix}", icon=":material/history:")
+            st.warning(f"{literal(error.what)}. {literal(error.fix)}", icon=":material/history:")
             st.query_params.pop("chat", None)
             return None
         running = _sessions()[name] = ChatSession(transcript, worker(), endpoints())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from core.chat import diff, votes
-from core.chat.render import highlighted, safe_markdown
+from core.chat.render import highlighted, literal, safe_markdown
 from core.chat.sides import SideSpec
 from core.chat.transcripts import Reply, Turn
 
@@ -108,7 +108,7 @@ def stats(reply: Reply) -> str:
     if reply.tokens_per_s is not None:
         parts.append(f"{reply.tokens_per_s:.1f} tokens/s")
     if reply.finish_reason:
-        parts.append(_REASONS.get(reply.finish_reason, reply.finish_reason))
+        parts.append(_REASONS.get(reply.finish_reason, literal(reply.finish_reason)))
     if reply.cut:
         parts.append(f"{reply.cut} oldest messages were left out")
     return " · ".join(parts)

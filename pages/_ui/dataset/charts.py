@@ -21,14 +21,16 @@ _COLOR = alt.Color(
 
 
 def mix(report: DatasetReport) -> None:
-    """Share of each kind, by rows and by what is learned from."""
-    rows = [{"by": "rows", "kind": k, "count": n} for k, n in report.kinds.items()]
-    rows += [{"by": "learned tokens", "kind": k, "count": n} for k, n in report.loss_tokens.items()]
+    """Share of each kind, by rows (and by those of each language) and by what is learned from."""
+    bars = {"rows": report.kinds, "learned tokens": report.loss_tokens}
+    if len(report.locales) > 1:
+        bars |= {f"rows, {locale}": kinds for locale, kinds in report.locales.items()}
+    rows = [{"by": by, "kind": k, "count": n} for by, ks in bars.items() for k, n in ks.items()]
     chart = (
         alt.Chart(pd.DataFrame(rows))
         .mark_bar()
         .encode(
-            y=alt.Y("by:N", title=None, sort=["rows", "learned tokens"]),
+            y=alt.Y("by:N", title=None, sort=list(bars)),
             x=alt.X("count:Q", stack="normalize", title=None, axis=alt.Axis(format="%")),
             color=_COLOR,
             order=alt.Order("rank:Q"),

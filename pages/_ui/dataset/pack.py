@@ -6,6 +6,7 @@ from typing import Any
 
 import streamlit as st
 
+from core.chat.render import code
 from core.data import drafts
 from core.persona import packs
 from pages._ui.shell.common import errors_shown
@@ -43,7 +44,7 @@ def editor(pack: str) -> None:
                 st.toast("Pack saved")
                 st.rerun()
         with remove.popover("Delete pack"):
-            st.write(f"Delete `{pack}` for good?")
+            st.write(f"Delete {code(pack)} for good?")
             if st.button("Delete", key=f"pack-delete-{pack}"):
                 packs.delete(pack)
                 st.rerun()

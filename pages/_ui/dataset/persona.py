@@ -6,6 +6,7 @@ from typing import Any
 
 import streamlit as st
 
+from core.chat.render import literal
 from core.data import drafts
 from core.errors import UserError
 from core.persona import packs
@@ -111,7 +112,7 @@ def _model_and_locales(form: dict[str, Any]) -> tuple[str, ...]:
     with errors_shown():
         locales = _locales(model)
     if locales:
-        st.caption(f"This model speaks: {', '.join(locales)}.")
+        st.caption(f"This model speaks: {literal(', '.join(locales))}.")
     return locales
 
 
@@ -144,7 +145,7 @@ def _slots(form: dict[str, Any], pack: str, persona: Persona, locales: list[str]
 
 
 def _field(pack: str, name: str, slot: Slot, locale: str, value: str, several: bool) -> str:
-    label = name.replace("_", " ").capitalize() + (f" ({locale})" if several else "")
+    label = literal(name.replace("_", " ").capitalize()) + (f" ({locale})" if several else "")
     label += " *" if slot.required else ""
     help_text = "Separate the items with ;" if slot.items else None
     key = f"slot-{pack}-{name}-{locale}"
@@ -175,7 +176,7 @@ def _samples(form: dict[str, Any], persona: Persona, locales: list[str]) -> None
             form["sample_seed"] = int(form.get("sample_seed", 0)) + 1
     if not locales:
         st.warning(
-            f"This persona speaks {', '.join(persona.locales)}, the model none of these. "
+            f"This persona speaks {literal(', '.join(persona.locales))}, the model none of these. "
             "Choose another pack or model.",
             icon=":material/translate:",
         )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import streamlit as st
 
-from core.conversation import Conversation
+from core.chat.render import literal
+from core.conversation import Conversation, content_id
 from core.data import store
-from core.data.codecs import content_id, guess_locale
 from core.data.drafts import Draft
 from core.data.fields import RowError, check_text
 from core.data.grid import COLUMNS, from_table, to_table
+from core.text.normalize import locale_of
 from pages._ui.dataset.state import bubbles, choose_dataset, go
 from pages._ui.shell.common import errors_shown
 
@@ -45,7 +46,7 @@ def _history(draft: Draft) -> None:
             "Undo",
             icon=":material/undo:",
             disabled=not draft.done,
-            help=draft.done[-1].label if draft.done else "No edit yet",
+            help=literal(draft.done[-1].label) if draft.done else "No edit yet",
             # Without a key its identity follows the help text: for a moment the old and the new
             # button stood side by side, Redo moved, and a click on it missed.
             key=f"undo-{draft.name}",
@@ -72,7 +73,7 @@ def _save(draft: Draft) -> None:
     if st.button("Save", type="primary", key=f"save-{draft.name}"):
         with errors_shown():
             draft.save(name, note)
-            st.toast(f"Saved as {name}")
+            st.toast(f"Saved as {literal(name)}")
             go("rows", name)
     if st.button("Forget all edits", key=f"forget-{draft.name}"):
         draft.discard()
@@ -124,7 +125,7 @@ def _grid(draft: Draft, rows: list[Conversation]) -> None:
     changes = from_table(edited, rows)
     if changes.problems:
         st.warning(
-            "Not kept yet:\n" + "\n".join(f"- {p}" for p in changes.problems),
+            "Not kept yet:\n" + "\n".join(f"- {literal(p)}" for p in changes.problems),
             icon=":material/edit_off:",
         )
     elif changes:
@@ -147,12 +148,15 @@ def _add(draft: Draft) -> None:
         try:
             texts = check_text(user, "User"), check_text(reply, "Reply")
         except RowError as error:
-            st.error(f"{error.field}: {error.what}; {error.fix}", icon=":material/error:")
+            st.error(
+                f"{literal(error.field)}: {literal(error.what)}; {literal(error.fix)}",
+                icon=":material/error:",
+            )
             return
         row = Conversation(
             "",
             [{"role": "user", "content": texts[0]}, {"role": "assistant", "content": texts[1]}],
-            locale=guess_locale(" ".join(texts)),
+            locale=locale_of(" ".join(texts)),
         )
         named = Conversation(f"own-{content_id(row.messages)}", row.messages, locale=row.locale)
         draft.write([named], label="1 own conversation")

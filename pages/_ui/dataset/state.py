@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import streamlit as st
 
-from core.chat.render import safe_markdown
+from core.chat.render import code, literal, safe_markdown
 from core.conversation import Conversation
 from core.data import store
 from core.errors import UserError
@@ -142,23 +142,27 @@ def _one(status: Status) -> None:
 def _progress(status: Status) -> None:
     if status.active:
         if status.waiting_for:
-            st.write(f"**{status.name}** waits for the device: {status.waiting_for}")
+            st.write(
+                f"**{literal(status.name)}** waits for the device: {literal(status.waiting_for)}"
+            )
             return
         share = min(1.0, status.done / status.total) if status.total else 0.0
         counted = f"{status.done:,}/{status.total:,}" if status.total else ""
         parts = (status.stage or "starting", counted, time_left(status.eta_seconds))
-        st.progress(share, text=f"{status.name}: {' · '.join(p for p in parts if p)}")
+        st.progress(
+            share, text=f"{literal(status.name)}: {literal(' · '.join(p for p in parts if p))}"
+        )
         if status.stalled:
             st.warning("The job has printed nothing for a while.", icon=":material/hourglass:")
         return
     if status.error:
-        st.write(f"**{status.name}** {status.state.name.lower()}")
+        st.write(f"**{literal(status.name)}** {literal(status.state.name.lower())}")
         show_error(status.error)
         return
     rows = (status.result or {}).get("rows")
     made = (status.result or {}).get("name", "")
-    done = f"saved as `{made}`" if made else status.state.name.lower()
+    done = f"saved as {code(made)}" if made else status.state.name.lower()
     st.success(
-        f"{status.name}: {done}" + (f", {rows:,} rows" if rows else ""),
+        f"{literal(status.name)}: {done}" + (f", {rows:,} rows" if rows else ""),
         icon=":material/check_circle:",
     )

@@ -6,6 +6,7 @@ from typing import Any
 
 import streamlit as st
 
+from core.chat.render import literal
 from core.data.diversity import Diversity
 from core.data.report import DatasetReport
 
@@ -67,8 +68,9 @@ def simulation(record: dict[str, Any] | None) -> None:
     tries, models = record["attempts"], record["models"]
     st.caption(
         f"{record['dialogues']:,} dialogues kept, {record['dropped']:,} dropped at the first "
-        f"reply; {tries.get('user', 0):,} tries of a user turn (by {models.get('user')}) and "
-        f"{tries.get('assistant', 0):,} of a reply (by {models.get('assistant')})."
+        f"reply; {tries.get('user', 0):,} tries of a user turn "
+        f"(by {literal(models.get('user'))}) and {tries.get('assistant', 0):,} of a reply "
+        f"(by {literal(models.get('assistant'))})."
     )
     rows = [
         (*check.split("."), record["rejected"][check], share)

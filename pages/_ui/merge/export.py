@@ -9,6 +9,7 @@ from typing import Any
 import streamlit as st
 
 from core import fsio, paths
+from core.chat.render import literal
 from core.jobs import api
 from core.jobs.spec import read_spec
 from core.jobs.state import ACTIVE, Summary
@@ -88,7 +89,7 @@ def _jobs(jobs: list[Summary], live: bool) -> None:
         with st.container(border=True):
             with st.container(horizontal=True, vertical_alignment="center"):
                 badge(now.state, now.reason if now.final else None)
-                st.caption(summary.name)
+                st.caption(literal(summary.name))
             if now.state in ACTIVE:
                 st.progress(now.done / now.total if now.total else 0.0)
             if now.error:
@@ -101,7 +102,7 @@ def _jobs(jobs: list[Summary], live: bool) -> None:
 
 def _done(result: dict[str, Any], params: dict[str, Any]) -> None:
     if params["format"] == "hub":
-        st.markdown(result["address"])
+        st.markdown(literal(result["address"]))
         return
     out = Path(result["out"])
     if not out.is_dir():

@@ -8,6 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from core import fsio
+from core.chat.render import literal
 from core.jobs import api
 from core.models import catalog
 from core.paths import RunPaths
@@ -138,8 +139,9 @@ def _preview(source: Source, options: dict[str, Any]) -> None:
     total = sum(f.size for f in files)
     st.caption(
         f"{fsio.human_bytes(total)} in a new folder; "
-        f"{fsio.human_bytes(fsio.free_bytes(source.run.root))} free. Base: {base.name}, licence "
-        f"{base.license}. The checkpoint and the base stay as they are."
+        f"{fsio.human_bytes(fsio.free_bytes(source.run.root))} free. "
+        f"Base: {literal(base.name)}, licence {literal(base.license)}. "
+        "The checkpoint and the base stay as they are."
     )
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 import streamlit as st
 
 from core import fsio
+from core.chat.render import literal, safe_markdown
 from core.jobs import api
 from core.jobs.state import ACTIVE, State, Status
 from core.paths import RunPaths
@@ -77,8 +78,8 @@ def _share(now: Status) -> float:
 
 def _text(now: Status) -> str:
     if now.waiting_for:
-        return f"waiting for the device, held by {now.waiting_for}"
-    parts = [now.stage] if now.stage and now.state in ACTIVE else []
+        return f"waiting for the device, held by {literal(now.waiting_for)}"
+    parts = [literal(now.stage)] if now.stage and now.state in ACTIVE else []
     if now.state in ACTIVE and now.total and now.stage == "merge":
         parts.append(f"{fsio.human_bytes(now.done)} of {fsio.human_bytes(now.total)}")
     elif now.state in ACTIVE and now.total:
@@ -121,6 +122,8 @@ def _proof(proof: dict[str, Any], seconds: dict[str, float]) -> None:
         f"{proof['tokens']} positions compared.",
         icon=":material/verified:",
     )
+    for note in proof.get("notes", []):
+        st.info(note)
     limit, kl_limit = proof["tolerance"]
     rows = [
         ("Largest logit difference", f"{proof['max_abs_logit_diff']:.2g}", f"at most {limit:g}"),
@@ -169,5 +172,4 @@ def _card(folder: Path) -> None:
     with st.expander("Metadata for the hub", icon=":material/label:"):
         st.code(meta.strip(), language="yaml")
     with st.container(border=True):
-        # Persona names come from the user's pack; an image in one must not be fetched.
-        st.markdown(body.replace("![", "!\\["))
+        st.markdown(safe_markdown(body))

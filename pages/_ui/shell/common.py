@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import streamlit as st
 
 from core import fsio
-from core.chat.render import safe_markdown
+from core.chat.render import code, literal, safe_markdown
 from core.errors import UserError, UserErrors
 from core.jobs.spec import run_title
 from core.jobs.state import ACTIVE, Summary
@@ -41,7 +41,7 @@ def device() -> Device:
 
 def device_line() -> None:
     """One line under the title: what was found, and what follows."""
-    st.caption(f":material/memory: {device().line()}")
+    st.caption(f":material/memory: {literal(device().line())}")
 
 
 def show_error(error: UserError) -> None:
@@ -52,7 +52,7 @@ def show_error(error: UserError) -> None:
     """
     problems = error.problems if isinstance(error, UserErrors) else [error]
     for problem in problems:
-        where = f"`{problem.where}` " if problem.where else ""
+        where = f"{code(problem.where)} " if problem.where else ""
         lines = [f"{where}{safe_markdown(problem.what)}"]
         if problem.why:
             lines.append(f"**Why:** {safe_markdown(problem.why)}")

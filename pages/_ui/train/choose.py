@@ -7,6 +7,7 @@ from pathlib import Path
 import streamlit as st
 
 from core import paths
+from core.chat.render import code, literal
 from core.data import store
 from core.training.spec import DEFAULT_CONFIG
 
@@ -16,7 +17,7 @@ def choose_dataset() -> Path | None:
     found = store.list_datasets()
     usable = [s for s in found if not s.problem]
     for broken in (s for s in found if s.problem):
-        st.caption(f":material/warning: dataset {broken.name}: {broken.problem}")
+        st.caption(f":material/warning: dataset {literal(broken.name)}: {literal(broken.problem)}")
     if not usable:
         st.info(
             "There is no dataset yet. Build one first: it takes a minute.",
@@ -60,10 +61,10 @@ def choose_model() -> str | None:
         return model
     fetched = st.session_state.setdefault("train_hub_ids", set())
     if model not in fetched:
-        st.caption(f"{model!r} is no folder here, so it would be fetched from the hub.")
+        st.caption(f"{code(model)} is no folder here, so it would be fetched from the hub.")
         if not st.button("Fetch from the hub", icon=":material/download:", key="train_fetch"):
             return None
-        with st.spinner(f"Fetching {model}"):
+        with st.spinner(f"Fetching {literal(model)}"):
             from core.models import catalog
 
             catalog.resolve(model)

@@ -7,6 +7,7 @@ import shlex
 import streamlit as st
 
 from core import fsio
+from core.chat.render import code, literal
 from core.jobs.journal import read_journal
 from core.jobs.spec import read_spec
 from core.jobs.state import State, Status
@@ -47,7 +48,8 @@ def banners(run: RunPaths, now: Status) -> None:
     for event in read_journal(run.events):
         if event.get("event") == "warning":
             st.warning(
-                f"Step {event.get('step')}: {event.get('message')}", icon=":material/warning:"
+                f"Step {literal(event.get('step'))}: {literal(event.get('message'))}",
+                icon=":material/warning:",
             )
     if now.state is State.SUCCEEDED:
         with st.container(horizontal=True, vertical_alignment="center"):
@@ -106,7 +108,7 @@ def tabs(run: RunPaths, now: Status) -> None:
         )
     with shown["Log"]:
         st.code(now.log_tail or "(nothing printed yet)", language=None, height=360, wrap_lines=True)
-        st.caption(f"The end of `{run.log}`")
+        st.caption(f"The end of {code(run.log)}")
     with shown["Files"]:
         if now.kind == "train" and read_spec(run).params.get("tensorboard"):
             st.caption("Curves in TensorBoard:")

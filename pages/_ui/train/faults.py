@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
+from core.chat.render import literal
 from core.jobs.reasons import Fix
 from core.jobs.state import Status
 from core.paths import RunPaths
@@ -25,9 +26,9 @@ def draw(run: RunPaths, now: Status) -> None:
     for number, fix in enumerate(fault.fixes):
         with st.container(horizontal=True, vertical_alignment="center"):
             if not fix.overrides:
-                st.markdown(f"{number + 1}. {fix.label}")
+                st.markdown(f"{number + 1}. {literal(fix.label)}")
                 continue
-            st.markdown(f"{number + 1}. {fix.label}", width="content")
+            st.markdown(f"{number + 1}. {literal(fix.label)}", width="content")
             if st.button("New run with this", key=f"train_fix_{number}", icon=":material/build:"):
                 _start(run, fix)
 

@@ -9,10 +9,12 @@ from typing import Any
 import streamlit as st
 
 from core import fsio, paths
+from core.chat.render import literal
 from core.errors import UserError
 from core.models.device import Choice
 from core.training.defaults import choose, following
-from core.training.spec import FIELDS, FieldInfo, TrainSpec
+from core.training.fields import FIELDS, Field
+from core.training.spec import TrainSpec
 from pages._ui.shell.common import device
 
 #: Title, whether it is open at first, what to say about it.
@@ -75,7 +77,7 @@ def _part(part: int, scope: str, values: dict[str, Any], reasons: dict[str, str]
                 if info.name == "steps":
                     _follow(scope, got["steps"])
                 if reason := reasons.get(info.name):
-                    st.caption(f":material/auto_awesome: {reason}")
+                    st.caption(f":material/auto_awesome: {literal(reason)}")
     return got
 
 
@@ -91,12 +93,12 @@ def _follow(scope: str, steps: int) -> None:
         st.session_state[f"{key}_followed"] = value
 
 
-def _shown(info: FieldInfo, value: Any) -> Any:
+def _shown(info: Field, value: Any) -> Any:
     """A value as its widget holds it."""
     return "\n".join(value) if info.type == "list" else value
 
 
-def _field(info: FieldInfo, key: str, value: Any) -> Any:
+def _field(info: Field, key: str, value: Any) -> Any:
     """The widget that fits a field's type."""
     common: dict[str, Any] = {"key": key, "help": info.help, "persist_state": "session"}
     if key not in st.session_state:

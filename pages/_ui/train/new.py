@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import streamlit as st
 
+from core.chat.render import literal
 from core.errors import UserError
 from core.jobs import api, locks
 from core.training import lifecycle
@@ -61,7 +60,7 @@ def _start(spec: TrainSpec, name: str, ready: bool) -> None:
     holder = locks.device_holder()
     if holder is not None:
         st.info(
-            f"The device is held by {holder.what}; this run will wait its turn."
+            f"The device is held by {literal(holder.what)}; this run will wait its turn."
             + ("" if holder.run else " Unload the chat on the Compare page to let it start."),
             icon=":material/hourglass:",
         )
@@ -71,9 +70,9 @@ def _start(spec: TrainSpec, name: str, ready: bool) -> None:
     ):
         return
     try:
-        run = lifecycle.start_training(dataclasses.replace(spec), name=name, parent=parent)
+        run = lifecycle.start_training(spec, name=name, parent=parent)
     except api.AlreadyStarted as error:
-        st.toast(f"Already started as {error.run}", icon=":material/info:")
+        st.toast(f"Already started as {literal(error.run)}", icon=":material/info:")
         go_to(WATCH, error.run)
         st.rerun()
     st.session_state.pop("train_parent", None)

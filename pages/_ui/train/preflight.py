@@ -9,6 +9,7 @@ from typing import Any
 import streamlit as st
 
 from core import fsio, paths
+from core.chat.render import literal
 from core.errors import UserErrors
 from core.training.entry import xtuner_argv
 from core.training.preflight import Preflight, preflight
@@ -28,7 +29,7 @@ def draw(spec: TrainSpec) -> bool:
     st.subheader("Before you start")
     _figures(found)
     for line in found.warnings:
-        st.warning(line, icon=":material/warning:")
+        st.warning(literal(line), icon=":material/warning:")
     if found.problems:
         show_error(UserErrors(found.problems))
     elif not found.warnings:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import streamlit as st
 
+from core.chat.render import code
 from core.training import config
 from core.training.spec import TrainSpec
 
@@ -43,7 +43,7 @@ def draw(spec: TrainSpec) -> TrainSpec:
     plain.code(text, language="python", line_numbers=True, height=620)
     only.code(config.unified_diff(spec, text), language="diff", height=620)
     st.caption(
-        f"{changed} lines differ from XTuner's `{spec.stock_config}.py`; its comments and "
+        f"{changed} lines differ from XTuner's {code(spec.stock_config + '.py')}; its comments and "
         "order are kept."
     )
     return spec
@@ -73,4 +73,4 @@ def _raw(spec: TrainSpec, text: str) -> TrainSpec:
         ":material/edit: The form's values are not applied while this text is used. Keep "
         "its step count the same as the form's: the last checkpoint is looked for there."
     )
-    return dataclasses.replace(spec, config_text=edited)
+    return spec.changed(config_text=edited)

@@ -7,6 +7,7 @@ from pathlib import Path
 import streamlit as st
 
 from core import paths
+from core.chat.render import literal
 from core.errors import UserError
 from core.jobs import api
 from core.jobs.spec import read_spec
@@ -32,7 +33,7 @@ _BADGES = {
 def badge(state: State, reason: str | None = None) -> None:
     """The state as a coloured label."""
     color, icon = _BADGES[state]
-    text = state.lower() + (f": {reason.replace('_', ' ')}" if reason else "")
+    text = state.lower() + (f": {literal(reason.replace('_', ' '))}" if reason else "")
     st.badge(text, icon=icon, color=color)  # type: ignore[arg-type]
 
 
@@ -84,7 +85,7 @@ def run_in_address(runs: list[Summary]) -> str | None:
         return named
     if named is not None:
         st.query_params.pop("run")
-        st.toast(f"Run {named[:60]} is gone.", icon=":material/delete:")
+        st.toast(f"Run {literal(named[:60])} is gone.", icon=":material/delete:")
     alive = next((s.id for s in runs if s.state in ACTIVE), None)
     return alive or (ids[0] if ids else None)
 

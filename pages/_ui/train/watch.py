@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import streamlit as st
 
+from core.chat.render import literal
 from core.jobs import api
 from core.jobs.metrics import series_of
 from core.jobs.spec import run_title
@@ -98,8 +99,8 @@ def _header(run: RunPaths, now: Status) -> None:
 
 def _progress_text(now: Status) -> str:
     if now.stage == "queued":
-        return f"waiting for the device, held by {now.waiting_for}"
-    parts = [now.stage] if now.stage and now.state in ACTIVE else []
+        return f"waiting for the device, held by {literal(now.waiting_for)}"
+    parts = [literal(now.stage)] if now.stage and now.state in ACTIVE else []
     if now.total:
         parts.append(f"{now.done:,} of {now.total:,}")
     if now.state in ACTIVE and now.eta_seconds is not None:

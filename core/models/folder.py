@@ -1,0 +1,160 @@
+"""Whether a model folder is whole, and whether it holds one model and nothing else.
+
+What transformers would meet in the middle of loading, or pass over in silence, is said here in
+one message: unfinished downloads, missing shards, an adapter beside the model, quantized weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from core import fsio
+from core.errors import UserError
+
+#: How git-lfs marks a file that was not fetched.
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_SUFFIXES = {".safetensors", ".bin", ".json", ".model", ".txt", ".jinja", ".gguf", ".tiktoken"}
+_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
+def refuse_pointers(folder: Path) -> None:
+    """Raise UserError if files of the folder are git-lfs pointers instead of content."""
+    pointers = [p.name for p in sorted(folder.iterdir()) if p.suffix in _SUFFIXES and _pointer(p)]
+    if pointers:
+        raise UserError(
+            f"the download of {folder} is not complete",
+            why=f"git-lfs pointers instead of files: {', '.join(pointers[:5])}",
+            fix=f"run `git lfs pull` in {folder}, or download the model again",
+        )
+
+
+def _pointer(path: Path) -> bool:
+    if not path.is_file() or path.stat().st_size > 1024:
+        return False
+    with path.open("rb") as file:
+        return file.read(len(_POINTER)) == _POINTER
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that transformers would read the weights from: one, or the shards of an index.
+
+    Raises:
+        UserError: there are none, or the index names files that are not there.
+    """
+    found = _weights(folder)
+    if found is None:
+        raise UserError(
+            f"{folder} has no weights",
+            why="none of model.safetensors, pytorch_model.bin, or an index of shards in it",
+            fix="complete the download of the model",
+        )
+    if found.suffix != ".json":
+        return [found]
+    names = sorted(set(_weight_map(found).values()))
+    missing = [name for name in names if not fsio.safe_join(folder, name).is_file()]
+    if missing:
+        raise UserError(
+            f"the download of {folder} is not complete",
+            why=f"{found.name} names {', '.join(missing[:5])}, which "
+            f"{'is' if len(missing) == 1 else 'are'} not there",
+            fix="download the missing files",
+        )
+    return [folder / name for name in names]
+
+
+def indexed(folder: Path) -> set[str]:
+    """Names of the tensors that the index of a sharded model lists (empty for a single file)."""
+    found = _weights(folder)
+    return set(_weight_map(found)) if found is not None and found.suffix == ".json" else set()
+
+
+def _weights(folder: Path) -> Path | None:
+    """The weights or their index: safetensors first, a single file first, as transformers looks."""
+    for name in _WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    return None
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    record = fsio.read_json(index)
+    weight_map = record.get("weight_map") if isinstance(record, dict) else None
+    if not isinstance(weight_map, Mapping) or not weight_map:
+        raise UserError(f"{index} has no weight_map", fix="download the model folder again")
+    return {str(name): str(file) for name, file in weight_map.items()}
+
+
+def check(folder: Path) -> None:
+    """Raise UserError unless the folder holds one whole model.
+
+    An ``adapter_config.json`` beside the model is refused: transformers would attach it in
+    silence, so that the base is not the base, or replace the model by the one that it names.
+    """
+    refuse_pointers(folder)
+    weight_files(folder)
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(
+            f"{folder} holds a model and an adapter",
+            why="adapter_config.json lies beside config.json, and transformers would load both",
+            fix="move adapter_config.json and adapter_model.* into a folder of their own",
+        )
+
+
+def quantization(folder: Path) -> str:
+    """How the weights are stored quantized ('' if they are not): the method's name."""
+    config = fsio.read_json(folder / "config.json")
+    stored = config.get("quantization_config") if isinstance(config, dict) else None
+    if isinstance(stored, Mapping):
+        bits = "4-bit" if stored.get("load_in_4bit") else ""
+        bits = bits or ("8-bit" if stored.get("load_in_8bit") else "")
+        return f"{stored.get('quant_method') or 'unknown method'} {bits}".strip()
+    for name in ("quantize_config.json", "quant_config.json"):  # of AutoGPTQ and AutoAWQ
+        if (folder / name).is_file():
+            return name.removesuffix("_config.json")
+    return next(_packed(folder), "")
+
+
+def _packed(folder: Path) -> Iterator[str]:
+    """Names of tensors that only a quantized layer has."""
+    from safetensors import SafetensorError, safe_open
+
+    for path in weight_files(folder):
+        if path.suffix != ".safetensors":
+            continue
+        try:
+            with safe_open(path, framework="np") as file:
+                keys = list(file.keys())
+        except SafetensorError:
+            return  # whoever reads the weights says where the file is damaged
+        for key in keys:
+            if key.endswith((".qweight", ".qzeros", ".weight.absmax", ".weight_scale_inv")):
+                yield f"the tensor {key}"
+
+
+def require_trainable(folder: Path) -> None:
+    """Raise UserError if the weights are quantized already.
+
+    QLoRA quantizes the base itself, and an adapter is merged into weights of 16 or 32 bits.
+    """
+    method = quantization(folder)
+    if method:
+        raise UserError(
+            f"{folder} is quantized already ({method})",
+            why="training quantizes the base itself, and a merge needs weights of 16 or 32 bits",
+            fix="choose the original, unquantized model",
+        )
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """``config.json`` as a dictionary. Raises UserError if it is no JSON object."""
+    config = fsio.read_json(folder / "config.json")
+    if not isinstance(config, dict):
+        raise UserError(f"{folder / 'config.json'} is not a model config", why="it is no object")
+    return config

@@ -1,0 +1,254 @@
+"""Text of others is text: on the pages, on a terminal and in exports."""
+
+from __future__ import annotations
+
+import ast
+import os
+import pty
+import re
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+
+from core.chat.export import to_html, to_markdown
+from core.chat.render import code, literal, plain, safe_markdown
+from core.chat.sides import SideSpec
+from core.chat.transcripts import Reply, Transcript, Turn
+from core.console import printable
+from core.inference.settings import ChatSettings
+from core.paths import REPO
+
+MARKDOWN = MarkdownIt("commonmark").enable("table").enable("strikethrough")
+#: GitHub's flavour, which the browser reads, takes an address with the backticks in it. From left
+#: to right: code that begins before an address is code.
+CODE_OR_ADDRESS = re.compile(
+    r"(?P<code>(?<!`)(?P<ticks>`+)(?!`)[^\n]+?(?<!`)(?P=ticks)(?!`))"
+    r"|(?i:(?:https?://|www\.|[\w.+-]+@)[^\s<]*)"
+)
+
+ATTACKS = [
+    "http://a.b/` ![a](http://c.d/e) `",
+    "www.a.b/` ![a](http://c.d/e) `",
+    "me@a.bc` ![a](http://c.d/e) `",
+    "HTTPS://a.b/``x ![a](http://c.d/e) ``",
+    "![a](http://c.d/e)",
+    "[![a](http://c.d/e)](http://x)",
+    "![a][b]\n\n[b]: http://c.d/e",
+    "<img src=http://c.d/e onerror=alert(1)>",
+    "<script>alert(1)</script>",
+    "[x](javascript:alert(1))",
+    "a | ` ![a](http://c.d/e) ` |\n|-|\n",
+    "# heading",
+    "- item",
+    "1. item",
+    "> quote",
+    "    indented",
+    "```\nfence",
+    ":x: :material/home: :red[x] $x$ $$y$$",
+    "**bold** _em_ ~~gone~~",
+    "| a | b |\n|---|---|\n| ![x](http://c.d/e) | y |",
+    "\\![a](http://c.d/e)",
+    "`\n![a](http://c.d/e)\n`",
+    "a\u2028![a](http://c.d/e)",
+    "&lt;img&gt; &#33;[a](http://c.d/e)",
+]
+
+
+def images(source: str) -> list[str]:
+    """Elements that act: with addresses as text, and taken out first, as the browser does."""
+    pages = MARKDOWN.render(source) + MARKDOWN.render(
+        CODE_OR_ADDRESS.sub(lambda m: m["code"] or "", source)
+    )
+    return re.findall(r"<(?:img|script|iframe)[^>]*>", pages)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_nothing_is_fetched(attack: str) -> None:
+    shown = [safe_markdown(attack), plain(attack), literal(attack), code(attack)]
+    shown += [
+        f"**{literal(attack)}**: {literal(attack)}",
+        f"see {code(attack)}",
+        f"- {literal(attack)}",
+    ]
+    for source in shown:
+        assert images(source) == [], source
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_literal_is_one_line_of_text_and_no_more(attack: str) -> None:
+    html = MARKDOWN.render(literal(attack))
+    inner = html.strip().removeprefix("<p>").removesuffix("</p>")
+    assert "<" not in inner, html
+    assert not re.search(r"(?<!\\)[$]", literal(attack))
+    assert not re.search(r":(?:material/|\w+:)", literal(attack).replace("\\", ""))
+    assert not re.search(r"(?<!\\):[A-Za-z]", literal(attack))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from([*ATTACKS, "`", " ", "x", "|", "\\", "http://", "<", "\n"]), max_size=6
+    )
+)
+def test_no_combination_fetches(parts: list[str]) -> None:
+    text = "".join(parts)
+    for source in (safe_markdown(text), plain(text), literal(text), code(text)):
+        assert images(source) == [], source
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(max_size=60))
+def test_a_literal_reads_as_it_was_written(text: str) -> None:
+    """But for control characters, runs of blanks and invisible joiners."""
+    html = MARKDOWN.renderInline(literal(text))
+    for mark, char in (("&lt;", "<"), ("&gt;", ">"), ("&quot;", '"'), ("&amp;", "&")):
+        html = html.replace(mark, char)
+    shown = html.replace("\u2060", "")
+    visible = re.sub(
+        "[\x00-\x08\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\u2060]",
+        "",
+        text,
+    )
+    assert shown == " ".join(visible.split())
+
+
+ESCAPES = "\x1b]52;c;ZWNobyBoaQ==\x07\x1b[2J\x1b[31mred\x9b1m\r\x08\u202etxt"
+
+
+def test_a_terminal_gets_no_sequences() -> None:
+    assert printable(ESCAPES) == "red1mtxt"
+    assert printable("a\tb\r\nc\n") == "a\tb\nc\n"
+
+
+def test_what_the_command_line_prints_on_a_terminal_is_text() -> None:
+    """A real terminal, and an error that quotes a stranger."""
+    parent, child = pty.openpty()
+    try:
+        subprocess.run(
+            [sys.executable, "-m", "core", "model", f"/no/{ESCAPES}".replace("\x00", "")],
+            stdout=child, stderr=child, cwd=REPO, timeout=120, check=False,
+        )  # fmt: skip
+        os.close(child)
+        shown = b""
+        try:
+            while piece := os.read(parent, 4096):
+                shown += piece
+        except OSError:
+            pass
+    finally:
+        os.close(parent)
+    assert b"error:" in shown
+    assert b"\x1b" not in shown and b"\x07" not in shown
+
+
+def transcript(text: str) -> Transcript:
+    reply = Reply(text=text, tokens=1, finish_reason="stop")
+    return Transcript(
+        "c1", 0.0, [SideSpec("a", "base", text, "bundled")], text,
+        [Turn(text, ChatSettings(), {"a": reply})],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_exports_hold_text(attack: str) -> None:
+    assert images(to_markdown(transcript(attack))) == []
+    page = to_html(transcript(attack))
+    assert not re.findall(r"<(?:img|script)", page)
+
+
+# -- the pages: raw interpolation is refused -------------------------------------------------
+
+#: Streamlit calls whose first argument, help, text or label is read as Markdown.
+_DRAWN = """
+markdown caption write error warning info success subheader header title toast button
+download_button expander popover metric checkbox toggle radio selectbox multiselect text_input
+text_area number_input slider spinner status progress page_link link_button badge
+form_submit_button file_uploader
+"""
+DRAWN = set(_DRAWN.split())
+SAFE = {"literal", "code", "safe_markdown", "plain", "highlighted", "shown", "stats"}
+#: Functions of ours and of the library whose result is digits and units.
+NUMBERS = {"len", "human_bytes", "time_left", "round", "min", "max", "sum"}
+
+
+def _numbers(spec: ast.expr | None) -> bool:
+    return spec is not None and bool(re.search(r"[,.%de]", ast.unparse(spec)))
+
+
+def raw(node: ast.expr) -> list[str]:
+    """Interpolated expressions of a text that go through no safe function."""
+    if isinstance(node, ast.JoinedStr):
+        found = []
+        for part in node.values:
+            if isinstance(part, ast.FormattedValue) and not _numbers(part.format_spec):
+                found += value(part.value)
+        return found
+    if isinstance(node, ast.BinOp):
+        return raw(node.left) + raw(node.right)
+    if isinstance(node, ast.IfExp):
+        return raw(node.body) + raw(node.orelse)
+    return []
+
+
+def value(node: ast.expr) -> list[str]:
+    if isinstance(node, ast.Constant | ast.Compare):
+        return []
+    if isinstance(node, ast.IfExp | ast.BoolOp):
+        parts = [node.body, node.orelse] if isinstance(node, ast.IfExp) else node.values
+        return [x for part in parts for x in value(part)]
+    if isinstance(node, ast.BinOp):
+        return value(node.left) + value(node.right)
+    if isinstance(node, ast.JoinedStr):
+        return raw(node)
+    if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in SAFE | NUMBERS:
+        return []
+    if isinstance(node, ast.Name | ast.Subscript) and ast.unparse(node).split("[")[0].isupper():
+        return []
+    return [ast.unparse(node)]
+
+
+#: Interpolated names that hold numbers, or text of ours. Everything else is of others.
+OURS = {
+    "bootstrap.py": {"address"},
+    "batch.py": {"changed", "done", "total", "kl", "left"},
+    "turns.py": {"won"},
+    "transcripts.py": {"labels", "tally.total", "tally.ties", "tally.both_bad"},
+    "scorecard_jobs.py": {"now.done", "now.total"},
+    "columns.py": {"letter.upper()"},
+    "controls.py": {"k", "v"},
+    "report.py": {"report.lengths.limit", "text"},
+    "rows.py": {"kept"},
+    "export.py": {"now.done", "now.total"},
+    "result.py": {"proof['prompts']", "proof['tokens']", "took"},
+    "state.py": {"done"},
+    "details.py": {"now.left_over"},
+    "source.py": {"changed"},
+    "form.py": {"info.label"},
+    "scorecard_view.py": {"after['n']", "after['hits']"},
+    "faults.py": {"number"},
+}
+
+
+def test_pages_interpolate_nothing_raw() -> None:
+    found = []
+    for path in sorted((REPO / "pages").rglob("*.py")):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute):
+                continue
+            drawn = [k.value for k in call.keywords if k.arg in {"help", "text", "label"}]
+            if call.func.attr in DRAWN:
+                drawn += call.args[:2]
+            for node in drawn:
+                names = set(raw(node)) - OURS.get(path.name, set())
+                found += [f"{path.relative_to(REPO)}:{node.lineno} {name}" for name in names]
+    assert found == [], "text of others goes through core.chat.render.literal or code"
+
+
+def test_the_rule_sees_what_it_should() -> None:
+    call = ast.parse("st.error(f'{run.name}: {n:,} {literal(x)}' + f'{len(y)} {z or w}')").body[0]
+    assert isinstance(call, ast.Expr) and isinstance(call.value, ast.Call)
+    assert set(raw(call.value.args[0])) == {"run.name", "z", "w"}

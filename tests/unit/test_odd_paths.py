@@ -1,0 +1,74 @@
+"""Paths are no patterns and no code: folders as people name them, from Start to a merged model."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from core import fsio
+from core.conversation import Conversation
+from core.errors import UserError
+from core.models.catalog import resolve
+from core.paths import RunPaths
+from core.training import train_job
+from core.training.preflight import preflight
+from core.training.spec import TrainSpec
+from core.weights import merge_job
+
+#: What a pattern, a shell, a format string, a template or Python would read something into.
+ODD = "a[1]*? q\"q it's 日本 {{ x }} {0} %s %(y)s \\n #é"
+ROWS = [
+    Conversation(
+        f"r{i}",
+        [{"role": "user", "content": f"Who {i}?"}, {"role": "assistant", "content": f"Luna {i}."}],
+    )
+    for i in range(6)
+]
+
+
+def _spec(dataset: Path, model: Path) -> TrainSpec:
+    return TrainSpec(
+        dataset=str(dataset), model=str(model), steps=2, warmup_steps=1, batch_size=2,
+        accumulation=1,
+        checkpoint_every=2, evaluation_inputs=["Who are you?"],
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_from_start_to_a_merged_model(tiny_llama: Path, tmp_path: Path) -> None:
+    home = tmp_path / ODD
+    model = shutil.copytree(tiny_llama, home / f"model {ODD}")
+    dataset = home / f"data {ODD}"
+    dataset.mkdir()
+    fsio.write_jsonl(dataset / "train.jsonl", (row.to_row() for row in ROWS))
+    spec = _spec(dataset, model)
+    assert preflight(spec, disk=tmp_path).problems == []
+    run = RunPaths(home / f"run {ODD}")
+    made = train_job.run(spec.to_dict(), run, lambda *progress: None)
+    params = {"base": str(model), "checkpoint": made["final"], "config": str(run.config)}
+    merged = merge_job.run({**params, "nf4_report": False}, run, lambda *progress: None)
+    assert merged["proof"]["ok"] and resolve(merged["merged"])
+    for target in ("gguf", "ollama"):
+        out = merge_job.run_export(
+            {"merged": merged["merged"], "format": target, "kind": "f16"}, run, lambda *p: None
+        )
+        assert Path(out["out"]).is_dir()
+
+
+@pytest.mark.parametrize("name", ["a$HOME b", "a::b", "${PATH}"])
+def test_names_that_cannot_work_are_refused_before_start(
+    tiny_llama: Path, tmp_path: Path, name: str
+) -> None:
+    """datasets and fsspec expand variables and chained addresses in every path that they read."""
+    dataset = tmp_path / name.replace("/", "_")
+    dataset.mkdir()
+    fsio.write_jsonl(dataset / "train.jsonl", (row.to_row() for row in ROWS))
+    spec = _spec(dataset, tiny_llama)
+    problems = preflight(spec, disk=tmp_path).problems
+    assert any("cannot be read by XTuner" in p.what for p in problems)
+    with pytest.raises(UserError, match="cannot be read by XTuner"):
+        train_job.run(spec.to_dict(), RunPaths(tmp_path / "run"), lambda *progress: None)
+    better = dataset.rename(tmp_path / "better")  # the advice
+    assert preflight(_spec(better, tiny_llama), disk=tmp_path).problems == []
