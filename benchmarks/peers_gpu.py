@@ -95,6 +95,10 @@ def make_rows(count: int, vocabulary: int) -> list[dict[str, list[int]]]:
 def batches(args: argparse.Namespace) -> Iterator[list[dict[str, list[int]]]]:
     """Micro-batches of ``args.rows`` rows, the same for every trainer."""
     rows = json.loads((args.out / "rows.json").read_text())
+    if args.grouped:  # rows of like length together, as a sampler by length gives them
+        window = 8 * args.rows
+        parts = [rows[i : i + window] for i in range(0, len(rows), window)]
+        rows = [row for part in parts for row in sorted(part, key=lambda r: len(r["input_ids"]))]
     for step in range(args.steps):
         start = step * args.rows % len(rows)
         yield (rows * 2)[start : start + args.rows]
@@ -437,6 +441,7 @@ def run(peer: str, rows: int, args: argparse.Namespace) -> dict[str, Any]:
     argv = [sys.executable, __file__, "--child", peer, "--rows", str(rows)]
     for name in ("out", "shape", "device", "steps", "rank"):
         argv += [f"--{name}", str(getattr(args, name))]
+    argv += ["--grouped"] * args.grouped
     log = args.out / f"{peer}-{rows}.log"
     with log.open("w") as file:
         try:
@@ -481,6 +486,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--peers", nargs="+", default=[*PEERS, "trl"])
     parser.add_argument("--rows", type=int, nargs="+", default=[16, 32])
+    parser.add_argument("--grouped", action="store_true", help="rows of like length together")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("--limit", type=int, default=240, help="seconds for one trainer")
@@ -502,6 +508,7 @@ def main() -> None:
     (args.out / "rows.json").write_text(json.dumps(rows))
     name = torch.cuda.get_device_name(0) if args.device == "cuda" else "cpu"
     report: dict[str, Any] = {"device": name, "torch": torch.__version__, "shape": args.shape}
+    report["grouped"] = args.grouped
     report["results"] = {}
     for count in args.rows:
         for peer in args.peers:

@@ -9,12 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from core import fsio
 from core.inference.load import load_tokenizer
 from core.models import catalog
 from core.models.device import Choice, Device, bf16_gain, cpu_has_bf16
 from core.models.xtuner_template import XTunerTemplate
 from core.training import budget, cost, rows
 from core.training.spec import TrainSpec, default_warmup
+from core.training.step import FAMILIES
 
 #: What a person without a GPU is asked to wait for training.
 CPU_SECONDS = 11 * 60
@@ -62,6 +64,7 @@ def choose(
     hold = pick("hold_weights", *_hold(device, shape, dtype, stats))
     settings = {"dtype": dtype, "hold_weights": hold}
     batch, accumulation = _batch(device, shape, settings, stats, pick)
+    pick("group_by_length", *_group(device, ref.path))
     pick("recompute_above", *_recompute(device, shape, settings, stats, batch))
     steps = pick("steps", *_steps(device, shape, stats, batch * accumulation))
     mean = stats.kept / max(1, len(stats.lengths))
@@ -110,6 +113,13 @@ def _hold(device: Device, shape: cost.Shape, dtype: str, stats: rows.RowStats) -
     if cost.token_capacity(shape, held, room) >= 8 * mean:
         return True, f"the base fits in memory at {bits} bits: it is dequantized once"
     return False, f"the base at {bits} bits would leave too little memory for the rows"
+
+
+def _group(device: Device, model: Path) -> tuple[bool, str]:
+    family = fsio.read_json(model / "config.json").get("model_type")
+    if device.kind == "cuda" and family in FAMILIES:
+        return False, "packed rows need no grouping, and equal steps keep a GPU busy"
+    return True, "rows of like length are computed together: little padding"
 
 
 def _compile(device: Device, seconds: float) -> tuple[bool, str]:

@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from core.inference.llama import inner_model
+from core.training.step import FAMILIES
 from core.training.step.layer import Layer, Rotary, forward
 from core.training.step.linear import Group, refresh, unlike
 from core.training.step.loss import LinearCrossEntropy
 from core.training.step.packing import Packed, pack
 from core.training.step.pointwise import EAGER, Pointwise
 
-_FAMILIES = {"llama", "mistral", "qwen2", "qwen3"}
 #: Rotary tables of these kinds depend on the position only, not on the length of the row.
 _FIXED_ROPE = {"default", "linear", "llama3", "yarn"}
 #: On a GPU a micro-batch is filled up to a multiple of this.
@@ -27,7 +27,7 @@ def unsupported(model: Any) -> str:
     """Why ``FusedStep`` cannot train this PEFT model ('' if it can)."""
     inner = inner_model(model)
     config = inner.config
-    if config.model_type not in _FAMILIES:
+    if config.model_type not in FAMILIES:
         return f"model type {config.model_type}"
     if getattr(config, "hidden_act", "silu") != "silu":
         return f"activation {config.hidden_act}"

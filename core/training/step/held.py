@@ -38,13 +38,13 @@ def hold(model: nn.Module, dtype: torch.dtype) -> int:
 
     The blocks are freed. LoRA layers around them, and with them the checkpoints, stay as they are.
     """
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn import modules
 
     quantized = [
         (parent, name, child)
         for parent in model.modules()
         for name, child in parent.named_children()
-        if isinstance(child, Linear4bit)
+        if isinstance(child, modules.Linear4bit)
     ]
     for parent, name, child in quantized:
         plain = nn.Linear(child.in_features, child.out_features, bias=False, device="meta")
