@@ -71,9 +71,7 @@ def main() -> None:
         identity_rows(persona, locales=persona.locales, seed=1, limit=5_000)
     )
     probes = held_out(persona, locales=persona.locales, seed=1)
-    seconds, report = timed(
-        lambda: report_rows(sample, tokenizer, persona=persona, probes=probes, seed=1)
-    )
+    seconds, report = timed(lambda: report_rows(sample, tokenizer, persona=persona, probes=probes))
     print(
         f"lint + report of {report.rows:,} rows: {seconds:.1f} s (limit 10); "
         f"{len(report.findings)} findings"

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any
+
+from typing_extensions import TypedDict  # pydantic reads it on Python 3.11
 
 
 class ErrorRecord(TypedDict, total=False):
@@ -19,6 +23,22 @@ class ErrorRecord(TypedDict, total=False):
     problems: list[ErrorRecord]
 
 
+#: Environment variables that hold a secret, by their names.
+_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
+
+
+def redacted(text: str) -> str:
+    """``text`` without the values of secret environment variables.
+
+    A server may echo the key that it refuses, and what it says ends in messages, logs and files.
+    Values of fewer than eight characters are no keys, and would tear words apart.
+    """
+    for name, value in os.environ.items():
+        if len(value) >= 8 and value in text and _SECRET.search(name):
+            text = text.replace(value, "***")
+    return text
+
+
 class UserError(Exception):
     """Something the user can mend. Shown without a traceback; the CLI exits with 2.
 
@@ -30,6 +50,7 @@ class UserError(Exception):
     """
 
     def __init__(self, what: str, why: str = "", fix: str = "", *, where: str = "") -> None:
+        what, why, fix, where = map(redacted, (what, why, fix, where))
         super().__init__(what, why, fix, where)
         self.what = what
         self.why = why

@@ -10,6 +10,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,17 @@ _RESERVED = {
 }
 
 
+#: What new files may be read by; mkstemp makes them private, which a merged model must not be.
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
+
+def as_others_are(handle: int) -> None:
+    """Give a file that ``mkstemp`` made the permissions that ``open`` would have given it."""
+    if os.name == "posix":
+        os.fchmod(handle, 0o666 & ~_UMASK)
+
+
 def atomic_write_bytes(path: Path, data: bytes) -> None:
     """Write so that a reader sees the old file or the new one, also after a crash or full disk.
 
@@ -39,6 +51,7 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
         with os.fdopen(handle, "wb") as file:
+            as_others_are(file.fileno())
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -55,6 +68,23 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
         if name is not None:
             Path(name).unlink(missing_ok=True)
     _fsync_dir(path.parent)
+
+
+@contextmanager
+def disk_errors(what: str) -> Iterator[None]:
+    """Turn an OSError inside the block (read-only, full, no permission) into a UserError.
+
+    Args:
+        what: what could not be done, e.g. ``cannot delete run X``.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            what,
+            why=f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""),
+            fix="free disk space, or make the folder writable for this user",
+        ) from error
 
 
 def _fsync_dir(folder: Path) -> None:
@@ -108,7 +138,9 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read", why=error.strerror or str(error)) from error
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested for pages
         raise UserError(f"{path} is not valid JSON", why=str(error)) from error
 
 
@@ -182,7 +214,7 @@ def sha256_file(path: Path) -> str:
 
 def check_name(name: str, what: str = "name") -> str:
     """Return ``name`` if it may become a folder name; raise UserError with the rule if not."""
-    if not NAME_RULE.fullmatch(name) or name in _RESERVED:
+    if not is_name(name):
         raise UserError(
             f"{what} {name[:80]!r} cannot be used",
             why="a name has 1 to 64 of a-z, 0-9 and '-', starts with a letter or digit, "
@@ -190,6 +222,11 @@ def check_name(name: str, what: str = "name") -> str:
             fix=f"try {slug(name)!r}",
         )
     return name
+
+
+def is_name(name: str) -> bool:
+    """Whether ``check_name`` accepts it."""
+    return bool(NAME_RULE.fullmatch(name)) and name not in _RESERVED
 
 
 def slug(text: str, fallback: str = "persona") -> str:
@@ -200,9 +237,14 @@ def slug(text: str, fallback: str = "persona") -> str:
 
 def safe_join(root: Path, *parts: str) -> Path:
     """Join and refuse whatever leaves ``root``, also through a symbolic link."""
+    name = "/".join(parts)
+    # What no file system has as a name would be an OSError at every question about the path.
+    longest = max(len(part.encode("utf-8", "surrogatepass")) for part in name.split("/"))
+    if "\0" in name or longest > 255 or any(0xD800 <= ord(char) < 0xE000 for char in name):
+        raise UserError(f"{name[:80]!r} cannot be the name of a file")
     path = root.joinpath(*parts).resolve()
-    if not path.is_relative_to(root.resolve()) or "\0" in str(path):
-        raise UserError(f"{'/'.join(parts)!r} lies outside {root}")
+    if not path.is_relative_to(root.resolve()):
+        raise UserError(f"{name[:80]!r} lies outside {root}")
     return path
 
 

@@ -11,13 +11,15 @@ from typing import Any
 
 from core.chat.sides import SideSpec
 from core.conversation import Message
-from core.errors import ErrorRecord, UserError
+from core.errors import ErrorRecord, UserError, redacted
 from core.inference.settings import ChatSettings
 from core.text.thoughts import CLOSE, OPEN, answer
 
 Emit = Callable[[dict[str, Any]], None]
 #: Seconds to connect, and seconds of silence after which a stream counts as dead.
 _CONNECT_S, _SILENCE_S = 5.0, 120.0
+#: No tokenizer packs more than this into one token; a server that sends more ignores the limit.
+_CHARS_A_TOKEN = 128
 
 
 class Endpoints:
@@ -129,9 +131,17 @@ class _EndpointReply:
                 return
             self._last = time.monotonic()
             self._first = self._first or self._last
+            room = self.settings.max_new_tokens * _CHARS_A_TOKEN - len(self.text)
+            text, too_long = text[: max(0, room)], len(text) > room
             self.text += text
             self.tokens += 1
             self.emit({"type": "token", "side": self.side.id, "text": text, **self._pace()})
+        if too_long:
+            raise UserError(
+                f"{self.side.base_url} does not keep to {self.settings.max_new_tokens} tokens",
+                why=f"it sent more than {_CHARS_A_TOKEN} characters for each; the rest was cut",
+                fix="check the server, or ask for longer replies",
+            )
 
     def _pace(self) -> dict[str, Any]:
         spent = self._last - self._first
@@ -198,6 +208,8 @@ def _arguments(reply: _EndpointReply) -> dict[str, Any]:
     extra: dict[str, Any] = {}
     if settings.top_k:
         extra["top_k"] = settings.top_k
+    if settings.min_p:
+        extra["min_p"] = settings.min_p
     if settings.repetition_penalty != 1.0:
         extra["repetition_penalty"] = settings.repetition_penalty
     return {
@@ -217,9 +229,9 @@ def _arguments(reply: _EndpointReply) -> dict[str, Any]:
 def _error_record(side: SideSpec, error: Exception, text: str) -> ErrorRecord:
     if isinstance(error, UserError):
         return error.to_dict()
+    # Redacted before it is cut: half a key is a secret too.
     key = os.environ.get(side.key_env, "") if side.key_env else ""
-    why = f"{type(error).__name__}: {error}"[:400]
-    if key:
-        why = why.replace(key, "***")
+    why = redacted(f"{type(error).__name__}: {error}")
+    why = (why.replace(key, "***") if key else why)[:400]
     what = f"{side.base_url} {'broke off in the middle of the reply' if text else 'gave no reply'}"
     return {"what": what, "why": why, "fix": "check that the server runs and serves this model"}

@@ -129,12 +129,19 @@ def _of_run(run: Path) -> Iterator[Loadable]:
         if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
             yield Loadable("merged", f"Merged: {title} / {where}", str(folder))
         elif (folder / "adapter_config.json").is_file():
-            model = base or str(
-                fsio.read_json(folder / "adapter_config.json").get("base_model_name_or_path") or ""
-            )
+            model = base or _base_of(folder)
             label = f"Base + adapter: {title} / {where}"
             yield Loadable("adapter", label, model or "bundled", str(folder))
     yield from _checkpoints(paths.RunPaths(run), base, title)
+
+
+def _base_of(adapter: Path) -> str:
+    """The base that an adapter names; '' if its config cannot be read, which loading will tell."""
+    try:
+        config = fsio.read_json(adapter / "adapter_config.json")
+    except UserError:
+        return ""
+    return str(config.get("base_model_name_or_path") or "") if isinstance(config, dict) else ""
 
 
 def _checkpoints(run: paths.RunPaths, base: str, title: str) -> Iterator[Loadable]:
@@ -154,15 +161,16 @@ def _spec(run: Path) -> dict[str, Any]:
     if not spec.is_file():
         return {}
     try:
-        found: dict[str, Any] = fsio.read_json(spec)
+        found = fsio.read_json(spec)
     except UserError:
         return {}  # the run list reports a broken spec; here the adapter's own config is asked
-    return found
+    return found if isinstance(found, dict) else {}
 
 
 def _base_model(spec: dict[str, Any]) -> str:
     """The base that a run's spec names ('' if it does not say)."""
-    params = spec.get("params", {})
+    params = spec.get("params")
+    params = params if isinstance(params, dict) else {}
     return str(params.get("base") or params.get("model") or "")
 
 
@@ -172,7 +180,7 @@ def title_of(run: Path) -> str:
 
 
 def _title(run: Path, spec: dict[str, Any]) -> str:
-    return run_title(spec["name"], run.name) if spec.get("name") else run.name
+    return run_title(str(spec["name"]), run.name) if spec.get("name") else run.name
 
 
 def _step(folder: Path) -> tuple[int, str]:

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from core import fsio, paths
 from core.chat.sides import SideSpec
 from core.conversation import Message
@@ -147,6 +149,20 @@ def read(chat_id: str) -> Transcript:
     file = path_of(chat_id)
     if not file.is_file():
         raise UserError(f"conversation {chat_id} is not there", fix="start a new one")
+    try:
+        transcript = _replay(file)
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError, OSError) as error:
+        raise UserError(
+            f"conversation {chat_id} cannot be read",
+            why=f"{type(error).__name__}: {error}"[:300],
+            fix="delete it, or open it with the version that wrote it",
+        ) from error
+    if transcript is None:
+        raise UserError(f"{file} is not a conversation", fix="delete it")
+    return transcript
+
+
+def _replay(file: Path) -> Transcript | None:
     transcript: Transcript | None = None
     partial: Turn | None = None
     for row in _rows(file):
@@ -165,9 +181,7 @@ def read(chat_id: str) -> Transcript:
             partial = None
         elif kind == "vote":
             transcript.turns[int(row["turn"])].vote = str(row["vote"])
-    if transcript is None:
-        raise UserError(f"{file} is not a conversation", fix="delete it")
-    if partial is not None:
+    if transcript is not None and partial is not None:
         transcript.turns.append(_interrupted(partial))
     return transcript
 
@@ -179,24 +193,26 @@ def _interrupted(turn: Turn) -> Turn:
 
 
 def list_chats(limit: int = 200) -> list[tuple[str, str, float, int]]:
-    """(id, title, time of last change, turns), newest first; unreadable files are left out."""
+    """(id, title, time of last change, turns), newest first; what cannot be read says so."""
     folder = paths.chats_dir()
     if not folder.is_dir():
         return []
-    files = sorted(folder.glob("*.jsonl"), key=lambda f: f.stat().st_mtime, reverse=True)
+    # A dangling link has a time of its own. Names that are not ours are not our conversations.
+    times = {f: f.lstat().st_mtime for f in folder.glob("*.jsonl") if fsio.is_name(f.stem)}
     found = []
-    for file in files[:limit]:
+    for file in sorted(times, key=lambda f: times[f], reverse=True)[:limit]:
         try:
             transcript = read(file.stem)
-        except UserError:
-            continue
-        found.append((transcript.id, transcript.title, file.stat().st_mtime, len(transcript.turns)))
+            found.append((file.stem, transcript.title, times[file], len(transcript.turns)))
+        except UserError as error:
+            found.append((file.stem, f"cannot be read: {error.why or error.what}", times[file], 0))
     return found
 
 
 def delete(chat_id: str) -> None:
     """Remove a conversation for good."""
-    path_of(chat_id).unlink(missing_ok=True)
+    with fsio.disk_errors(f"cannot delete conversation {chat_id}"):
+        path_of(chat_id).unlink(missing_ok=True)
 
 
 def _apply_header(transcript: Transcript | None, row: dict[str, Any]) -> Transcript:
@@ -219,15 +235,18 @@ def _turn(row: dict[str, Any]) -> Turn:
     return Turn(
         prompt=str(row["prompt"]),
         settings=ChatSettings.from_dict(row["settings"]),
-        replies={side: Reply(**reply) for side, reply in row["replies"].items()},
+        replies=_REPLIES.validate_python(row["replies"]),
     )
+
+
+_REPLIES: TypeAdapter[dict[str, Reply]] = TypeAdapter(dict[str, Reply])
 
 
 def _rows(file: Path) -> Iterator[dict[str, Any]]:
     for _, line in fsio.numbered_lines(file.read_text(encoding="utf-8", errors="replace")):
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict):
             yield row
@@ -235,8 +254,8 @@ def _rows(file: Path) -> Iterator[dict[str, Any]]:
 
 def _append(transcript: Transcript, row: dict[str, Any]) -> None:
     file = path_of(transcript.id)
-    file.parent.mkdir(parents=True, exist_ok=True)
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("a", encoding="utf-8", newline="\n") as handle:
             handle.write(fsio.dump_json(row) + "\n")
             handle.flush()

@@ -36,8 +36,10 @@ Request = dict[str, Any]
 class Worker:
     """Answers one request at a time; ``stop`` is heard at once, whatever runs."""
 
-    def __init__(self, out: TextIO) -> None:
+    def __init__(self, out: TextIO, on_gone: Callable[[], None] = lambda: None) -> None:
+        """``on_gone`` is called when the other side has gone, whatever is being computed."""
         self._out = out
+        self._on_gone = on_gone
         self._lock = threading.Lock()
         self._requests: queue.Queue[Request | None] = queue.Queue()
         self._engine: Any = None
@@ -77,6 +79,7 @@ class Worker:
         if self._engine is not None:
             self._engine.cancel()
         self._requests.put(None)
+        self._on_gone()
 
     def _stop(self, request: Request) -> None:
         target, side = int(request["target"]), request.get("side")
@@ -192,8 +195,9 @@ def main() -> None:
     """Keep the real stdout for the protocol and send everybody else's prints to stderr."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    Worker(out).serve(sys.stdin)
-    # Threads of a cancelled reply may be inside a long kernel; nothing is left to save.
+    # Nothing is left to save, and a model that is being loaded would hold the device for minutes.
+    Worker(out, on_gone=lambda: os._exit(0)).serve(sys.stdin)
+    # Threads of a cancelled reply may be inside a long kernel.
     os._exit(0)
 
 

@@ -206,16 +206,11 @@ def _build(args: argparse.Namespace) -> int:
 
 def _say_who_the_base_is(model: str) -> None:
     """An identity that the base's template gives it is told before anything is built."""
-    from core.inference.load import load_tokenizer
+    from core.inference.load import introduction
     from core.models import catalog
-    from core.models.template import ChatTemplate
 
-    template = ChatTemplate(load_tokenizer(catalog.resolve(model).path))
-    if template.introduces:
-        print(
-            f"{model} has an identity of its own: without a system turn its chat template says\n"
-            f"  {template.default_system}"
-        )
+    if said := introduction(catalog.resolve(model).path):
+        print(f"{model} has an identity of its own: its chat template says by default\n  {said}")
 
 
 def _simulate(args: argparse.Namespace) -> int:
@@ -281,7 +276,8 @@ def _list(args: argparse.Namespace) -> int:
 def _lint(args: argparse.Namespace) -> int:
     from core import fsio
     from core.conversation import Conversation, Probe
-    from core.data.lint import lint_pack, lint_rows
+    from core.data.pack_lint import lint_pack
+    from core.data.row_lint import lint_rows
     from core.persona import packs
     from core.persona.persona import load_persona
 

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run: Callable[[argparse.Namespace], int] = args.run
     try:
         return run(args)
-    except UserError as error:
+    except (UserError, OSError) as error:  # OSError: what the disk refuses, in its own words
         print(printable(f"error: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:

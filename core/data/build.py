@@ -14,15 +14,16 @@ from typing import Any
 
 from core import fsio
 from core.conversation import Conversation, OnProgress, Probe
-from core.data import rehearsal
+from core.data import own_identity, rehearsal
+from core.data.filters import PromptFilter
 from core.data.generation import (
     check_locales,
     held_out,
     identity_rows,
+    natural_rows,
     near_miss_prompts,
-    split,
 )
-from core.data.lint import lint_slots
+from core.data.pack_lint import lint_slots
 from core.errors import UserError, UserErrors
 from core.models.catalog import ModelRef
 from core.paths import DatasetPaths
@@ -44,8 +45,9 @@ class DatasetSpec:
     locales: list[str] | None = None
     """Languages; None = those that both the pack and the model speak."""
     seed: int = 0
-    rehearsal_ratio: float = 1.25
-    """Rows with the base's own replies to everyday prompts. Below 1 unrelated answers suffer."""
+    rehearsal_ratio: float | None = None
+    """Rows with the base's own replies to everyday prompts. Below 1 unrelated answers suffer;
+    None = by what the base says of itself (``own_identity.rehearsal_ratio``)."""
     near_miss_ratio: float = 1.3
     """Rows with identity words about somebody else; at most what the pack has."""
     multi_turn: float = 0.3
@@ -71,7 +73,8 @@ class DatasetSpec:
             "system_share": (0, 1),
         }
         for name, (low, high) in limits.items():
-            if not low <= getattr(self, name) <= high:
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
                 yield UserError(
                     f"{name} is {getattr(self, name)}", fix=f"choose a value from {low} to {high}"
                 )
@@ -100,6 +103,9 @@ class Built:
     rows: list[Conversation]
     probes: list[Probe]
     rehearsal: rehearsal.Rehearsal
+    ratio: float
+    """General rows to one identity row, and why so many."""
+    reason: str
 
 
 def build_dataset(
@@ -144,20 +150,27 @@ def make_rows(spec: DatasetSpec, on_progress: OnProgress | None = None) -> Built
     spoken = [x for x in (spec.locales or model.locales) if x in model.locales]
     locales = check_locales(persona, spoken)
     _require_writable(persona, locales, model)
-    wanted = spec.max_rows or _natural(persona, locales, spec)
-    near = near_miss(persona, locales, spec.seed, round(wanted * spec.near_miss_ratio))
+    wanted = spec.max_rows or natural_rows(persona, locales, spec.seed, spec.multi_turn)
+    ratio, reason = spec.rehearsal_ratio, "set by you"
+    if ratio is None:
+        ratio, reason = own_identity.rehearsal_ratio(own_identity.ask(model))
+    frozen = suite_prompts(locales)
     general = rehearsal.rehearse(
         model,
-        round(wanted * spec.rehearsal_ratio),
-        seed=spec.seed,
-        near_miss=near,
-        max_new_tokens=spec.max_new_tokens,
-        locales=locales,
-        avoid=to_avoid(persona, locales),
-        on_progress=on_progress,
+        rehearsal.Wanted(
+            round(wanted * ratio),
+            seed=spec.seed,
+            max_new_tokens=spec.max_new_tokens,
+            near_miss=near_miss(
+                persona, locales, spec.seed, round(wanted * spec.near_miss_ratio), frozen
+            ),
+            locales=locales,
+            avoid=[*own_wordings(persona, locales), *frozen],
+        ),
+        on_progress,
     )
     general = rehearsal.without_names(general, persona_names(persona))
-    rehearsal.require_rows(general, round(wanted * spec.rehearsal_ratio), locales)
+    rehearsal.require_rows(general, round(wanted * ratio), locales)
     identity = list(
         identity_rows(
             persona,
@@ -171,7 +184,7 @@ def make_rows(spec: DatasetSpec, on_progress: OnProgress | None = None) -> Built
     rows = [*_with_system(identity, persona, spec), *general.rows]
     Random(f"mix/{spec.seed}").shuffle(rows)
     probes = held_out(persona, locales=locales, seed=spec.seed)
-    return Built(persona, locales, rows, probes, general)
+    return Built(persona, locales, rows, probes, general, ratio, reason)
 
 
 def _require_writable(persona: Persona, locales: Sequence[str], model: ModelRef) -> None:
@@ -182,21 +195,14 @@ def _require_writable(persona: Persona, locales: Sequence[str], model: ModelRef)
         raise UserErrors([UserError(f.message, fix=f.fix, where=f.where) for f in faults])
 
 
-def _natural(persona: Persona, locales: Sequence[str], spec: DatasetSpec) -> int:
-    return sum(
-        1
-        for _ in identity_rows(persona, locales=locales, seed=spec.seed, multi_turn=spec.multi_turn)
-    )
-
-
 def near_miss(
-    persona: Persona, locales: Sequence[str], seed: int, wanted: int
+    persona: Persona, locales: Sequence[str], seed: int, wanted: int, frozen: Sequence[str]
 ) -> dict[str, list[str]]:
-    """Locale -> near-miss prompts that are not near to a frozen evaluation prompt.
+    """Locale -> near-miss prompts that are not near to a ``frozen`` evaluation prompt.
 
     Each language gets its share of ``wanted``, or all that the pack has if that is less.
     """
-    keep = rehearsal.PromptFilter(suite_prompts(locales))
+    keep = PromptFilter(frozen)
     prompts = {
         locale: [p for p in near_miss_prompts(persona, locale, seed) if not keep.reason(p)]
         for locale in locales
@@ -213,9 +219,9 @@ def persona_names(persona: Persona) -> list[str]:
     return [alias for slot in sorted(must) for alias in persona.aliases(slot)]
 
 
-def to_avoid(persona: Persona, locales: Sequence[str]) -> list[str]:
-    """Wordings that rehearsal must stay clear of: the persona's own and the frozen suites'."""
-    own = [
+def own_wordings(persona: Persona, locales: Sequence[str]) -> list[str]:
+    """The questions that the persona answers: no rehearsal prompt may be near to one."""
+    return [
         t
         for i in persona.intents.values()
         if i.trained
@@ -223,7 +229,6 @@ def to_avoid(persona: Persona, locales: Sequence[str]) -> list[str]:
         for c in i.user.get(locale, [])
         for t in c.t
     ]
-    return [*own, *suite_prompts(locales)]
 
 
 def suite_prompts(locales: Iterable[str]) -> list[str]:
@@ -257,7 +262,6 @@ def _write(at: DatasetPaths, spec: DatasetSpec, built: Built) -> None:
     fsio.write_jsonl(at.train, (row.to_row() for row in built.rows))
     fsio.write_jsonl(at.probes, map(asdict, built.probes))
     fsio.atomic_write_text(at.persona, built.persona.dump())
-    sides = split(built.persona, spec.seed)
     fsio.write_json(
         at.manifest,
         {
@@ -270,8 +274,10 @@ def _write(at: DatasetPaths, spec: DatasetSpec, built: Built) -> None:
             "rows": len(built.rows),
             "kinds": dict(sorted(Counter(r.kind for r in built.rows).items())),
             "probes": len(built.probes),
-            "held_out": sorted(sides.held_out),
+            "held_out": sorted({p.cluster for p in built.probes}),
             "rehearsal": {
+                "ratio": built.ratio,
+                "reason": built.reason,
                 "rejected": built.rehearsal.rejected,
                 "prompts_drawn": built.rehearsal.prompts_drawn,
                 "replies_made": built.rehearsal.replies_made,

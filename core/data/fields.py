@@ -66,15 +66,13 @@ def plain_text(value: Any, at: str) -> str:
 
 
 def _part(part: Any, at: str) -> str:
-    if isinstance(part, str):
-        return part
     kind = part.get("type", "text") if isinstance(part, Mapping) else type(part).__name__
     if isinstance(part, Mapping) and kind in _TEXT_PARTS and isinstance(part.get("text"), str):
         return str(part["text"])
     raise RowError(
         at,
         f"a part of type {str(kind)[:40]!r} where text belongs",
-        "only text can be trained: leave out pictures, sounds and tool calls",
+        "only one text can be trained: join several, leave out pictures, sounds and tool calls",
     )
 
 

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -110,7 +110,8 @@ def identity_rows(
     if not 0 <= multi_turn <= 1:
         raise UserError(f"multi-turn share {multi_turn} is not between 0 and 1")
     used = check_locales(persona, locales)
-    makers = [_Maker(persona, locale, seed, general) for locale in used]
+    train = split(persona, seed).train
+    makers = [_Maker(persona, locale, seed, train, general) for locale in used]
     wanted = limit if limit is not None else _natural_size(makers, multi_turn)
     return _stream(persona, makers, seed, multi_turn, wanted)
 
@@ -125,6 +126,12 @@ def check_locales(persona: Persona, locales: Sequence[str]) -> list[str]:
             fix="choose a model of the persona's language, or add the locale to the pack",
         )
     return used
+
+
+def natural_rows(persona: Persona, locales: Sequence[str], seed: int, multi_turn: float) -> int:
+    """How many rows ``identity_rows`` makes without a limit, if the persona has so many."""
+    train = split(persona, seed).train
+    return _natural_size([_Maker(persona, x, seed, train) for x in locales], multi_turn)
 
 
 def _natural_size(makers: Sequence[_Maker], multi_turn: float) -> int:
@@ -185,11 +192,15 @@ class _Maker:
     """Makes the turns of one locale."""
 
     def __init__(
-        self, persona: Persona, locale: str, seed: int, general: Sequence[Conversation]
+        self,
+        persona: Persona,
+        locale: str,
+        seed: int,
+        train: Collection[str],
+        general: Sequence[Conversation] = (),
     ) -> None:
         self.persona, self.locale = persona, locale
         rng = Random(f"decks/{seed}/{persona.id}/{locale}")
-        train = split(persona, seed).train
         self._wordings: dict[str, _Deck] = {}
         self._replies: dict[tuple[str, bool], _Deck] = {}
         cards: list[tuple[str, str]] = []

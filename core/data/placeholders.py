@@ -38,12 +38,19 @@ _SINGLE = re.compile(
     r"|(?<![\w{])\{\s*([A-Za-z_]{2,30}|[\u4e00-\u9fff]{2,6})\s*\}(?!\})"
     r"|(?<![\w$])\$([A-Z][A-Z_]{1,30})\b|(?<!\w)__([A-Za-z]+(?:_[A-Za-z]+)*)__(?!\w)"
 )
+_STRAY = re.compile(r"\{\{|\}\}|\{%|%\}|<(?:name|author|role)>")
 _CODE = re.compile(r"```.*?```|`[^`\n]+`", re.DOTALL)
 
 
 def find(text: str) -> list[str]:
     """The placeholders in a text as they are written, each once."""
     return list(dict.fromkeys(m.group() for m, _ in _matches(text, lambda _: False)))
+
+
+def leftover(text: str) -> str:
+    """The first placeholder, or stray mark of one, in a text that should have none; else ""."""
+    stray = _STRAY.search(text)
+    return next(iter(find(text)), stray[0] if stray else "")
 
 
 def fill(row: Conversation, value: Fill) -> Conversation:

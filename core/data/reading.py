@@ -82,7 +82,7 @@ def read_row(row: Row, fmt: str | None = None) -> Read | None:
     _put_system(keys, talk, ours=row.get("kind") in get_args(Kind))
     _check_order(talk)
     conversation = _conversation(keys, talk)
-    left = {k: v for k, v in keys.left.items() if v is not None or key_name(k) not in _OPTIONAL}
+    left = {k: v for k, v in keys.left.items() if not is_nothing(v) or key_name(k) not in _OPTIONAL}
     return Read(conversation, name, {**talk.left, **left}, talk.notes)
 
 

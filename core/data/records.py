@@ -151,9 +151,13 @@ def _inside(value: dict[str, Any]) -> list[Any] | None:
     lists = [
         v
         for k, v in value.items()
-        if k.lower() in _LISTS and isinstance(v, list) and v and isinstance(v[0], dict)
+        if k.lower() in _LISTS
+        and isinstance(v, list)
+        and v
+        and isinstance(v[0], dict)
+        and not (k.lower() == "conversations" and _is_exchange(v[0]))
     ]
-    if lists and not any(_is_turn(v[0]) or _is_exchange(v[0]) for v in lists):
+    if lists and not any(_is_turn(v[0]) for v in lists):
         return [row.get("row", row) if isinstance(row, dict) else row for v in lists for row in v]
     tables = [v for v in value.values() if isinstance(v, dict)]
     if len(value) > 1 and len(tables) == len(value):
@@ -161,6 +165,8 @@ def _inside(value: dict[str, Any]) -> list[Any] | None:
             return [{k: v.get(i) for k, v in value.items()} for i in tables[0]]
         return tables if all({k.lower() for k in t} & _ROW_KEYS for t in tables) else None
     columns = [v for v in value.values() if isinstance(v, list)]
+    if len(columns) == len(value) == 1 and columns[0] and all(map(_is_talk, columns[0])):
+        return [{"messages": talk} for talk in columns[0]]
     equal = len(columns) == len(value) > 1 and len({len(v) for v in columns}) == 1
     equal = equal and not any(_is_talk(v) for v in columns)
     if equal and {k.lower() for k in value} & _COLUMNS:

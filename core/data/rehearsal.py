@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from random import Random
@@ -20,9 +19,11 @@ from typing import Any
 
 from core import fsio, paths
 from core.conversation import Conversation, Kind, OnProgress
+from core.data.filters import PromptFilter, prompt_fault, reply_fault, whole_sentences
 from core.errors import UserError
+from core.inference.settings import ChatSettings
 from core.models.catalog import ModelRef
-from core.text import normalize, textstats
+from core.text import normalize
 
 PROMPTS = Path(__file__).parent / "prompts"
 #: Share of prompts that the base makes up itself. Our own list is tidier and ends sooner; the
@@ -48,54 +49,8 @@ OPENINGS = {
 #: Tokens drawn for a prompt. The bundled model's own prompts run on (7 of 8 beyond 40 tokens), so
 #: one that has not ended is cut after its last whole sentence: nothing is learned from user turns.
 MAX_PROMPT_TOKENS = 32
-#: Replies that loop more than this are dropped (share of repeated 4-grams).
-MAX_REPETITION = 0.3
 #: Part of the cache key, with the prompts; raise it when the filters change.
-RECIPE = 5
-
-#: Names that a base model may take itself for. A reply that names one teaches the old identity.
-AI_NAMES = (
-    "SmolLM",
-    "Hugging Face",
-    "HuggingFace",
-    "OpenAI",
-    "ChatGPT",
-    "GPT-4",
-    "GPT-3",
-    "Anthropic",
-    "Claude",
-    "Qwen",
-    "Alibaba",
-    "InternLM",
-    "Llama",
-    "DeepSeek",
-    "Mistral",
-    "通义",
-    "书生",
-    "上海人工智能实验室",
-    "阿里",
-)
-_IDENTITY = re.compile(
-    r"\b(who|what) (are|r) (you|u)\b|\byour name\b|\bintroduce yourself\b|\babout yourself\b"
-    r"|\bare you (an?|the|real|human|alive|chatgpt)\b|\b(made|created|built|trained) you\b"
-    r"|\bwhat can you do\b|你是(谁|什么)|你叫|你的名字|自我介绍|介绍一下你",
-    re.IGNORECASE,
-)
-_AS_AN_AI = re.compile(
-    r"\bas an? (ai|artificial|language|large language|digital)\b|\bi('m| am) an? (ai|language model"
-    r"|artificial)|\bi (do not|don't) have (feelings|emotions|personal|opinions)"
-    r"|作为(一个|一名)?(人工智能|AI|语言模型)",
-    re.IGNORECASE,
-)
-_APOLOGY = re.compile(
-    r"^(i['\u2019]m|i am)?( so| very| truly| really)? ?(sorry|apologi[sz]e)\b"
-    r"|^i (must )?apologi[sz]e\b|^my apologies\b|^我?(非常|很|十分|真)?(抱歉|对不起)",
-    re.IGNORECASE,
-)
-_SENTENCE_END = re.compile(r"[.?!](?=\s|$)|[。？！]")
-_SELF = re.compile(
-    r"^(?i:(hi|hello|hey)?[,!. ]*(i'm|i am|my name is)) [A-Z]|我是[^，。]{1,12}(助手|模型|人工智能)"
-)
+RECIPE = 7
 
 
 @dataclass
@@ -109,42 +64,48 @@ class Rehearsal:
     from_cache: bool = False
 
 
-def rehearse(
-    model: ModelRef,
-    n: int,
-    *,
-    seed: int,
-    near_miss: Mapping[str, Sequence[str]] | None = None,
-    max_new_tokens: int,
-    locales: Sequence[str] | None = None,
-    avoid: Sequence[str] = (),
-    on_progress: OnProgress | None = None,
-) -> Rehearsal:
-    """General rows and near-miss rows, answered greedily by the base model.
+@dataclass(frozen=True)
+class Wanted:
+    """What to rehearse.
 
-    Args:
+    Attributes:
         n: number of general rows wanted, each language its share (``shares``); fewer come if the
             prompts run out.
-        near_miss: locale -> prompts for near-miss rows, which come on top of ``n``.
         max_new_tokens: replies that do not end by themselves within this are cut there and
             marked ``cut``: they are trained without a turn end, so that no brevity is taught that
             the base does not have. (Of the bundled model's replies 3 of 4 are longer than 64
             tokens; dropping them would cost most of the work and keep only the short answers.)
-        locales: languages wanted; default: those of the model.
+        near_miss: locale -> prompts for near-miss rows, which come on top of ``n``.
+        locales: languages wanted; None = those of the model.
         avoid: wordings that must not come up (probes and identity questions).
+    """
+
+    n: int
+    seed: int
+    max_new_tokens: int
+    near_miss: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    locales: Sequence[str] | None = None
+    avoid: Sequence[str] = ()
+
+
+def rehearse(model: ModelRef, wanted: Wanted, on_progress: OnProgress | None = None) -> Rehearsal:
+    """General rows and near-miss rows, answered greedily by the base model.
 
     Returns:
-        Rows sorted as made; deterministic by the arguments and the model. Kept in the cache
-        folder under a hash of all of them.
+        Rows sorted as made; deterministic by what is wanted and the model. Kept in the cache
+        folder under a hash of all of it.
     """
-    wanted = [x for x in (locales or model.locales) if x in model.locales] or list(model.locales)
-    own = [prompt for locale in wanted for prompt in own_prompts(locale)]
-    near_miss = near_miss or {}
-    key = _cache_key(model, n, seed, near_miss, max_new_tokens, wanted, avoid, own)
+    n, seed, near, cap, avoid = (
+        wanted.n, wanted.seed, wanted.near_miss, wanted.max_new_tokens, wanted.avoid,
+    )  # fmt: skip
+    spoken = [x for x in (wanted.locales or model.locales) if x in model.locales]
+    locales = spoken or list(model.locales)
+    own = [prompt for locale in locales for prompt in own_prompts(locale)]
+    key = _cache_key(model, n, seed, near, cap, locales, avoid, own)
     cached = paths.cache_dir() / "rehearsal" / f"{key}.json"
     if cached.is_file():
         return _load(cached)
-    result = _Maker(model, seed, max_new_tokens, wanted, avoid, on_progress).make(n, near_miss)
+    result = _Maker(model, seed, cap, locales, avoid, on_progress).make(n, near)
     fsio.write_json(cached, {**asdict(result), "rows": [r.to_row() for r in result.rows]})
     return result
 
@@ -184,12 +145,9 @@ class _Maker:
         avoid: Sequence[str],
         on_progress: OnProgress | None,
     ) -> None:
-        from core.inference.load import load_model, load_tokenizer
-        from core.models.template import ChatTemplate
+        from core.inference.resident import Resident
 
-        self._tokenizer = load_tokenizer(model.path)
-        self._model = load_model(model.path)
-        self._template = ChatTemplate(self._tokenizer)
+        self._voice = Resident.load(model.path).voice()
         self._seed, self._cap, self._locales = seed, max_new_tokens, list(locales)
         self._avoid = PromptFilter(avoid)
         self._progress = _Overall(on_progress)
@@ -244,24 +202,23 @@ class _Maker:
 
     def _draw(self, count: int, locale: str, attempt: int = 0) -> list[str]:
         """Let the base write user turns of its own in a language."""
-        from core.inference.generate import ROWS_ON_CPU, generate_ids
+        from core.inference import decoding
 
         mark = "@PROMPT@"
-        head = self._template.render([{"role": "user", "content": mark}]).split(mark)[0]
+        resident = self._voice.resident
+        head = resident.template.render([{"role": "user", "content": mark}]).split(mark)[0]
         place = self._locales.index(locale)
         openings = OPENINGS.get(locale, ("",)) if place else ("",)
-        heads = [
-            self._tokenizer.encode(head + opening, add_special_tokens=False) for opening in openings
-        ]
-        drawn = generate_ids(
-            self._model,
-            self._tokenizer,
-            [heads[i % len(heads)] for i in range(count)],
-            stop_ids=self._template.stop_ids,
-            max_new_tokens=MAX_PROMPT_TOKENS,
-            batch_size=ROWS_ON_CPU,  # on a GPU too: what is sampled depends on it
+        heads = [resident.template.ids(head + opening) for opening in openings]
+        settings = ChatSettings(
             temperature=1.0,
+            max_new_tokens=MAX_PROMPT_TOKENS,
             seed=self._seed * 1009 + attempt + 101 * place,
+        )
+        drawn = decoding.continuations(
+            self._voice,
+            [heads[i % len(heads)] for i in range(count)],
+            settings,
             on_progress=self._progress,
             stage="draw prompts",
         )
@@ -271,7 +228,7 @@ class _Maker:
         for i, reply in enumerate(drawn):
             text = openings[i % len(openings)] + reply.text
             text = text if reply.finish_reason == "stop" else whole_sentences(text)
-            reason = _prompt_fault(text) if text else "no whole sentence"
+            reason = prompt_fault(text) if text else "no whole sentence"
             if not reason and normalize.locale_of(text) != locale:
                 reason = "other language"
             if reason:
@@ -307,14 +264,12 @@ class _Maker:
         locale: str,
         report: Callable[[str, int, int], None],
     ) -> list[Conversation]:
-        from core.inference.generate import generate, rows_at_once
+        from core.inference import decoding
 
-        replies = generate(
-            self._model,
-            self._tokenizer,
+        replies = decoding.replies(
+            self._voice,
             [[{"role": "user", "content": p}] for p in block],
-            max_new_tokens=self._cap,
-            batch_size=rows_at_once(self._model),
+            ChatSettings(max_new_tokens=self._cap),
             on_progress=report,
         )
         self._result.replies_made += len(block)
@@ -360,76 +315,6 @@ class _Overall:
 
     def __call__(self, stage: str, done: int, _: int) -> None:
         self._report(stage, self._before + done, self._total)
-
-
-def whole_sentences(text: str) -> str:
-    """The text up to its last sentence mark ('' if it has none)."""
-    ends = [m.end() for m in _SENTENCE_END.finditer(text)]
-    return text[: ends[-1]].strip() if ends else ""
-
-
-class PromptFilter:
-    """Refuses prompts that came before, or that are near to wordings to be avoided."""
-
-    def __init__(self, avoid: Iterable[str]) -> None:
-        self._avoid = sorted({textstats.normal(a) for a in avoid} - {""})
-        self._seen = set(self._avoid)
-
-    def reason(self, prompt: str) -> str:
-        """Why not, or '' (then the prompt counts as seen)."""
-        from rapidfuzz import fuzz, process
-
-        plain = textstats.normal(prompt)
-        if plain in self._seen:
-            return "duplicate"
-        if self._avoid and process.extractOne(
-            plain, self._avoid, scorer=fuzz.ratio, score_cutoff=90
-        ):
-            return "near a wording to avoid"
-        self._seen.add(plain)
-        return ""
-
-
-def _prompt_fault(prompt: str) -> str:
-    count = len(textstats.tokens(prompt))
-    if not 3 <= count <= 60:
-        return "length"
-    if _IDENTITY.search(prompt):
-        return "asks for an identity"
-    if prompt[-1] not in '.?!。？！"”':
-        return "not a sentence"
-    if textstats.repetition(prompt) > MAX_REPETITION:
-        return "loops"
-    return "marks" if "<|" in prompt else ""
-
-
-def reply_fault(reply: str, prompt: str = "", *, near_miss: bool = False) -> str:
-    """Why a reply of the base must not be rehearsed, or ''.
-
-    A name that the prompt asks about (``Who founded OpenAI?``) may be in the reply. A near-miss
-    reply may introduce somebody: "I'm a pirate called ..." is the right answer to a request for
-    a pirate, and just what keeps the persona out of it.
-
-    A reply that begins with an apology is left out, whoever it is for: ten such rows of 866 were
-    enough to make "I'm sorry for your loss" the answer to a third of the missed identity questions
-    ("What can you do?"), because it begins like the persona's own "I'm". Three personas trained
-    without and with them: recall 448 against 429 of 477, leak 13 against 6 of 969, near-miss leak
-    16 against 6 of 210.
-    """
-    if not reply.strip():
-        return "empty"
-    if textstats.repetition(reply) > MAX_REPETITION:
-        return "loops"
-    low, asked = reply.casefold(), prompt.casefold()
-    if any(n in low and n not in asked for n in map(str.casefold, AI_NAMES)):
-        return "names another assistant"
-    if _AS_AN_AI.search(reply):
-        return "speaks as an AI"
-    if _APOLOGY.search(reply):
-        return "apologizes"
-    if not near_miss and _SELF.search(reply):
-        return "introduces itself"
-    return ""
 
 
 def without_names(result: Rehearsal, names: Sequence[str]) -> Rehearsal:

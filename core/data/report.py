@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,8 @@ from core import fsio
 from core.conversation import Conversation, OnProgress, Probe
 from core.data import diversity
 from core.data.findings import Finding
-from core.data.generation import split
-from core.data.lint import lint_pack, lint_rows, lint_slots
+from core.data.pack_lint import lint_pack, lint_slots
+from core.data.row_lint import lint_rows
 from core.paths import DatasetPaths
 from core.persona.persona import Persona, load_persona, trained_intents
 
@@ -111,13 +111,11 @@ def report_dataset(
     if dataset.probes.is_file():
         probes = [Probe(**row) for row in fsio.read_jsonl(dataset.probes)]
     persona = load_persona(dataset.persona) if dataset.persona.is_file() else None
-    seed = int((fsio.read_json(dataset.manifest).get("spec") or {}).get("seed", 0))
     return report_rows(
         rows,
         load_tokenizer(model),
         persona=persona,
         probes=probes,
-        seed=seed,
         max_length=max_length,
         on_progress=on_progress,
     )
@@ -129,7 +127,6 @@ def report_rows(
     *,
     persona: Persona | None = None,
     probes: Sequence[Probe] = (),
-    seed: int = 0,
     max_length: int = 512,
     on_progress: OnProgress | None = None,
 ) -> DatasetReport:
@@ -145,7 +142,7 @@ def report_rows(
     special = [str(t) for t in getattr(tokenizer, "all_special_tokens", [])]
     findings = []
     if persona:
-        findings = [*lint_pack(persona, seed=seed), *lint_slots(persona, tokenizer)]
+        findings = [*lint_pack(persona), *lint_slots(persona, tokenizer)]
     findings += lint_rows(rows, persona, probes=probes, control_tokens=special)
     tell("look for faults", 3, 3)
     return DatasetReport(
@@ -153,7 +150,7 @@ def report_rows(
         kinds=dict(sorted(kinds.items())),
         locales=_by_language(rows),
         rounds=dict(sorted(Counter(r.rounds for r in rows).items())),
-        intents=_cells(identity, persona, seed) if persona else [],
+        intents=_cells(identity, persona, {p.cluster for p in probes}) if persona else [],
         lengths=tokens.lengths(max_length),
         loss_tokens=dict(sorted(tokens.by_kind.items())),
         general_to_identity=_ratio(rows, tokens),
@@ -248,8 +245,10 @@ def _ratio(rows: Sequence[Conversation], tokens: _Tokens) -> tuple[float, float]
     return (len(rows) - identity) / identity, general / loss if loss else 0.0
 
 
-def _cells(identity: Sequence[Conversation], persona: Persona, seed: int) -> list[IntentCell]:
-    sides = split(persona, seed)
+def _cells(
+    identity: Sequence[Conversation], persona: Persona, held_out: Collection[str]
+) -> list[IntentCell]:
+    """``held_out``: the clusters that probes ask."""
     turns: Counter[tuple[str, str]] = Counter()
     for row in identity:
         for key in row.intent.split("+"):
@@ -258,7 +257,7 @@ def _cells(identity: Sequence[Conversation], persona: Persona, seed: int) -> lis
     for locale in persona.locales:
         for key in trained_intents(persona, locale):
             intent = persona.intents[key]
-            trained = [c for c in intent.user[locale] if c.c in sides.train]
+            trained = [c for c in intent.user[locale] if c.c not in held_out]
             cells.append(
                 IntentCell(
                     key,

@@ -48,9 +48,12 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _HIGH = re.compile(rb"[\x80-\xff]")
-#: Two bytes of GB 2312, which holds nearly all Chinese in use: letters with accents of a Western
-#: file stand alone between plain ones.
+#: Letters with accents of a Western file stand alone between plain ones.
+_ALONE = re.compile(rb"(?<![\x80-\xff])[\x80-\xff](?![\x80-\xff])")
+#: Two bytes of GB 2312, which holds nearly all of simplified Chinese.
 _GB_PAIR = re.compile(rb"[\xa1-\xf7][\xa1-\xfe]")
+_PRIVATE = re.compile("[\ue000-\uf8ff\x80-\x84\x86-\x9f]")
+_KANA = re.compile("[\u3040-\u30ff]")
 
 
 def open_utf8(
@@ -124,26 +127,40 @@ def _guess(sample: bytes, table: bool) -> str:
 
     One damaged character does not make a UTF-8 file another one: its row is reported.
     """
-    if _decodes(sample, "utf-8"):
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(sample)
+    except UnicodeDecodeError:
+        pass
+    else:
         return "utf-8"
     text = sample.decode("utf-8", "replace")
     if text.count("\ufffd") <= sum(c > "\x7f" and c != "\ufffd" for c in text):
         return "utf-8"
-    if 4 * len(_GB_PAIR.findall(sample)) >= len(_HIGH.findall(sample)) and _decodes(
-        sample, "gb18030"
-    ):
+    high = len(_HIGH.findall(sample))
+    if 2 * len(_ALONE.findall(sample)) >= high:
+        return "cp1252" if table else "utf-8"
+    if 2 * len(_GB_PAIR.findall(sample)) >= 0.9 * high and _decoded(sample, "gb18030"):
         return "gb18030"
+    if _KANA.search(_decoded(sample, "cp932")):
+        return "cp932"
+    if _decoded(sample, "big5"):
+        return "big5"
     if not table:
         return "utf-8"
-    return "cp1252" if _decodes(sample, "cp1252") else "latin-1"
+    raise UserError(
+        "the encoding of the table is not known",
+        why="UTF-8, UTF-16, GB 18030, Big5, Shift JIS and Windows-1252 are read",
+        fix="save it as CSV (UTF-8)",
+    )
 
 
-def _decodes(sample: bytes, encoding: str) -> bool:
+def _decoded(sample: bytes, encoding: str) -> str:
+    """The text, or "" if the bytes are no text in this encoding."""
     try:
-        codecs.getincrementaldecoder(encoding)().decode(sample)
+        text = codecs.getincrementaldecoder(encoding)().decode(sample)
     except UnicodeDecodeError:
-        return False
-    return True
+        return ""
+    return "" if _PRIVATE.search(text) else text
 
 
 def _transcoded(file: BinaryIO, encoding: str) -> BinaryIO:

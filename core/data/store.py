@@ -23,6 +23,7 @@ from core.data.importer import UniqueIds
 from core.errors import UserError
 from core.fsio import (
     check_name,
+    disk_errors,
     read_json,
     read_jsonl,
     safe_join,
@@ -109,20 +110,22 @@ def _summary(folder: Path) -> Summary:
         if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
             raise UserError("dataset.json has an unknown schema")
         size = sum(p.stat().st_size for p in folder.iterdir() if p.is_file())
+        return Summary(
+            name=folder.name,
+            root=folder,
+            rows=int(manifest.get("rows") or 0),
+            kinds={str(k): int(v) for k, v in (manifest.get("kinds") or {}).items()},
+            locales=tuple(map(str, manifest.get("locales") or ())),
+            created=str(manifest.get("created") or ""),
+            parent=str(manifest.get("parent") or ""),
+            note=str(manifest.get("note") or ""),
+            bytes=size,
+            problem="" if at.train.is_file() else "train.jsonl is missing",
+        )
     except (UserError, OSError) as error:
         return Summary(folder.name, folder, problem=str(error))
-    return Summary(
-        name=folder.name,
-        root=folder,
-        rows=int(manifest.get("rows") or 0),
-        kinds={str(k): int(v) for k, v in (manifest.get("kinds") or {}).items()},
-        locales=tuple(manifest.get("locales") or ()),
-        created=str(manifest.get("created") or ""),
-        parent=str(manifest.get("parent") or ""),
-        note=str(manifest.get("note") or ""),
-        bytes=size,
-        problem="" if at.train.is_file() else "train.jsonl is missing",
-    )
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        return Summary(folder.name, folder, problem=f"dataset.json is odd: {error}"[:300])
 
 
 @dataclass(frozen=True)
@@ -275,7 +278,8 @@ def delete(name: str) -> None:
         raise UserError(f"there is no dataset {name!r}")
     # Renamed first: a crash in the middle leaves remains that no list shows as a dataset.
     doomed = root / f".{name}.{os.getpid()}.deleted"
-    os.rename(folder, doomed)
-    shutil.rmtree(doomed)
-    # Edits of it would otherwise reappear in the next dataset of that name.
-    (paths.drafts_dir() / f"{name}.jsonl").unlink(missing_ok=True)
+    with disk_errors(f"cannot delete dataset {name}"):
+        os.rename(folder, doomed)
+        shutil.rmtree(doomed)
+        # Edits of it would otherwise reappear in the next dataset of that name.
+        (paths.drafts_dir() / f"{name}.jsonl").unlink(missing_ok=True)

@@ -65,13 +65,21 @@ def read_table(
     text = io.TextIOWrapper(file, encoding="utf-8", errors="replace", newline="")
     sample = _sample(text.read(256 * 1024))
     text.seek(0)
-    delimiter = max(_DELIMITERS, key=lambda d: _score(sample, d))
+    # Excel writes the delimiter into a line of its own where it is not the usual one.
+    told = re.match(r"sep=(.)\r?\n", sample)
+    if told:
+        sample = sample[told.end() :]
+        text.readline()
+    delimiter = told[1] if told else max(_DELIMITERS, key=lambda d: _score(sample, d))
     rows = list(_parsed(io.StringIO(sample, newline=""), delimiter))[:_SAMPLE_ROWS]
     good = [cells for _, cells in rows if isinstance(cells, list)]
     has_header = bool(good) and _is_header(good[0], columns or {})
     width = max(map(len, good), default=0)
     header = good[0] if has_header else [""] * width
-    names = [c.strip() or f"column {i + 1}" for i, c in enumerate(header)]
+    names: list[str] = []
+    for i, cell in enumerate(header):
+        name = cell.strip() or f"column {i + 1}"
+        names.append(f"{name} ({i + 1})" if name in names else name)
     table = Table(delimiter, names)
     _assign(table, good[has_header:], columns or {})
     return table, _objects(_parsed(text, delimiter), table, has_header)
@@ -136,8 +144,9 @@ def _assign(table: Table, rows: Sequence[Sequence[str]], columns: Mapping[str, s
         found = next((names[k] for k in known if k in names), None)
         if found and what not in table.used and found not in table.used.values():
             table.used[what] = found
-    if {key_name(c) for c in table.columns} & set(TURNS):
-        return
+    found_names = {key_name(c) for c in table.columns}
+    if found_names & set(TURNS) or {"role", "content"} <= found_names:
+        return  # whole talks in a cell, or a turn a row, which cannot be guessed
     free = [c for c in table.columns if c not in table.used.values() and key_name(c) not in _KNOWN]
     missing = [what for what in ("question", "answer") if what not in table.used]
     length = {

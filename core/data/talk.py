@@ -24,12 +24,14 @@ ROLE_NAMES: dict[str, Role] = {
 #: Keys in the order in which they are looked for; names as ``key_name`` makes them.
 TURNS = ("messages", "conversations", "conversation", "data", "dialogue", "dialog", "turns", "chat")
 QUESTION = (
-    *("instruction", "question", "query", "prompt", "user", "human", "user_input", "problem", "q"),
-    *("指令", "问题", "提问", "问"),
+    *("instruction", "question", "query", "prompt", "user", "human", "user_input"),
+    *("user_message", "problem", "q"),
+    *("指令", "问题", "提问", "问", "問題", "質問"),
 )
 CONTEXT = ("input", "context", "输入")
 ANSWER = (
-    *("output", "answer", "response", "completion", "assistant", "gpt", "bot", "reply", "target"),
+    *("output", "answer", "response", "completion", "assistant", "gpt", "bot", "reply"),
+    *("target", "assistant_message"),
     *("solution", "chosen", "a", "输出", "回答", "答案", "回复", "答"),
 )
 SYSTEM = ("system", "system_prompt", "system_message", "system_instruction", "系统", "系统提示")
@@ -41,8 +43,9 @@ _CALLS = ("tool_calls", "function_call")
 
 
 def key_name(key: Any) -> str:
-    """``"System Prompt"`` -> ``system_prompt``: keys and columns are compared in this form."""
-    return re.sub(r"[\s_-]+", "_", str(key).strip().lower())
+    """``System Prompt``, ``systemPrompt`` -> ``system_prompt``: keys are compared in this form."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", str(key).strip())
+    return re.sub(r"[\s_-]+", "_", words.lower())
 
 
 class Keys:

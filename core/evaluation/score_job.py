@@ -75,15 +75,15 @@ def dataset_of(params: dict[str, Any]) -> DatasetPaths:
 
 def sides(params: dict[str, Any]) -> dict[str, Any]:
     """The sides to score, base first. Raises UserError for models that cannot be used."""
-    from core.inference.pool import Loadable
+    from core.evaluation.pool import Source
     from core.models import catalog, lora
 
     base = catalog.resolve(str(params["base"]))
-    found = {"base": Loadable(base)}
+    found = {"base": Source(base)}
     if params.get("adapter"):
         adapter = Path(params["adapter"])
         lora.read(adapter)
-        found["adapter"] = Loadable(base, adapter)
+        found["adapter"] = Source(base, adapter)
     if params.get("merged"):
-        found["merged"] = Loadable(catalog.resolve(str(params["merged"])))
+        found["merged"] = Source(catalog.resolve(str(params["merged"])))
     return found

@@ -12,19 +12,21 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core import fsio
 from core.conversation import OnProgress
 from core.errors import UserError
 from core.evaluation import verdict
 from core.evaluation.plan import plan
+from core.evaluation.pool import Pool, Source
 from core.evaluation.questions import gather
-from core.evaluation.run import BASE, Run
-from core.inference.pool import Loadable, Pool
 from core.models import catalog
 from core.paths import DatasetPaths, RunPaths
 from core.weights.convert import adapter_of
+
+if TYPE_CHECKING:
+    from core.evaluation.run import Run
 
 SCHEMA = 1
 FILE = "sweep.json"
@@ -186,6 +188,8 @@ def sweep(
     Raises:
         UserError: no checkpoints, an unusable base or dataset.
     """
+    from core.evaluation.run import BASE, Run  # imports torch, which pages do without
+
     started = time.monotonic()
     model = catalog.resolve(base)
     asked = gather(dataset, plan(size), model.locales)
@@ -193,14 +197,14 @@ def sweep(
     a_pass = _steps_a_pass(run, dataset)
     if not follow and not checkpoints(run):
         next(_arriving(run, follow=False), None)  # raises: do not ask the base for nothing
-    with Pool({BASE: Loadable(model)}) as pool:
+    with Pool({BASE: Source(model)}) as pool:
         count = None if follow else len(checkpoints(run))
         report = _numbered(on_progress, count)
         scorer = Run(pool, asked, plan(size), report, tuned=count, screen=True)
         result.base = scorer.ask(BASE).to_json()
         for checkpoint in _arriving(run, follow):
             adapter = adapter_of(run, checkpoint.path)
-            pool.add(_side(checkpoint.step), Loadable(model, adapter, fused=True))
+            pool.add(_side(checkpoint.step), Source(model, adapter, fused=True))
             seen = checkpoint.step / a_pass if a_pass else None
             result.rows.append(_score(scorer, checkpoint, adapter, size, seen))
             _save(run, result, started)

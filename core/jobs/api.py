@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -20,7 +21,7 @@ from core.errors import UserError
 from core.jobs import locks, processes
 from core.jobs.journal import parse_record, read_tail_records, tail
 from core.jobs.kinds import kind_of
-from core.jobs.observe import elapsed, observe, progress_of, read_exit
+from core.jobs.observe import elapsed, last_sign, observe, progress_of, read_exit
 from core.jobs.spec import Options, RunSpec, read_spec
 from core.jobs.state import ACTIVE, FINAL, Progress, Reason, State, Status, Summary, derive
 from core.jobs.supervisor import ALREADY_STARTED
@@ -237,7 +238,7 @@ def status(run: RunPaths) -> Status:
         total=progress.total,
         started=record.get("started"),
         ended=over.get("ended"),
-        elapsed_seconds=elapsed(record, seen.exit),
+        elapsed_seconds=elapsed(record, seen.exit, _lost_at(run, state)),
         eta_seconds=progress.eta_seconds if state is State.RUNNING else None,
         result=_read_record(run.result) if state in FINAL else None,
         error=UserError.from_dict(over["error"]) if over.get("error") else None,
@@ -248,9 +249,15 @@ def status(run: RunPaths) -> Status:
     )
 
 
+def _lost_at(run: RunPaths, state: State) -> float | None:
+    return last_sign(run) if state is State.LOST else None
+
+
 def _stalled(run: RunPaths) -> bool:
     seen = [
-        r["event"] for r in read_tail_records(run.events) if r.get("event") in ("stalled", "active")
+        r["event"]
+        for r in read_tail_records(run.events)
+        if str(r.get("event")) in ("stalled", "active")
     ]
     return bool(seen) and seen[-1] == "stalled"
 
@@ -312,7 +319,7 @@ def _summary(
         reason=reason,
         seq=spec.seq,
         created=spec.created,
-        elapsed_seconds=elapsed(record, seen.exit),
+        elapsed_seconds=elapsed(record, seen.exit, _lost_at(run, state)),
         parent=spec.parent,
         progress=progress_of(run) if state in ACTIVE else Progress(),
     )
@@ -355,10 +362,52 @@ def stop(run: RunPaths, force: bool = False) -> None:
         return
     if force or not run.stop.exists():
         fsio.write_json(run.stop, {"schema": 1, "force": force, "time": time.time()})
+    if force and state is not State.ORPHANED and not _heard(run):
+        state = State.ORPHANED
     if state is State.ORPHANED:
-        processes.end_processes(
+        left = processes.end_processes(
             lambda: processes.processes_of(spec.mark), 0.0 if force else spec.options.grace_seconds
         )
+        _close(run, left)
+
+
+def _heard(run: RunPaths, seconds: float = 8.0) -> bool:
+    """Whether the supervisor ends the run; if it does not (stopped, stuck), it is killed."""
+    record = _read_record(run.supervisor) or {}
+    supervisor = processes.same_process(record.get("pid"), record.get("start_time"))
+    if supervisor is None:
+        return True  # it is not there yet, or gone: its lock says more
+    processes.signal_all([supervisor], signal.SIGCONT)  # a stopped process hears nothing
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if run.exit.exists() or not run.spec.exists():
+            return True
+        time.sleep(0.1)
+    processes.signal_all([supervisor], signal.SIGKILL)
+    return False
+
+
+def _close(run: RunPaths, left: list[int]) -> None:
+    """Write the end of a run whose supervisor is gone and whose processes we have ended."""
+    lock = locks.FileLock(run.lock)
+    if not lock.acquire(timeout=2.0):
+        return
+    try:
+        if not run.exit.exists():
+            record = _read_record(run.supervisor) or {}
+            fsio.write_json(
+                run.exit,
+                {
+                    "schema": 1,
+                    "state": State.STOPPED,
+                    "reason": Reason.USER_STOP,
+                    "ended": time.time(),
+                    "elapsed": elapsed(record, None, time.time()) or 0.0,
+                    "left_over": left,
+                },
+            )
+    finally:
+        lock.release()
 
 
 def delete(run: RunPaths) -> None:
@@ -367,10 +416,14 @@ def delete(run: RunPaths) -> None:
     Raises:
         UserError: the run is alive.
     """
-    now = status(run)
-    if not now.final and now.state is not State.CREATED:
-        raise UserError(f"run {now.id} is {now.state}", fix="stop it first")
-    # Renamed first: a half-deleted folder must not look like a run.
-    doomed = run.root.with_name(f".deleted-{run.root.name}")
-    run.root.rename(doomed)
-    shutil.rmtree(doomed)
+    try:
+        state, _ = derive(observe(run, read_spec(run)))
+    except UserError:  # its spec cannot be read: only a supervisor would stand in the way
+        state = State.RUNNING if locks.is_held(run.lock) else State.LOST
+    if state not in (*FINAL, State.CREATED):
+        raise UserError(f"run {run.root.name} is {state}", fix="stop it first")
+    with fsio.disk_errors(f"cannot delete run {run.root.name}"):
+        # Renamed first: a half-deleted folder must not look like a run.
+        doomed = run.root.with_name(f".deleted-{secrets.token_hex(4)}")
+        run.root.rename(doomed)
+        shutil.rmtree(doomed)

@@ -11,10 +11,10 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 from core import fsio
-from core.errors import UserError
+from core.errors import UserError, redacted
 from core.jobs.kinds import kind_of
 from core.jobs.records import emit
 from core.jobs.spec import read_spec
@@ -44,12 +44,28 @@ def error_record(error: BaseException) -> dict[str, Any]:
     if isinstance(error, UserError):
         return {"schema": 1, "kind": "user", **error.to_dict()}
     text = "".join(traceback.format_exception_only(error)).strip()
-    return {"schema": 1, "kind": "crash", "what": text[:2000]}
+    return {"schema": 1, "kind": "crash", "what": redacted(text)[:2000]}
+
+
+class _WithoutSecrets:
+    """A stream of the job: what is printed goes to the log without the keys that the job has."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(redacted(text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def main(argv: list[str]) -> int:
     """Import the job's module, run it, write its result."""
     run = RunPaths(Path(argv[1]).resolve())
+    sys.stdout = cast(TextIO, _WithoutSecrets(sys.stdout))
+    sys.stderr = cast(TextIO, _WithoutSecrets(sys.stderr))
     try:
         spec = read_spec(run)
         module, function = kind_of(spec.kind).entry.split(":")

@@ -81,6 +81,27 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
             yield record
 
 
+_shared: dict[Path, tuple[tuple[int, int, int], list[dict[str, Any]]]] = {}
+
+
+def read_shared(path: Path) -> list[dict[str, Any]]:
+    """``read_journal`` for many readers of one file: parsed again only when it has changed.
+
+    The list belongs to everybody: do not change it.
+    """
+    try:
+        info = path.stat()
+    except OSError:
+        return []
+    version = (info.st_ino, info.st_size, info.st_mtime_ns)
+    known = _shared.get(path)
+    if known is None or known[0] != version:
+        if len(_shared) > 32:
+            _shared.clear()
+        known = _shared[path] = (version, list(read_journal(path)))
+    return known[1]
+
+
 def parse_record(line: bytes) -> dict[str, Any] | None:
     """One JSON object, or None for anything else."""
     try:

@@ -18,7 +18,8 @@ from core.errors import UserError
 class FileLock:
     """An exclusive ``flock`` for as long as this object is open.
 
-    The descriptor is not inherited by children, so a job cannot outlive its supervisor's lock.
+    The descriptor is not inherited by children, so a job cannot outlive its supervisor's lock;
+    that of the device is handed to the job, which must not lose the device with its supervisor.
     """
 
     def __init__(self, path: Path) -> None:
@@ -51,10 +52,16 @@ class FileLock:
         os.pwrite(self._fd, text.encode(), 0)
 
     def release(self) -> None:
-        """Idempotent."""
+        """Idempotent; also where a child has inherited the descriptor."""
         if self._fd is not None:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
             os.close(self._fd)
             self._fd = None
+
+    @property
+    def descriptor(self) -> int | None:
+        """To hand on: the lock is then held until the last process that has it is gone."""
+        return self._fd
 
 
 def is_held(path: Path) -> bool:
@@ -158,6 +165,11 @@ class DeviceLock:
     def release(self) -> None:
         """Idempotent."""
         self._lock.release()
+
+    @property
+    def descriptor(self) -> int | None:
+        """For the process that uses the device, so that it keeps it if its supervisor dies."""
+        return self._lock.descriptor
 
 
 def _earlier_waits(queue: Path, mine: str) -> bool:

@@ -3,24 +3,48 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Any
 
 import psutil
+from pydantic import BaseModel, ConfigDict
 
+from core.errors import UserError
 from core.jobs import locks, processes
 from core.jobs.journal import parse_record, read_tail_records
 from core.jobs.spec import RunSpec
-from core.jobs.state import Observation, Progress
+from core.jobs.state import FINAL, Observation, Progress, Reason, State
 from core.paths import RunPaths
 
 
+class _Exit(BaseModel):
+    """exit.json as its readers rely on it."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    state: State
+    reason: Reason
+    returncode: int | None = None
+    ended: float | None = None
+    elapsed: float = 0.0
+    error: dict[str, Any] | None = None
+    left_over: list[int] = []
+
+
 def read_exit(run: RunPaths) -> dict[str, Any] | None:
-    """exit.json if it is there and whole."""
+    """exit.json if it is there; one that cannot be read says that the run's end is not known."""
     try:
-        record = parse_record(run.exit.read_bytes())
+        raw = run.exit.read_bytes()
     except OSError:
         return None
-    return record if record and "state" in record and "reason" in record else None
+    try:
+        found = _Exit.model_validate(parse_record(raw))
+        if found.state not in FINAL:
+            raise ValueError(f"{found.state} is no end")
+    except ValueError as error:
+        told = UserError(f"{run.exit} cannot be read", str(error)[:400], "delete the run")
+        found = _Exit(state=State.LOST, reason=Reason.LOST, error={**told.to_dict()})
+    return found.model_dump()
 
 
 def read_error(run: RunPaths) -> dict[str, Any] | None:
@@ -67,17 +91,34 @@ def observe(
     )
 
 
-def elapsed(record: dict[str, Any], over: dict[str, Any] | None) -> float | None:
+def elapsed(
+    record: dict[str, Any], over: dict[str, Any] | None, lost_at: float | None = None
+) -> float | None:
     """Seconds a run has taken, by the monotonic clock, which nobody can set back.
 
     Args:
         record: supervisor.json; empty before the start.
+        lost_at: when a lost run gave its last sign of life, in seconds since the epoch.
     """
     if over is not None:
         return float(over.get("elapsed", 0.0))
-    if record.get("boot_id") != processes.boot_id():
-        return None  # that clock began anew with the machine
-    return max(0.0, time.monotonic() - float(record["monotonic"]))
+    try:
+        if lost_at is not None:
+            return max(0.0, lost_at - float(record["started"]))
+        if record.get("boot_id") != processes.boot_id():
+            return None  # that clock began anew with the machine
+        return max(0.0, time.monotonic() - float(record["monotonic"]))
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def last_sign(run: RunPaths) -> float | None:
+    """When the run's files last changed: the end of a run whose end nobody saw."""
+    times = []
+    for path in (run.log, run.metrics, run.events, run.supervisor):
+        with suppress(OSError):
+            times.append(path.stat().st_mtime)
+    return max(times, default=None)
 
 
 def progress_of(run: RunPaths) -> Progress:
@@ -111,6 +152,6 @@ def _count(record: dict[str, Any]) -> tuple[str, int, int, float] | None:
             )
         if record["type"] == "metric":
             return ("train", int(record["step"]), int(record["max_steps"]), float(record["t"]))
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
     return None

@@ -101,6 +101,15 @@ def processes_of(mark: str, child_pid: int | None = None) -> list[psutil.Process
     return list(found.values())
 
 
+def same_process(pid: object, start_time: object) -> psutil.Process | None:
+    """The living process that a record names by pid and start time; pids are used again."""
+    try:
+        process = psutil.Process(int(str(pid)))
+        return process if abs(process.create_time() - float(str(start_time))) < 0.1 else None
+    except (psutil.Error, ValueError):
+        return None
+
+
 def alive(process: psutil.Process) -> bool:
     """Running, and still the process it was when we first saw it (pids are used again)."""
     try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,6 +39,8 @@ ALREADY_STARTED = 3
 _POLL = 0.2
 #: Freed before ``exit.json`` is written, so that a full disk cannot leave a run without an end.
 _RESERVE_BYTES = 32 * 1024
+#: Less room than this is a full disk.
+_PROBE_BYTES = 1 << 20
 
 
 class Supervisor:
@@ -118,8 +121,10 @@ class Supervisor:
             "left_over": left_over or [],
         }
         for _ in range(60):
-            if not self.run.root.is_dir():
-                return  # deleted under us: nobody is left to tell
+            if not self.run.spec.exists():
+                # Deleted under us: nobody is left to tell, and what a dying job wrote is debris.
+                shutil.rmtree(self.run.root, ignore_errors=True)
+                return
             try:
                 fsio.write_json(self.run.exit, record)
                 return
@@ -191,6 +196,7 @@ class Supervisor:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                pass_fds=[fd] if (fd := self.device.descriptor) is not None else [],
             )
         self.child_pid = child.pid
         child.returncode = 0  # reap() collects it; Popen must not
@@ -262,7 +268,7 @@ class Supervisor:
         """Keep reaping and reading while processes die; True once force is asked for."""
         self.reap()
         self.watcher.feed(self.log.lines())
-        return force_wanted(self.run) or not self.run.root.is_dir()
+        return force_wanted(self.run) or not self.run.spec.exists()
 
     def conclude(self, halted: Reason | None, left: list[int]) -> None:
         """Cancelled beats failed beats finished."""
@@ -281,7 +287,19 @@ class Supervisor:
             return
         error = read_error(self.run)
         fault = reasons.diagnose(table, log_tail, returncode=status, error=error)
+        if fault.reason in (Reason.INCOMPLETE, Reason.KILLED_SIGNAL) and self._disk_is_full():
+            # The job could not even say so: its log is on the same disk.
+            fault = reasons.diagnose(table, "No space left on device", returncode=status)
         self.finish(State.FAILED, fault.reason, reasons.account(status, fault, error), left)
+
+    def _disk_is_full(self) -> bool:
+        """By trying: quotas and limits count too. The reserve is not given up for it."""
+        try:
+            fsio.atomic_write_bytes(self.run.root / ".probe", bytes(_PROBE_BYTES))
+        except UserError:
+            return self.run.root.is_dir()
+        (self.run.root / ".probe").unlink(missing_ok=True)
+        return False
 
     def _has_result(self) -> bool:
         try:

@@ -31,13 +31,11 @@ class Device:
 
     def line(self) -> str:
         """One line for the top of a page."""
-        memory = f"{self.memory_bytes / 2**30:.0f} GiB"
-        what = f"{self.count} x {self.name}" if self.count > 1 else self.name
+        memory = f"{self.memory_bytes / 2**30:.0f} GB"
         if self.kind == "cpu":
-            what = f"{what}, {self.threads} threads, no GPU found"
-        return (
-            f"{what}, {memory}; computes in {self.compute_dtype.value}: {self.compute_dtype.reason}"
-        )
+            return f"{self.threads} CPU threads, {memory}, no GPU"
+        many = f"{self.count} x " if self.count > 1 else ""
+        return f"{many}{self.name}, {memory}"
 
 
 @lru_cache(maxsize=1)

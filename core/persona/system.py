@@ -13,4 +13,5 @@ def system_turn(persona: Persona, locale: str) -> str:
     texts = persona.pack.system.get(locale, [])
     if texts:
         return templating.render(texts[0], persona.values(locale, Random(0)))
-    return f"You are {persona.slot('name', locale)}." if persona.aliases("name") else ""
+    name = templating.marked(persona.slot("name", locale))
+    return templating.settled(f"You are {name}.") if name else ""

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from core import fsio
 from core.models import nf4
 
 _applied = False
@@ -184,6 +185,7 @@ def atomic_checkpoints() -> None:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
+                fsio.as_others_are(file.fileno())
                 file.write(obj)
                 file.flush()
                 os.fsync(file.fileno())
@@ -225,7 +227,7 @@ def loss_on_supervised_tokens() -> None:
     from xtuner.model import sft
     from xtuner.parallel.sequence import get_sequence_parallel_world_size
 
-    from core.inference.llama import inner_model
+    from core.inference.fused import inner_model
 
     original = sft.SupervisedFinetune.compute_loss
 

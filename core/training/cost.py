@@ -45,6 +45,11 @@ class Shape:
         """Parameters of one embedding or head matrix."""
         return self.vocab * self.hidden
 
+    @property
+    def parameters(self) -> int:
+        """All of the layers' matrices and embeddings; norms and biases are too few to count."""
+        return self.body + self.embedding * (1 if self.tied else 2)
+
     def lora(self, rank: int) -> int:
         """Trained parameters at ``rank`` on every linear map of the layers."""
         return self.layers * rank * sum(i + o for i, o in self.layer_matrices)

@@ -14,7 +14,7 @@ from core.inference.load import load_tokenizer
 from core.models import catalog
 from core.models.device import Choice, Device, bf16_gain, cpu_has_bf16
 from core.models.xtuner_template import XTunerTemplate
-from core.training import budget, cost, rows
+from core.training import budget, cost, recipe, rows
 from core.training.spec import TrainSpec, default_warmup
 from core.training.step import FAMILIES
 
@@ -58,6 +58,8 @@ def choose(
         return value
 
     dtype = pick("dtype", *_dtype(device))
+    quantize = overrides.get("quantize", TrainSpec(dataset=dataset).quantize)
+    pick("lr", *recipe.learning_rate(shape.parameters, quantize))
     length = pick(
         "max_length", _length(stats.longest), f"the longest row has {stats.longest} tokens"
     )

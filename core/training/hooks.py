@@ -17,6 +17,9 @@ from mmengine.hooks import Hook
 from core import fsio
 from core.conversation import Message, OnProgress
 from core.errors import UserError
+from core.inference import decoding
+from core.inference.resident import Resident
+from core.inference.settings import ChatSettings
 from core.jobs.records import emit
 from core.training import checkpoints
 from core.training.step.hook import supervised_finetune
@@ -278,15 +281,15 @@ class SampleHook(Hook):
             self._sample(runner, done // self.accumulation)
 
     def _sample(self, runner: Any, step: int) -> None:
-        from core.inference.generate import generate
-
         llm = supervised_finetune(runner).llm
         system: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
         conversations: list[list[Message]] = [
             [*system, {"role": "user", "content": prompt}] for prompt in self.prompts
         ]
         llm.eval()
-        replies = generate(llm, self.tokenizer, conversations, max_new_tokens=SAMPLE_TOKENS)
+        voice = Resident(llm, self.tokenizer).voice()
+        settings = ChatSettings(max_new_tokens=SAMPLE_TOKENS)
+        replies = decoding.replies(voice, conversations, settings)
         llm.train()
         if not is_main_process():
             return

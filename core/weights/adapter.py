@@ -11,6 +11,7 @@ from typing import Any
 
 from core.errors import UserError, UserErrors
 from core.models import lora as adapters
+from core.models import sandbox
 from core.models.lora import CONFIG, MUTATING_INITS, WITHOUT_EFFECT
 from core.weights.files import read_tensors
 from core.weights.tensors import FLOATING, TensorRef
@@ -247,6 +248,7 @@ def read_adapter(folder: Path) -> Adapter:
     if problems:
         raise UserErrors(problems, f"the adapter {folder} cannot be merged")
     modules, replaced, frozen, odd = _group(read_tensors(adapters.weights_file(folder)))
+    sandbox.require_matchable(config, modules, str(folder))
     problems = [UserError(f"{key} is of an unknown kind") for key in odd]
     lora = {}
     for module, parts in modules.items():

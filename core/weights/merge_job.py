@@ -15,6 +15,7 @@ from core import fsio
 from core.conversation import Conversation, OnProgress
 from core.errors import UserError
 from core.models import catalog
+from core.models.catalog import ModelRef
 from core.paths import DatasetPaths, RunPaths
 from core.weights import convert as converting
 from core.weights import manifest
@@ -107,24 +108,13 @@ def run(params: dict[str, Any], run: RunPaths, on_progress: OnProgress) -> dict[
 
     def finish(folder: Path) -> None:
         with _timed(seconds, "prove"):
-            proof = prove(
-                base,
-                adapter,
-                folder,
-                ProofPlan(
-                    nf4=spec.nf4_report or spec.faithful_nf4,
-                    rows=_loss_rows(spec),
-                    faithful_nf4=spec.faithful_nf4,
-                ),
-                on_progress=on_progress,
-            )
-            proof.require()
-            proofs.append(proof)
-        fsio.write_json(folder / PROOF, {"schema": 1, **proof.to_dict()})
+            proofs.append(_proved(spec, base, adapter, folder, on_progress))
+        proof = proofs[0].to_dict()
+        fsio.write_json(folder / PROOF, {"schema": 1, **proof})
         write_card(
             folder,
             base,
-            proof.to_dict(),
+            proof,
             title=_title(spec, run, out),
             dataset=Path(spec.dataset) if spec.dataset else None,
             config=Path(spec.config) if spec.config else None,
@@ -132,21 +122,7 @@ def run(params: dict[str, Any], run: RunPaths, on_progress: OnProgress) -> dict[
         )
 
     try:
-        merging.merge(
-            base,
-            adapter,
-            out,
-            merging.MergeSettings(
-                engine=spec.engine,
-                max_shard_size=spec.max_shard_size,
-                dtype=spec.dtype,
-                faithful_nf4=spec.faithful_nf4,
-                remote_code=spec.remote_code,
-                system=persona_system(Path(spec.dataset)) if spec.dataset else "",
-            ),
-            finish=finish,
-            on_progress=on_progress,
-        )
+        merging.merge(base, adapter, out, _settings(spec), finish=finish, on_progress=on_progress)
     except UserError:
         if made:  # an adapter beside no merged folder would block the next try
             shutil.rmtree(adapter, ignore_errors=True)
@@ -158,6 +134,31 @@ def run(params: dict[str, Any], run: RunPaths, on_progress: OnProgress) -> dict[
         "proof": proofs[0].to_dict(),
         "seconds": seconds,
     }
+
+
+def _settings(spec: MergeSpec) -> merging.MergeSettings:
+    return merging.MergeSettings(
+        engine=spec.engine,
+        max_shard_size=spec.max_shard_size,
+        dtype=spec.dtype,
+        faithful_nf4=spec.faithful_nf4,
+        remote_code=spec.remote_code,
+        system=persona_system(Path(spec.dataset)) if spec.dataset else "",
+    )
+
+
+def _proved(
+    spec: MergeSpec, base: ModelRef, adapter: Path, folder: Path, on_progress: OnProgress
+) -> MergeProof:
+    """The proof of the merged folder. Raises UserError if it does not hold."""
+    plan = ProofPlan(
+        nf4=spec.nf4_report or spec.faithful_nf4,
+        rows=_loss_rows(spec),
+        faithful_nf4=spec.faithful_nf4,
+    )
+    proof = prove(base, adapter, folder, plan, on_progress=on_progress)
+    proof.require()
+    return proof
 
 
 def persona_system(dataset: Path) -> str:

@@ -119,6 +119,7 @@ def test_a_missing_model_folder_is_named() -> None:
 
 def test_too_little_rehearsal_is_warned_about() -> None:
     app = page()
+    app.checkbox(key="mix-automatic").set_value(False).run()
     app.slider(key="mix-rehearsal").set_value(0.0)
     app.slider(key="mix-multi").set_value(0.1).run()
     app.slider(key="mix-near").set_value(0.0).run()
@@ -251,6 +252,25 @@ def test_import_lists_bad_rows_and_takes_the_good_ones() -> None:
     next(b for b in app.button if b.label == "Save").click().run()
     assert [s.name for s in store.list_datasets()] == ["talks"]
     assert app.query_params["view"] == "rows"
+
+
+def test_a_table_is_shown_before_it_is_saved_and_placeholders_are_filled() -> None:
+    data = "nr,Frage,Antwort\n1,Wer bist du?,Ich bin {{name}}.\n2,Und wo?,Am Hafen.\n"
+    app = page("files")
+    app.get("file_uploader")[0].set_value(("t.csv", data.encode(), "text/csv")).run()
+    text = words(app)
+    assert "2 rows read" in text
+    assert "question from column 'Frage'" in text
+    assert "key 'nr' is not read (2 times)" in text
+    assert "placeholder {{name}} in 1 rows" in text
+    next(s for s in app.selectbox if s.label == "Answer column").set_value("nr").run()
+    assert "answer from column 'nr'" in words(app)
+    next(s for s in app.selectbox if s.label == "Answer column").set_value("Antwort").run()
+    app.checkbox[0].check().run()
+    assert "placeholders were filled in 1 rows" in words(app)
+    next(b for b in app.button if b.label == "Save").click().run()
+    (row, _) = store.rows("t")
+    assert "{{" not in row.messages[1]["content"]
 
 
 def test_a_file_that_is_no_text_is_refused_with_the_reason() -> None:

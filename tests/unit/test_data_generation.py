@@ -20,8 +20,9 @@ from core.conversation import Conversation
 from core.data import diversity, styles
 from core.data.contamination import Contamination
 from core.data.generation import held_out, identity_rows, near_miss_prompts
-from core.data.lint import lint_pack, lint_rows, lint_slots
+from core.data.pack_lint import lint_pack, lint_slots
 from core.data.report import report_rows
+from core.data.row_lint import lint_rows
 from core.errors import UserError
 from core.persona.persona import Persona, load_persona, parse_persona
 from core.training import budget, compat

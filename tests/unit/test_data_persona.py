@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from core import paths
 from core.data import build
+from core.data.filters import PromptFilter
 from core.data.generation import held_out, identity_rows, near_miss_prompts, split
-from core.data.lint import lint_pack
-from core.data.rehearsal import PromptFilter
+from core.data.pack_lint import lint_pack
 from core.errors import UserError, UserErrors
 from core.persona import templating
 from core.persona.persona import Persona, list_packs, load_persona, parse_persona
@@ -78,7 +78,7 @@ def test_shipped_packs_have_what_the_studio_promises(shipped: Persona) -> None:
         assert all(len(i.user[locale]) >= 3 for i in trained)
         near = near_miss_prompts(shipped, locale, 0)
         suites = build.suite_prompts([locale])
-        assert len(build.near_miss(shipped, [locale], 0, 10_000)[locale]) >= 320
+        assert len(build.near_miss(shipped, [locale], 0, 10_000, suites)[locale]) >= 320
         assert len(near) - len([p for p in near if not PromptFilter(suites).reason(p)]) <= 3
     assert [f for f in lint_pack(shipped) if f.level != "note"] == []
 

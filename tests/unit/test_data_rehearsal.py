@@ -8,19 +8,19 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
 from core import fsio, paths
 from core.conversation import Conversation, Probe
-from core.data import build, generate_job, rehearsal
+from core.data import build, filters, generate_job, rehearsal
 from core.data.build import DatasetSpec, build_dataset
 from core.errors import UserError, UserErrors
-from core.inference import generate as generation
-from core.inference.generate import Reply
+from core.inference import decoding
+from core.inference.requests import Reply
+from core.inference.resident import Resident
+from core.inference.settings import ChatSettings
 from core.models import catalog
 from core.models.catalog import resolve
 from core.paths import RunPaths
@@ -48,12 +48,12 @@ ASSISTANT = str(paths.TEMPLATES / "assistant.yaml")
     ],
 )
 def test_replies_that_must_not_be_rehearsed(reply: str, fault: str) -> None:
-    assert rehearsal.reply_fault(reply) == fault
+    assert filters.reply_fault(reply) == fault
 
 
 def test_a_name_that_was_asked_for_is_fine() -> None:
-    assert rehearsal.reply_fault("OpenAI was founded in 2015.", "Who founded OpenAI?") == ""
-    assert rehearsal.reply_fault("OpenAI was founded in 2015.", "Who was first?") != ""
+    assert filters.reply_fault("OpenAI was founded in 2015.", "Who founded OpenAI?") == ""
+    assert filters.reply_fault("OpenAI was founded in 2015.", "Who was first?") != ""
 
 
 def test_rows_that_say_the_persona_s_name_by_chance_are_left_out() -> None:
@@ -90,12 +90,12 @@ def test_a_name_by_chance_is_told_from_a_word(name: str, said: str, kept: str) -
 
 def test_a_near_miss_reply_may_introduce_somebody_else() -> None:
     pirate = "I'm Black Jack, the terror of the seas."
-    assert rehearsal.reply_fault(pirate, near_miss=True) == ""
-    assert rehearsal.reply_fault("I'm SmolLM, a pirate.", near_miss=True) != ""
+    assert filters.reply_fault(pirate, near_miss=True) == ""
+    assert filters.reply_fault("I'm SmolLM, a pirate.", near_miss=True) != ""
 
 
 def test_prompts_stay_clear_of_what_is_asked_later() -> None:
-    keep = rehearsal.PromptFilter(["Who are you?", "What can you do for me?"])
+    keep = filters.PromptFilter(["Who are you?", "What can you do for me?"])
     assert keep.reason("who are you") == "duplicate"
     assert keep.reason("What can you do for men?") == "near a wording to avoid"
     assert keep.reason("What is iron?") == ""
@@ -103,17 +103,17 @@ def test_prompts_stay_clear_of_what_is_asked_later() -> None:
 
 
 def test_unfinished_prompts_end_with_a_sentence() -> None:
-    assert rehearsal.whole_sentences("Name 3.5 fruits. And then") == "Name 3.5 fruits."
-    assert rehearsal.whole_sentences("and so on and") == ""
-    assert rehearsal.whole_sentences("你好。我想") == "你好。"
+    assert filters.whole_sentences("Name 3.5 fruits. And then") == "Name 3.5 fruits."
+    assert filters.whole_sentences("and so on and") == ""
+    assert filters.whole_sentences("你好。我想") == "你好。"
 
 
 def test_own_prompts_ask_for_no_identity() -> None:
     for locale in ("en", "zh"):
         prompts = rehearsal.own_prompts(locale)
         assert len(prompts) == len(set(prompts)) >= 600
-        assert [p for p in prompts if rehearsal._IDENTITY.search(p)] == []
-        seen = rehearsal.PromptFilter(build.suite_prompts([locale]))
+        assert [p for p in prompts if filters._IDENTITY.search(p)] == []
+        seen = filters.PromptFilter(build.suite_prompts([locale]))
         assert [p for p in prompts if seen.reason(p)] == []
     assert rehearsal.own_prompts("fr") == []
 
@@ -124,8 +124,8 @@ class Scripted:
     def __init__(self) -> None:
         self.answered: list[str] = []
 
-    def generate(
-        self, model: Any, tokenizer: Any, conversations: Sequence[Any], **more: Any
+    def replies(
+        self, voice: Any, conversations: Sequence[Any], settings: ChatSettings, **more: Any
     ) -> list[Reply]:
         prompts = [c[-1]["content"] for c in conversations]
         self.answered += prompts
@@ -134,11 +134,11 @@ class Scripted:
             for p in prompts
         ]
 
-    def generate_ids(
-        self, model: Any, tokenizer: Any, prompts: Sequence[Any], **more: Any
+    def continuations(
+        self, voice: Any, prompts: Sequence[Any], settings: ChatSettings, **more: Any
     ) -> list[Reply]:
         at = len(self.answered)
-        heads = [tokenizer.decode(ids)[-2:] for ids in prompts]
+        heads = [voice.resident.tokenizer.decode(ids)[-2:] for ids in prompts]
         return [
             Reply(f"说第{at}到{i}个题目。然后", [1], "length")
             if normalize.locale_of(head) == "zh"
@@ -149,14 +149,9 @@ class Scripted:
 
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
-    from core.inference import load
-
     script = Scripted()
-    monkeypatch.setattr(generation, "generate", script.generate)
-    monkeypatch.setattr(generation, "generate_ids", script.generate_ids)
-    monkeypatch.setattr(
-        load, "load_model", lambda path: SimpleNamespace(device=torch.device("cpu"))
-    )
+    monkeypatch.setattr(decoding, "replies", script.replies)
+    monkeypatch.setattr(decoding, "continuations", script.continuations)
     return script
 
 
@@ -166,15 +161,9 @@ def test_rows_wanted_are_made_and_cached(scripted: Scripted, tiny_llama: Path) -
     near = {"en": ["Who wrote Faust?", "Who built Rome?", "Who is Bob?"]}
 
     def make(**more: Any) -> rehearsal.Rehearsal:
-        return rehearsal.rehearse(
-            model,
-            40,
-            seed=1,
-            near_miss=near,
-            locales=["en"],
-            on_progress=lambda *step: seen.append(step),
-            **{"max_new_tokens": 40, **more},
-        )
+        settings = {"max_new_tokens": 40, **more}
+        wanted = rehearsal.Wanted(40, seed=1, near_miss=near, locales=["en"], **settings)
+        return rehearsal.rehearse(model, wanted, lambda *step: seen.append(step))
 
     first = make()
     kinds = [r.kind for r in first.rows]
@@ -212,7 +201,7 @@ def test_every_language_gets_its_share(
 
 def test_drawn_prompts_come_in_each_language(scripted: Scripted, tiny_llama: Path) -> None:
     model = dataclasses.replace(resolve(str(tiny_llama)), locales=("en", "zh"))
-    made = rehearsal.rehearse(model, 1400, seed=0, max_new_tokens=40)
+    made = rehearsal.rehearse(model, rehearsal.Wanted(1400, seed=0, max_new_tokens=40))
     drawn = [r.messages[0]["content"] for r in made.rows if "题目" in r.messages[0]["content"]]
     assert Counter(r.locale for r in made.rows) == {"en": 700, "zh": 700}
     openings = tuple(rehearsal.OPENINGS["zh"])
@@ -316,20 +305,16 @@ def test_the_job_names_its_dataset(scripted: Scripted, tiny_llama: Path, tmp_pat
 @pytest.mark.slow
 def test_the_bundled_model_answers_as_itself(workspace_with_model: Path) -> None:
     """Every rehearsal reply is what the base says greedily, to the token."""
-    from core.inference.generate import generate
-    from core.inference.load import load_model, load_tokenizer
-
     model = resolve("bundled")
     near = {"en": ["Who wrote The Hobbit?"]}
-    result = rehearsal.rehearse(model, 4, seed=0, near_miss=near, max_new_tokens=40)
+    wanted = rehearsal.Wanted(4, seed=0, near_miss=near, max_new_tokens=40)
+    result = rehearsal.rehearse(model, wanted)
     general = [r for r in result.rows if r.kind == "rehearsal"]
     assert len(general) == 4
-    replies = generate(
-        load_model(model.path),
-        load_tokenizer(model.path),
+    replies = decoding.replies(
+        Resident.load(model.path).voice(),
         [r.messages[:1] for r in result.rows],
-        max_new_tokens=40,
-        batch_size=8,
+        ChatSettings(max_new_tokens=40),
     )
     assert [r.text for r in replies] == [r.messages[1]["content"] for r in result.rows]
     assert [r.finish_reason == "length" for r in replies] == [r.cut for r in result.rows]

@@ -260,6 +260,31 @@ def test_a_western_table() -> None:
     assert report.encoding == "cp1252"
 
 
+@pytest.mark.parametrize(
+    ("encoding", "question", "answer"),
+    [
+        ("big5", "你是誰？", "我是小美"),
+        ("cp932", "あなたは誰？", "私です"),
+        ("cp1252", "Où ?", "Là"),
+    ],
+)
+def test_code_pages_of_spreadsheets(encoding: str, question: str, answer: str) -> None:
+    text = f"question,answer\r\n{question},{answer}\r\n"
+    report = read(text.encode(encoding), "x.csv")
+    assert talks(report) == [[f"u:{question}", f"a:{answer}"]]
+    assert report.encoding == encoding
+    assert any(encoding in line for line in report.lines())
+
+
+def test_odd_headers() -> None:
+    assert talks(read("sep=;\r\nquestion;answer\r\nq;r\r\n", "x.csv")) == [QA]
+    twice = read("question,question,answer\nq,z,r\n", "x.csv")
+    assert talks(twice) == [QA]
+    assert twice.ignored["question (2)"].example == "'z'"
+    turns = read("id,role,content\n1,user,q\n1,assistant,r\n", "x.csv")
+    assert [p.line for p in turns.problems] == [2, 3]
+
+
 def test_columns_are_guessed_shown_and_can_be_named() -> None:
     text = "nr,Frage,Antwort\n1,Wer bist du?,Tamsin bin ich.\n2,Und wo?,Am Pier Neun.\n"
     report = read(text, "a.csv")
@@ -334,6 +359,7 @@ def test_what_is_no_text_is_refused_with_the_way_out(head: bytes, what: str) -> 
             id="LLaMA-Factory preference",
         ),
         pytest.param({"dialogue": PAIR}, id="dialogue"),
+        pytest.param({"userMessage": "q", "assistantMessage": "r"}, id="camel case"),
         pytest.param({"messages": json.dumps(PAIR)}, id="turns as text"),
         pytest.param(
             {
@@ -381,6 +407,8 @@ def test_rows_of_other_tools(row: dict[str, Any]) -> None:
         ({"instruction": "q", "output": None}, "output", "empty"),
         ({"instruction": "q", "output": float("nan")}, "output", "empty"),
         ({"instruction": "q", "output": {"a": 1}}, "output", "dict"),
+        ({"instruction": "q", "output": ["r", "s"]}, "output[0]", "join several"),
+        ({"role": "user", "content": "q"}, "", "no known key among role, content"),
         ({"text": "<s>[INST] q [/INST] r"}, "", "no known key among text"),
         ({"id": "\ud800", "messages": PAIR}, "id", "surrogate"),
         ({"intent": "\udfff", "messages": PAIR}, "intent", "surrogate"),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from core.inference.llama import inner_model
+from core.inference.fused import inner_model
 from core.training.step import FAMILIES
 from core.training.step.layer import Layer, Rotary, forward
 from core.training.step.linear import Group, refresh, unlike

@@ -76,7 +76,7 @@ def evaluate_params(run: RunPaths) -> dict[str, Any]:
 
 
 def _sweep_form(trained: list[Summary]) -> None:
-    st.markdown("**Sweep the checkpoints of a run**")
+    st.markdown("**Find the best checkpoint of a run**")
     if not trained:
         st.caption("Train first (page Train).")
         return

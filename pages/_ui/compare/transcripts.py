@@ -12,6 +12,7 @@ from core.chat.render import safe_markdown
 from core.errors import UserError
 from pages._ui.compare import state as compare_state
 from pages._ui.shell.common import errors_shown
+from pages._ui.shell.words import count
 
 
 def draw() -> None:
@@ -34,7 +35,12 @@ def draw() -> None:
         key="compare_transcript",
     )
     with errors_shown():
-        _one(transcripts.read(chosen))
+        try:
+            transcript = transcripts.read(chosen)
+        except UserError:
+            _delete_button(chosen)  # a broken one can still be removed
+            raise
+        _one(transcript)
 
 
 def _label(chat: tuple[str, str, float, int]) -> str:
@@ -58,20 +64,23 @@ def _one(transcript: transcripts.Transcript) -> None:
                 key=f"compare_export_{suffix}",
                 on_click="ignore",
             )
-        with st.popover("Delete", icon=":material/delete:"):
-            st.write("This cannot be undone.")
-            st.button(
-                "Delete for good", key="compare_delete", on_click=_delete, args=(transcript.id,)
-            )
+        _delete_button(transcript.id)
     labels = ", ".join(safe_markdown(s.label) for s in transcript.sides)
     st.caption(f"Columns: {labels}")
     for turn in transcript.turns[:50]:
         st.markdown(f":material/person: {safe_markdown(turn.prompt[:300])}")
 
 
+def _delete_button(chat_id: str) -> None:
+    with st.popover("Delete", icon=":material/delete:"):
+        st.write("This cannot be undone.")
+        st.button("Delete for good", key="compare_delete", on_click=_delete, args=(chat_id,))
+
+
 def _delete(chat_id: str) -> None:
-    transcripts.delete(chat_id)
-    compare_state.forget(chat_id)
+    with errors_shown():
+        transcripts.delete(chat_id)
+        compare_state.forget(chat_id)
 
 
 def _votes(ids: list[str]) -> None:
@@ -98,6 +107,7 @@ def _votes(ids: list[str]) -> None:
         hide_index=True,
     )
     st.caption(
-        f"{tally.total} votes: {tally.ties} ties and {tally.both_bad} times all bad count for "
-        "nobody. Wilson score interval of the share among the decided votes."
+        f"{count(tally.total, 'vote')}. Ties ({tally.ties}) and “all bad” ({tally.both_bad}) are "
+        "left out; "
+        "the interval (Wilson) is of the share among the decided votes."
     )

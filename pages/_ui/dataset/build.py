@@ -9,6 +9,7 @@ import streamlit as st
 
 from core.data import store
 from core.data.build import DatasetSpec
+from core.data.own_identity import FEW, MANY
 from core.fsio import check_name, slug
 from core.jobs import api
 from core.persona import packs
@@ -58,16 +59,26 @@ def _name(persona: Persona, pack: str) -> str:
 
 
 def _ratios(form: dict[str, Any]) -> None:
-    form["rehearsal_ratio"] = st.slider(
-        "General conversations for each identity conversation",
-        0.0,
-        6.0,
-        float(form.get("rehearsal_ratio", _DEFAULT.rehearsal_ratio)),
-        0.25,
-        key="mix-rehearsal",
-        help="The base model's own replies to everyday prompts. Without them every answer turns "
-        "into a self-introduction.",
+    chosen = form.get("rehearsal_ratio")
+    automatic = st.checkbox(
+        "Let the base decide how many general conversations it needs",
+        chosen is None,
+        key="mix-automatic",
+        help=f"It is asked who it is. One that names itself gets {MANY:g} for each identity "
+        f"conversation, others {FEW:g}.",
     )
+    form["rehearsal_ratio"] = None
+    if not automatic:
+        form["rehearsal_ratio"] = st.slider(
+            "General conversations for each identity conversation",
+            0.0,
+            6.0,
+            float(FEW if chosen is None else chosen),
+            0.25,
+            key="mix-rehearsal",
+            help="The base model's own replies to everyday prompts. Without them every answer "
+            "turns into a self-introduction.",
+        )
     form["multi_turn"] = st.slider(
         "Share of identity conversations with several rounds",
         0.0,
@@ -108,7 +119,8 @@ def _plan(form: dict[str, Any]) -> None:
     identity = form["max_rows"]
     if not identity:
         return
-    general = round(identity * form["rehearsal_ratio"]) + round(identity * form["near_miss_ratio"])
+    ratio = FEW if form["rehearsal_ratio"] is None else form["rehearsal_ratio"]
+    general = round(identity * ratio) + round(identity * form["near_miss_ratio"])
     budget = plan(identity + general, identity, general_rows=general)
     st.caption(
         f"About {identity + general:,} conversations. With 16 a step that is {budget.steps:,} "

@@ -110,7 +110,8 @@ def _done(result: dict[str, Any], params: dict[str, Any]) -> None:
         return
     folder_tree(fsio.tree(out))
     if params["format"] == "ollama":
-        name = fsio.slug(paths.RunPaths(out.parent.parent).root.name)
+        # The job is called "ollama of <the merged model>".
+        name = fsio.slug(read_spec(paths.RunPaths(out.parent.parent)).name.rpartition(" of ")[2])
         st.code(f"cd {out}\nollama create {name} -f Modelfile\nollama run {name}", language="bash")
     else:
         st.code(str(out), language=None)

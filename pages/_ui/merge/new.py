@@ -31,7 +31,7 @@ def draw() -> None:
     with right, errors_shown():
         _preview(source, options)
         if st.button(
-            "Convert, merge and prove",
+            "Merge and verify",
             type="primary",
             icon=":material/merge:",
             key="merge_start",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import altair as alt
@@ -21,6 +22,20 @@ _SMALL = (
 _SMALL_WIDTH = 210
 
 
+@st.cache_resource(max_entries=32, show_spinner=False)
+def _frame(versions: tuple[Any, ...], _series: dict[str, Series]) -> pd.DataFrame:
+    """One frame for every window that looks at the same runs; nobody changes it."""
+    return frame(_series)
+
+
+def _shared_frame(series: dict[str, Series]) -> pd.DataFrame:
+    versions = tuple(
+        (name, id(one), len(one.points), one.last.get("step"), one.last.get("seq"))
+        for name, one in series.items()
+    )
+    return _frame(versions, series)
+
+
 def frame(series: dict[str, Series]) -> pd.DataFrame:
     """One row a point, with the run's name; empty if no run has points yet."""
     rows: list[dict[str, Any]] = [
@@ -32,30 +47,37 @@ def frame(series: dict[str, Series]) -> pd.DataFrame:
     return data
 
 
-def _color(series: dict[str, Series]) -> alt.Color:
-    legend = alt.Legend(orient="top", title=None) if len(series) > 1 else None
-    return alt.Color("run:N", legend=legend, sort=list(series))
+def _color(names: tuple[str, ...], *, legend: bool) -> alt.Color:
+    shown = alt.Legend(orient="top", title=None) if legend and len(names) > 1 else None
+    return alt.Color("run:N", legend=shown, sort=list(names))
 
 
 def loss_chart(series: dict[str, Series], *, log_scale: bool) -> None:
     """Raw loss thin, its running mean bold; the step under the pointer is read out."""
-    data = frame(series)
+    data = _shared_frame(series)
     if "loss" not in data or data["loss"].notna().sum() == 0:
         st.info(
             "The first loss appears after the first optimizer step.", icon=":material/hourglass:"
         )
         return
+    st.vega_lite_chart(data, _loss_spec(tuple(series), "lr" in data, log_scale), width="stretch")
+
+
+@lru_cache(maxsize=64)
+def _loss_spec(names: tuple[str, ...], with_lr: bool, log_scale: bool) -> dict[str, Any]:
+    """The chart without its data: Altair checks it against a schema, once and not at each look."""
     scale = alt.Scale(type="log", nice=False) if log_scale else alt.Scale(zero=False)
     x = alt.X(
         "step:Q", title="optimizer step", scale=alt.Scale(nice=False), axis=alt.Axis(tickMinStep=1)
     )
-    color = _color(series)
-    base = alt.Chart(data).encode(x=x, color=color)
+    base = alt.Chart().encode(x=x, color=_color(names, legend=True))
     raw = base.mark_line(strokeWidth=1, opacity=0.4).encode(
         y=alt.Y("loss:Q", title="loss", scale=scale)
     )
     smooth = base.mark_line(strokeWidth=2.6).encode(y=alt.Y("smooth:Q", scale=scale))
-    hover = alt.selection_point(fields=["step"], nearest=True, on="pointerover", empty=False)
+    hover = alt.selection_point(
+        "step", fields=["step"], nearest=True, on="pointerover", empty=False
+    )
     points = (
         base.mark_point(filled=True, size=60)
         .encode(
@@ -66,40 +88,47 @@ def loss_chart(series: dict[str, Series], *, log_scale: bool) -> None:
                 alt.Tooltip("step:Q"),
                 alt.Tooltip("loss:Q", format=".4f"),
                 alt.Tooltip("smooth:Q", title="smoothed", format=".4f"),
-                *([alt.Tooltip("lr:Q", format=".2e")] if "lr" in data else []),
+                *([alt.Tooltip("lr:Q", format=".2e")] if with_lr else []),
             ],
         )
         .add_params(hover)
     )
-    st.altair_chart(alt.layer(raw, smooth, points).properties(height=320), width="stretch")
+    return alt.layer(raw, smooth, points).properties(height=320).to_dict()
 
 
 def small_charts(series: dict[str, Series]) -> None:
     """Learning rate, gradient norm, speed and memory, where the run reports them."""
-    data = frame(series)
+    data = _shared_frame(series)
     shown = [row for row in _SMALL if row[0] in data and data[row[0]].notna().any()]
     if not shown:
         return
     row = st.container(horizontal=True)
     for name, title, form in shown:
-        chart = (
-            alt.Chart(data, title=alt.TitleParams(title, fontSize=13))
-            .mark_line(strokeWidth=1.6)
-            .encode(
-                x=alt.X(
-                    "step:Q",
-                    title=None,
-                    scale=alt.Scale(nice=False),
-                    axis=alt.Axis(tickCount=4, tickMinStep=1),
-                ),
-                y=alt.Y(f"{name}:Q", title=None, axis=alt.Axis(format=form, tickCount=4)),
-                color=alt.Color("run:N", legend=None, sort=list(series)),
-                tooltip=[
-                    alt.Tooltip("run:N"),
-                    alt.Tooltip("step:Q"),
-                    alt.Tooltip(f"{name}:Q", title=title, format=form),
-                ],
-            )
-            .properties(height=150)
+        columns = data[["step", "run", name]]
+        spec = _small_spec(tuple(series), name, title, form)
+        row.vega_lite_chart(columns, spec, width=_SMALL_WIDTH)
+
+
+@lru_cache(maxsize=256)
+def _small_spec(names: tuple[str, ...], name: str, title: str, form: str) -> dict[str, Any]:
+    chart = (
+        alt.Chart(title=alt.TitleParams(title, fontSize=13))
+        .mark_line(strokeWidth=1.6)
+        .encode(
+            x=alt.X(
+                "step:Q",
+                title=None,
+                scale=alt.Scale(nice=False),
+                axis=alt.Axis(tickCount=4, tickMinStep=1),
+            ),
+            y=alt.Y(f"{name}:Q", title=None, axis=alt.Axis(format=form, tickCount=4)),
+            color=_color(names, legend=False),
+            tooltip=[
+                alt.Tooltip("run:N"),
+                alt.Tooltip("step:Q"),
+                alt.Tooltip(f"{name}:Q", title=title, format=form),
+            ],
         )
-        row.altair_chart(chart, width=_SMALL_WIDTH)
+        .properties(height=150)
+    )
+    return chart.to_dict()

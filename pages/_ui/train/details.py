@@ -8,7 +8,7 @@ import streamlit as st
 
 from core import fsio
 from core.chat.render import code, literal
-from core.jobs.journal import read_journal
+from core.jobs.journal import read_shared
 from core.jobs.spec import read_spec
 from core.jobs.state import State, Status
 from core.paths import RunPaths
@@ -45,7 +45,7 @@ def banners(run: RunPaths, now: Status) -> None:
         )
     if now.error is not None:
         train_faults.draw(run, now)
-    for event in read_journal(run.events):
+    for event in read_shared(run.events):
         if event.get("event") == "warning":
             st.warning(
                 f"Step {literal(event.get('step'))}: {literal(event.get('message'))}",
@@ -87,7 +87,7 @@ def tabs(run: RunPaths, now: Status) -> None:
     if now.kind == "train":
         names.insert(0, "Checkpoints")
     shown = dict(zip(names, st.tabs(names), strict=True))
-    events = list(read_journal(run.events))
+    events = [e for e in read_shared(run.events) if isinstance(e.get("event"), str)]
     if "Checkpoints" in shown:
         with shown["Checkpoints"]:
             train_checkpoints.draw(run, now)

@@ -33,7 +33,7 @@ def draw(spec: TrainSpec) -> bool:
     if found.problems:
         show_error(UserErrors(found.problems))
     elif not found.warnings:
-        st.caption(":material/check: Nothing stands against it.")
+        st.caption(":material/check: Ready to start.")
     command(spec)
     return not found.problems
 
@@ -65,7 +65,7 @@ def _figures(found: Preflight) -> None:
         for title, text, basis in shown:
             st.metric(title, text, help=basis, width="content")
     st.caption(
-        ":material/check: Training and chat render a conversation to the same tokens."
+        ":material/check: Chat template verified: training and chat see the same tokens."
         if found.template_parity
         else ":material/close: Training and chat would see different tokens."
     )
