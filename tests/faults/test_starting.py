@@ -149,6 +149,9 @@ def test_9_the_device_is_free_again_when_its_holder_is_killed(make_run: MakeRun)
     api.start(second)
     until(lambda: api.status(second).stage == "queued")
     supervisor_of(first).kill()
+    reach(first, State.ORPHANED)
+    assert api.status(second).stage == "queued"  # the orphan goes on using the device
+    api.stop(first, force=True)
     assert api.wait(second, poll=0.05).state is State.SUCCEEDED
 
 
@@ -157,7 +160,8 @@ def test_a_job_cannot_keep_its_supervisors_locks(make_run: MakeRun) -> None:
     reach_step(run, 2)
     child = processes.processes_of(api.read_spec(run).mark)[0]
     held = {Path(f.path).name for f in child.open_files()}
-    assert held <= {"log.txt"}
+    # The device's lock it has to have: it must not lose the device with its supervisor.
+    assert held <= {"log.txt", ".device.lock"}
 
 
 def test_a_run_stopped_before_its_start_stays_so(make_run: MakeRun) -> None:
