@@ -176,6 +176,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
         "lora_r": args.rank,
         "lora_alpha": 2 * args.rank,
         "lora_dropout": 0.1,
+        "compile_step": cuda,
         "lr": 1e-4,
         "checkpoint_every": args.steps // 2,
         "gpus": args.gpus,
