@@ -70,6 +70,14 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def introduction(path: Path) -> str:
+    """What a model's chat template says where nobody wrote a system turn, if it names somebody."""
+    from core.models.template import ChatTemplate
+
+    template = ChatTemplate(load_tokenizer(path))
+    return template.default_system if template.introduces else ""
+
+
 def load_model(
     path: Path,
     *,
