@@ -75,6 +75,26 @@ def cpu_has_bf16() -> bool:
     return "avx512_bf16" in text or "amx_bf16" in text
 
 
+@lru_cache(maxsize=1)
+def bf16_gain() -> float:
+    """How much faster than float32 this CPU multiplies bf16, at a training step's shape."""
+    import time
+
+    import torch
+
+    def seconds(dtype: torch.dtype) -> float:
+        rows = torch.ones(512, 576, dtype=dtype)
+        weight = torch.ones(1536, 576, dtype=dtype)
+        took = []
+        for _ in range(8):
+            started = time.perf_counter()
+            torch.nn.functional.linear(rows, weight)
+            took.append(time.perf_counter() - started)
+        return min(took)
+
+    return seconds(torch.float32) / seconds(torch.bfloat16)
+
+
 def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     if info.is_file():
