@@ -71,7 +71,7 @@ def run_trial(trial: Trial, folder: Path, model: str) -> dict[str, Any]:
     run = RunPaths(folder / "run")
     run.root.mkdir(exist_ok=True)
     begun = time.monotonic()
-    trained = train_job.run(chosen.to_dict(), run, lambda *_: None)
+    trained = train_job.run(chosen, run, lambda *_: None)
     fsio.write_json(run.result, trained)
     train_seconds = time.monotonic() - begun
     found = sweep.sweep(run, built, model, size=trial.size)
@@ -92,7 +92,7 @@ def shared_dataset(trial: Trial, folder: Path, model: str) -> DatasetPaths:
     from core.data.build import DatasetSpec, build_dataset
 
     pack, slots = PERSONAS[trial.persona]
-    spec = DatasetSpec.from_params(
+    spec = DatasetSpec.from_dict(
         {
             "persona_path": str(paths.TEMPLATES / pack),
             "overrides": slots,
@@ -101,7 +101,7 @@ def shared_dataset(trial: Trial, folder: Path, model: str) -> DatasetPaths:
             **trial.data,
         }
     )
-    text = json.dumps([asdict(spec), trial.copies], sort_keys=True)
+    text = json.dumps([spec.to_dict(), trial.copies], sort_keys=True)
     out = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{out.name}.lock").open("w") as lock:

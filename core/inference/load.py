@@ -42,6 +42,9 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
+    from core.models import internlm2
+
+    internlm2.register()
     folder.refuse_pointers(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
@@ -67,6 +70,14 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def introduction(path: Path) -> str:
+    """What a model's chat template says where nobody wrote a system turn, if it names somebody."""
+    from core.models.template import ChatTemplate
+
+    template = ChatTemplate(load_tokenizer(path))
+    return template.default_system if template.introduces else ""
+
+
 def load_model(
     path: Path,
     *,
@@ -90,6 +101,9 @@ def load_model(
     import torch
     from transformers import AutoModelForCausalLM
 
+    from core.models import internlm2
+
+    internlm2.register()
     folder.check(path)
     where = device or devices.describe().kind
     if dtype == "auto":

@@ -20,7 +20,7 @@ from torch.nn import functional
 from xtuner.dataset.collate_fns import default_collate_fn
 from xtuner.model import SupervisedFinetune
 
-from core.inference.llama import inner_model
+from core.inference.fused import inner_model
 
 IGNORED = -100
 
@@ -33,7 +33,7 @@ def collate(instances: Sequence[Mapping[str, Any]], **options: Any) -> dict[str,
     return batch
 
 
-class AnchoredFinetune(SupervisedFinetune):  # type: ignore[misc]
+class AnchoredFinetune(SupervisedFinetune):
     """``SupervisedFinetune`` whose loss, a mean over supervised tokens, is:
 
     on anchored rows (general, near-miss): ``anchor_ce`` x cross-entropy + ``anchor_kl`` x
