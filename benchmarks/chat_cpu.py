@@ -117,25 +117,26 @@ def single(peft: Any, ids: list[int], tokens: int, threads: int) -> float:
 
 def columns(engine: Any, sides: list[str], ids: list[int], tokens: int, threads: int) -> Timing:
     """The engine: these columns at once."""
+    from core.inference import decoding
     from core.inference.settings import ChatSettings
     from core.inference.stream import Stream
 
     start = time.perf_counter()
-    resident = engine.source("a")[0]
+    resident = engine.voice("a").resident
     streams = [
         Stream(
             side=side,
             prompt=ids,
-            settings=ChatSettings(max_new_tokens=tokens),
             stop_ids=frozenset(),
+            limit=tokens,
             tokenizer=resident.tokenizer,
             emit=_raise_errors,
-            adapter=engine.source(side)[1],
-            head=resident.template.head([], ids),
+            adapter=engine.voice(side).adapter,
         )
         for side in sides
     ]
-    resident.runner.run(streams, threads)
+    settings = ChatSettings(max_new_tokens=tokens)
+    decoding.stream(resident.backend, streams, settings, threads)
     end = time.perf_counter()
     return Timing(
         max(s.ttft_s or 0.0 for s in streams),
@@ -233,7 +234,7 @@ def measure(model: Path, adapter: Path, tokens: int, repeats: int, threads: int)
     ids = ChatTemplate(load_tokenizer(model)).encode([{"role": "user", "content": PROMPT}])
     peft = PeftModel.from_pretrained(load_model(model), str(adapter)).eval()
     engine = load_engine(model, adapter)
-    runner = engine.source("a")[0].runner.name
+    backend = engine.voice("a").resident.backend.name
     sequential(peft, ids, 4, threads)
     columns(engine, ["a", "b"], ids, 4, threads)
     rows: dict[str, list[float]] = {}
@@ -260,7 +261,7 @@ def measure(model: Path, adapter: Path, tokens: int, repeats: int, threads: int)
         note("two columns, both first tokens, s", fast.both_first)
         note("both first / one reply of the reference", fast.both_first / plain_first)
         note("both first / one reply of the engine", fast.both_first / lone.both_first)
-    print(f"{len(ids)} prompt tokens, {tokens} new, {threads} threads, {runner}")
+    print(f"{len(ids)} prompt tokens, {tokens} new, {threads} threads, {backend}")
     for name, values in rows.items():
         print(f"  {name:<44}{spread(values)}")
     speedup = statistics.median(rows["speed-up over the reference"])

@@ -28,9 +28,10 @@ import transformers
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from core.inference import adapters
-from core.inference.graph import GraphRunner
-from core.inference.runner import LeanRunner, ThreadedRunner, make_runner
+from core.inference import adapters, decoding
+from core.inference.backend import Backend
+from core.inference.graph import GraphBackend
+from core.inference.resident import choose
 from core.inference.settings import ChatSettings
 from core.inference.stream import Stream
 
@@ -38,11 +39,17 @@ MIN_SPEEDUP, MAX_WEIGHTS, MAX_TTFT = 5.0, 1.1, 1.3
 VOCABULARY = 92_544
 
 
-class Words:
+def words() -> Any:
     """A tokenizer that is enough to stream: every id is a word."""
+    from tokenizers import Tokenizer, models
 
-    def decode(self, ids: Any, **_: Any) -> str:
-        return "".join(f" w{int(i)}" for i in ids)
+    vocabulary = {f"w{i}": i for i in range(VOCABULARY)}
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
+    )
+
+
+WORDS = words()
 
 
 def build(layers: int, dtype: torch.dtype, device: str, seed: int = 0) -> Any:
@@ -73,6 +80,7 @@ def with_adapter(model: Any) -> Any:
 
     config = LoraConfig(r=64, lora_alpha=16, target_modules="all-linear", init_lora_weights=False)
     peft = get_peft_model(model, config, autocast_adapter_dtype=False).eval()
+    peft.requires_grad_(False)
     for name, parameter in peft.named_parameters():
         if "lora_B" in name:
             parameter.data.normal_(0, 0.01)
@@ -92,7 +100,7 @@ def two_threads(copies: list[Any], ids: list[int], tokens: int) -> tuple[float, 
     firsts: list[float] = []
 
     def reply(model: Any) -> None:
-        streamer = transformers.TextIteratorStreamer(Words(), skip_prompt=True, timeout=120)
+        streamer = transformers.TextIteratorStreamer(WORDS, skip_prompt=True, timeout=120)
         prompt = torch.tensor([ids], device=model.device)
         worker = threading.Thread(
             target=model.generate,
@@ -123,24 +131,24 @@ def two_threads(copies: list[Any], ids: list[int], tokens: int) -> tuple[float, 
 
 
 def columns(
-    runner: Any, ids: list[int], tokens: int, names: list[str | None]
+    backend: Backend, ids: list[int], tokens: int, names: list[str | None]
 ) -> tuple[float, float, list[list[int]]]:
-    """The engine's runner: seconds until all have a token, until all are done, the tokens."""
+    """The engine: seconds until all have a token, until all are done, the tokens."""
     torch.cuda.synchronize()
     start = time.perf_counter()
     streams = [
         Stream(
             side=str(index),
             prompt=ids,
-            settings=ChatSettings(max_new_tokens=tokens),
             stop_ids=frozenset(),
-            tokenizer=Words(),
+            limit=tokens,
+            tokenizer=WORDS,
             emit=_raise_errors,
             adapter=name,
         )
         for index, name in enumerate(names)
     ]
-    runner.run(streams, 2)
+    decoding.stream(backend, streams, ChatSettings(max_new_tokens=tokens), 2)
     torch.cuda.synchronize()
     end = time.perf_counter()
     first = max(s.ttft_s or 0.0 for s in streams)
@@ -156,10 +164,10 @@ def same_tokens(device: str, tokens: int) -> bool:
     """In float32, where rounding does not decide: every column equals generate alone."""
     model = build(6, torch.float32, device, seed=1)
     peft = with_adapter(model)
-    runner = make_runner(peft)
+    backend = choose(peft)
     ids = [(37 * i + 11) % VOCABULARY for i in range(40)]
     names: list[str | None] = [None, "default"]
-    ours = columns(runner, ids, tokens, names)[2]
+    ours = columns(backend, ids, tokens, names)[2]
     inner = peft.get_base_model()
     prompt = torch.tensor([ids], device=device)
     for name, mine in zip(names, ours, strict=True):
@@ -171,7 +179,7 @@ def same_tokens(device: str, tokens: int) -> bool:
                 do_sample=False,
             )
         if out[0, len(ids) :].tolist() != mine:
-            print(f"  {name or 'base'}: the tokens differ ({type(runner).__name__})")
+            print(f"  {name or 'base'}: the tokens differ ({backend.name})")
             return False
     return ours[0] != ours[1]
 
@@ -201,16 +209,16 @@ def main() -> int:
     one_model = weights_bytes(base)
     merged = build(args.layers, torch.bfloat16, "cuda", seed=2)
     peft = with_adapter(build(args.layers, torch.bfloat16, "cuda"))
-    runner = make_runner(peft)
+    backend = choose(peft)
     resident = weights_bytes(peft)
     ids = [(37 * i + 11) % VOCABULARY for i in range(args.prompt)]
     two_threads([base, merged], ids, 8)
-    columns(runner, ids, 8, [None, "default"])
+    columns(backend, ids, 8, [None, "default"])
     rows: dict[str, list[float]] = {}
     for _ in range(args.repeats):
         slow_first, slow = two_threads([base, merged], ids, args.tokens)
-        fast_first, fast, _ = columns(runner, ids, args.tokens, [None, "default"])
-        lone_first, lone, _ = columns(runner, ids, args.tokens, ["default"])
+        fast_first, fast, _ = columns(backend, ids, args.tokens, [None, "default"])
+        lone_first, lone, _ = columns(backend, ids, args.tokens, ["default"])
         both = 2 * args.tokens
         for name, value in (
             ("reference, tokens/s", both / slow),
@@ -223,18 +231,18 @@ def main() -> int:
             ("both first / one first", fast_first / lone_first),
         ):
             rows.setdefault(name, []).append(value)
-    print(f"{args.prompt} prompt tokens, {args.tokens} new tokens a reply, {runner.name}")
+    print(f"{args.prompt} prompt tokens, {args.tokens} new tokens a reply, {backend.name}")
     for name, values in rows.items():
         print(f"  {name:<36}{spread(values)}")
     print(f"  weights: one model {one_model / 1e9:.2f} GB, engine {resident / 1e9:.2f} GB")
-    return report(rows, resident / one_model, same, runner)
+    return report(rows, resident / one_model, same, backend)
 
 
 def report(
     rows: dict[str, list[float]],
     weights: float,
     same: bool,
-    runner: GraphRunner | LeanRunner | ThreadedRunner,
+    backend: Backend,
 ) -> int:
     """Print the checks; 0 if all hold."""
     speedup = statistics.median(rows["speed-up"])
@@ -244,7 +252,7 @@ def report(
         (f"first tokens {ttft:.2f} <= {MAX_TTFT}", ttft <= MAX_TTFT),
         (f"weights {weights:.2f} <= {MAX_WEIGHTS}", weights <= MAX_WEIGHTS),
         ("same tokens as transformers.generate in float32", same),
-        ("the graph runner was used", isinstance(runner, GraphRunner)),
+        ("the graph was used", isinstance(backend, GraphBackend)),
     ]
     for text, good in checks:
         print(f"{'ok  ' if good else 'FAIL'} {text}")

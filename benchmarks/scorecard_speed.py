@@ -57,14 +57,14 @@ def time_scorecard(
 ) -> float:
     """Seconds of one scorecard of base and tuned model, with an empty cache."""
     from core.evaluation import scorecard
-    from core.inference.pool import Loadable
+    from core.evaluation.pool import Source
     from core.models import catalog
 
     model = catalog.resolve(base)
-    side = Loadable(catalog.resolve(str(tuned))) if merged else Loadable(model, tuned)
+    side = Source(catalog.resolve(str(tuned))) if merged else Source(model, tuned)
     shutil.rmtree(paths.cache_dir() / "evaluation", ignore_errors=True)
     began = time.perf_counter()
-    card = scorecard.evaluate({"base": Loadable(model), "tuned": side}, dataset, size=size)
+    card = scorecard.evaluate({"base": Source(model), "tuned": side}, dataset, size=size)
     seconds = time.perf_counter() - began
     judged = card.sides["tuned"]
     print(

@@ -29,6 +29,17 @@ _RESERVED = {
 }
 
 
+#: What new files may be read by; mkstemp makes them private, which a merged model must not be.
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
+
+def as_others_are(handle: int) -> None:
+    """Give a file that ``mkstemp`` made the permissions that ``open`` would have given it."""
+    if os.name == "posix":
+        os.fchmod(handle, 0o666 & ~_UMASK)
+
+
 def atomic_write_bytes(path: Path, data: bytes) -> None:
     """Write so that a reader sees the old file or the new one, also after a crash or full disk.
 
@@ -40,6 +51,7 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
         with os.fdopen(handle, "wb") as file:
+            as_others_are(file.fileno())
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -261,6 +273,17 @@ def human_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """The file at a second place: a hard link where the disk allows it, else a copy.
+
+    Either can be deleted without the other. For files that are replaced, never written into.
+    """
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or a file system without hard links
+        shutil.copy2(source, target)
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def plan(
     while True:
         kept = [*head, *rest[start:]]
         text = template.render(kept, add_generation_prompt=True)
-        ids = template.encode(kept)
+        ids = template.ids(text)
         if len(ids) + reserve <= context:
             limit = min(max_new_tokens, context - len(ids))
             return Plan(kept, rest[:start], text, ids, limit)

@@ -208,6 +208,8 @@ def _arguments(reply: _EndpointReply) -> dict[str, Any]:
     extra: dict[str, Any] = {}
     if settings.top_k:
         extra["top_k"] = settings.top_k
+    if settings.min_p:
+        extra["min_p"] = settings.min_p
     if settings.repetition_penalty != 1.0:
         extra["repetition_penalty"] = settings.repetition_penalty
     return {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,46 +18,28 @@ from core.chat.context import Plan, context_length, plan
 from core.chat.sides import SideSpec
 from core.conversation import Message
 from core.errors import ErrorRecord, UserError
-from core.inference import adapters, load
-from core.inference.runner import Runner, make_runner, release_memory
+from core.inference import decoding, scoring
+from core.inference.resident import Resident, Residents, Voice
+from core.inference.scoring import Passage
 from core.inference.settings import ChatSettings
 from core.inference.stream import Emit, Stream, error_record
-from core.models import catalog, lora
+from core.models import catalog
 from core.models import device as devices
-from core.models.template import ChatTemplate
 
 #: Token ids fed to a column, and to the base.
 PromptPair = tuple[list[int], list[int]]
-
-
-@dataclass
-class Resident:
-    """One copy of weights in memory, with the adapters that hang on it."""
-
-    path: Path
-    model: Any
-    tokenizer: Any
-    template: ChatTemplate
-    runner: Runner
-    stop_ids: frozenset[int]
-    context: int
-    adapters: dict[str, str] = field(default_factory=dict)  # folder -> name in PEFT
-
-    def bytes(self) -> int:
-        """Bytes of all parameters and buffers, shared ones counted once."""
-        storages = {
-            t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
-            for t in (*self.model.parameters(), *self.model.buffers())
-        }
-        return sum(storages.values())
+#: A shorter beginning saves nothing, a longer one costs more memory than its time is worth.
+HEAD_TOKENS = range(16, 513)
 
 
 @dataclass(frozen=True)
-class Slot:
-    """Where a column's replies come from."""
+class _Asked:
+    """What was planned last for a column; ``head`` as of ``Request``."""
 
-    resident: str
-    adapter: str | None
+    messages: list[Message]
+    max_new_tokens: int
+    plan: Plan
+    head: int
 
 
 class Engine:
@@ -67,10 +49,10 @@ class Engine:
     """
 
     def __init__(self, *, device: str | None = None, threads: int | None = None) -> None:
-        self._device = device
         self._threads = threads or devices.describe().threads
-        self._residents: dict[str, Resident] = {}
-        self._slots: dict[str, Slot] = {}
+        self._residents = Residents(device)
+        self._voices: dict[str, Voice] = {}
+        self._asked: dict[str, _Asked] = {}
         self._cancel: dict[str, threading.Event] = {}
 
     def load(self, sides: Sequence[SideSpec]) -> dict[str, ErrorRecord]:
@@ -79,63 +61,32 @@ class Engine:
         Returns:
             Errors by column id (what/why/fix); empty when every column is ready.
         """
-        wanted = [s for s in sides if s.local]
         errors: dict[str, ErrorRecord] = {}
-        keys: dict[str, str] = {}
-        for side in wanted:
+        wanted: dict[str, tuple[Path, Path | None]] = {}
+        keys: set[str] = set()
+        for side in (s for s in sides if s.local):
+            where = Path(side.adapter) if side.adapter else None
             try:
-                keys[side.id] = self._key(side)
+                model = catalog.resolve(side.model).path
+                keys.add(self._residents.key(model, where))
+                wanted[side.id] = model, where
             except UserError as error:
                 errors[side.id] = error_record(error)
-        for stale in set(self._residents) - set(keys.values()):
-            del self._residents[stale]
-        release_memory()
-        self._slots = {}
-        for side in wanted:
-            if side.id in keys:
-                try:
-                    self._slots[side.id] = self._attach(side, keys[side.id])
-                except Exception as error:  # one column's failure must not take the others along
-                    errors[side.id] = error_record(error)
+        self._voices, self._asked = {}, {}
+        self._residents.keep(keys)
+        for name, (model, adapter) in wanted.items():
+            try:
+                self._voices[name] = self._residents.get(model, adapter).voice(adapter)
+            except Exception as error:  # one column's failure must not take the others along
+                errors[name] = error_record(error)
+        for voice in self._voices.values():
+            _ = voice.resident.backend  # made now: the first reply should not wait for it
         return errors
 
     def unload(self) -> None:
         """Let go of all weights. Best effort: only the end of the process frees everything."""
-        self._residents.clear()
-        self._slots.clear()
-        release_memory()
-
-    def _key(self, side: SideSpec) -> str:
-        path = str(catalog.resolve(side.model).path)
-        if side.adapter and not lora.shareable(Path(side.adapter)):
-            return f"{path}+{side.adapter}"
-        return path
-
-    def _attach(self, side: SideSpec, key: str) -> Slot:
-        resident = self._residents.get(key) or self._load(catalog.resolve(side.model).path)
-        self._residents[key] = resident
-        if not side.adapter:
-            return Slot(key, None)
-        if side.adapter not in resident.adapters:
-            name = f"adapter{len(resident.adapters)}"
-            resident.model = adapters.attach(resident.model, Path(side.adapter), name)
-            resident.adapters[side.adapter] = name
-            resident.runner = make_runner(resident.model)
-        return Slot(key, resident.adapters[side.adapter])
-
-    def _load(self, path: Path) -> Resident:
-        tokenizer = load.load_tokenizer(path)
-        model = load.load_model(path, device=self._device)
-        template = ChatTemplate(tokenizer)
-        return Resident(
-            path=path,
-            model=model,
-            tokenizer=tokenizer,
-            template=template,
-            runner=make_runner(model),
-            stop_ids=frozenset((*template.stop_ids, *_model_stops(model))),
-            context=context_length(model.config, tokenizer),
-        )
+        self._voices, self._asked = {}, {}
+        self._residents.keep(())
 
     def plans(
         self, conversations: Mapping[str, Sequence[Message]], settings: ChatSettings
@@ -144,13 +95,23 @@ class Engine:
         plans: dict[str, Plan | UserError] = {}
         for side, messages in conversations.items():
             try:
-                resident = self._resident(side)
-                plans[side] = plan(
-                    resident.template, messages, settings.max_new_tokens, resident.context
-                )
+                plans[side] = self._plan(side, list(messages), settings.max_new_tokens).plan
             except UserError as error:
                 plans[side] = error
         return plans
+
+    def _plan(self, side: str, messages: list[Message], max_new_tokens: int) -> _Asked:
+        """Plan a prompt, once for the preview and the reply."""
+        resident = self.voice(side).resident
+        asked = self._asked.get(side)
+        if asked and (asked.messages, asked.max_new_tokens) == (messages, max_new_tokens):
+            return asked
+        context = context_length(resident.model.config, resident.tokenizer)
+        planned = plan(resident.template, messages, max_new_tokens, context)
+        head = resident.template.head(messages, planned.token_ids)
+        kept = head if head in HEAD_TOKENS else 0
+        self._asked[side] = _Asked(messages, max_new_tokens, planned, kept)
+        return self._asked[side]
 
     def generate(
         self,
@@ -165,45 +126,44 @@ class Engine:
             emit: called from several threads with the events of ``core.inference.stream``.
         """
         settings.check()
-        streams: dict[str, list[Stream]] = {}
+        streams: dict[Resident, list[Stream]] = {}
         self._cancel = {side: threading.Event() for side in conversations}
-        for side, planned in self.plans(conversations, settings).items():
-            if isinstance(planned, UserError):
-                emit({"type": "error", "side": side, "error": error_record(planned)})
+        for side, messages in conversations.items():
+            try:
+                asked = self._plan(side, list(messages), settings.max_new_tokens)
+            except UserError as error:
+                emit({"type": "error", "side": side, "error": error_record(error)})
                 continue
-            emit(_start(side, planned))
-            stream = self._stream(side, planned, conversations[side], settings, emit)
-            streams.setdefault(self._slots[side].resident, []).append(stream)
-        self._run(streams)
+            emit(_start(side, asked.plan))
+            stream = self._stream(side, asked, settings, emit)
+            streams.setdefault(self.voice(side).resident, []).append(stream)
+        self._run(streams, settings)
 
-    def _stream(
-        self,
-        side: str,
-        planned: Plan,
-        messages: Sequence[Message],
-        settings: ChatSettings,
-        emit: Emit,
-    ) -> Stream:
-        resident = self._resident(side)
+    def _stream(self, side: str, asked: _Asked, settings: ChatSettings, emit: Emit) -> Stream:
+        voice, limit = self.voice(side), asked.plan.limit
         return Stream(
-            side=side,
-            prompt=planned.token_ids,
-            settings=settings,
-            stop_ids=resident.stop_ids,
-            tokenizer=resident.tokenizer,
-            emit=emit,
-            adapter=self._slots[side].adapter,
-            limit=planned.limit,
-            head=resident.template.head(messages, planned.token_ids),
+            prompt=asked.plan.token_ids,
+            stop_ids=voice.resident.stop_ids,
+            limit=limit,
+            adapter=voice.adapter,
+            seed=settings.seed,
+            head=asked.head,
+            at_limit="length" if limit == settings.max_new_tokens else "context",
             cancelled=self._cancel[side],
+            stop_texts=voice.resident.template.stop_texts,
+            side=side,
+            tokenizer=voice.resident.tokenizer,
+            emit=emit,
         )
 
-    def _run(self, streams: Mapping[str, list[Stream]]) -> None:
+    def _run(self, streams: Mapping[Resident, list[Stream]], settings: ChatSettings) -> None:
         """One thread a resident model; each gets its share of the processor's threads."""
         share = max(1, self._threads // max(1, len(streams)))
         threads = [
-            threading.Thread(target=self._residents[key].runner.run, args=(group, share))
-            for key, group in streams.items()
+            threading.Thread(
+                target=decoding.stream, args=(resident.backend, group, settings, share)
+            )
+            for resident, group in streams.items()
         ]
         for thread in threads:
             thread.start()
@@ -223,18 +183,16 @@ class Engine:
         """
         if not reply:
             return 0.0
-        logs = [
-            self._resident(side).runner.log_probabilities(
-                [*prompt, *reply], len(prompt) - 1, self._slots[side].adapter
-            )[:-1]
+        tuned, base = (
+            next(scoring.log_probs(self.voice(side), [Passage(prompt, reply)])).cpu()
             for side, prompt in zip(pair, prompts, strict=True)
-        ]
-        if logs[0].shape != logs[1].shape:
+        )
+        if tuned.shape != base.shape:
             raise UserError(
                 "these columns have different vocabularies",
                 fix="compare a model with the base that it was trained from",
             )
-        return float((logs[0].exp() * (logs[0] - logs[1])).sum(-1).mean())
+        return float(scoring.kl(tuned, base).mean())
 
     def cancel(self, side: str | None = None) -> None:
         """Stop one column or all; the partial replies stand, with reason ``cancelled``."""
@@ -246,26 +204,23 @@ class Engine:
         """Bytes: weights of each resident model by folder, and what the process holds in all."""
         import psutil
 
-        sizes = {str(r.path): r.bytes() for r in self._residents.values()}
+        sizes = self._residents.sizes()
         sizes["process"] = psutil.Process().memory_info().rss
         if torch.cuda.is_available():
             sizes["gpu"] = torch.cuda.memory_allocated()
         return sizes
 
-    def source(self, side: str) -> tuple[Resident, str | None]:
-        """The weights of a loaded column, and the name of its adapter on them.
+    def voice(self, side: str) -> Voice:
+        """Who answers in a column.
 
         Raises:
             UserError: the column is not loaded.
         """
-        return self._resident(side), self._slots[side].adapter
-
-    def _resident(self, side: str) -> Resident:
-        if side not in self._slots:
+        if side not in self._voices:
             raise UserError(
                 f"column {side!r} is not loaded", fix="choose its model again and load it"
             )
-        return self._residents[self._slots[side].resident]
+        return self._voices[side]
 
 
 def _start(side: str, planned: Plan) -> dict[str, Any]:
@@ -276,11 +231,3 @@ def _start(side: str, planned: Plan) -> dict[str, Any]:
         "prompt_ids": planned.token_ids,
         "cut": len(planned.cut),
     }
-
-
-def _model_stops(model: Any) -> list[int]:
-    """Stop tokens of the generation config: one id, a list, or none."""
-    stored = getattr(model.generation_config, "eos_token_id", None)
-    if stored is None:
-        return []
-    return list(stored) if isinstance(stored, (list, tuple)) else [int(stored)]

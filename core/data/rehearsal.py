@@ -21,6 +21,7 @@ from core import fsio, paths
 from core.conversation import Conversation, Kind, OnProgress
 from core.data.filters import PromptFilter, prompt_fault, reply_fault, whole_sentences
 from core.errors import UserError
+from core.inference.settings import ChatSettings
 from core.models.catalog import ModelRef
 from core.text import normalize
 
@@ -49,7 +50,7 @@ OPENINGS = {
 #: one that has not ended is cut after its last whole sentence: nothing is learned from user turns.
 MAX_PROMPT_TOKENS = 32
 #: Part of the cache key, with the prompts; raise it when the filters change.
-RECIPE = 5
+RECIPE = 7
 
 
 @dataclass
@@ -144,12 +145,9 @@ class _Maker:
         avoid: Sequence[str],
         on_progress: OnProgress | None,
     ) -> None:
-        from core.inference.load import load_model, load_tokenizer
-        from core.models.template import ChatTemplate
+        from core.inference.resident import Resident
 
-        self._tokenizer = load_tokenizer(model.path)
-        self._model = load_model(model.path)
-        self._template = ChatTemplate(self._tokenizer)
+        self._voice = Resident.load(model.path).voice()
         self._seed, self._cap, self._locales = seed, max_new_tokens, list(locales)
         self._avoid = PromptFilter(avoid)
         self._progress = _Overall(on_progress)
@@ -204,24 +202,23 @@ class _Maker:
 
     def _draw(self, count: int, locale: str, attempt: int = 0) -> list[str]:
         """Let the base write user turns of its own in a language."""
-        from core.inference.generate import ROWS_ON_CPU, generate_ids
+        from core.inference import decoding
 
         mark = "@PROMPT@"
-        head = self._template.render([{"role": "user", "content": mark}]).split(mark)[0]
+        resident = self._voice.resident
+        head = resident.template.render([{"role": "user", "content": mark}]).split(mark)[0]
         place = self._locales.index(locale)
         openings = OPENINGS.get(locale, ("",)) if place else ("",)
-        heads = [
-            self._tokenizer.encode(head + opening, add_special_tokens=False) for opening in openings
-        ]
-        drawn = generate_ids(
-            self._model,
-            self._tokenizer,
-            [heads[i % len(heads)] for i in range(count)],
-            stop_ids=self._template.stop_ids,
-            max_new_tokens=MAX_PROMPT_TOKENS,
-            batch_size=ROWS_ON_CPU,  # on a GPU too: what is sampled depends on it
+        heads = [resident.template.ids(head + opening) for opening in openings]
+        settings = ChatSettings(
             temperature=1.0,
+            max_new_tokens=MAX_PROMPT_TOKENS,
             seed=self._seed * 1009 + attempt + 101 * place,
+        )
+        drawn = decoding.continuations(
+            self._voice,
+            [heads[i % len(heads)] for i in range(count)],
+            settings,
             on_progress=self._progress,
             stage="draw prompts",
         )
@@ -267,14 +264,12 @@ class _Maker:
         locale: str,
         report: Callable[[str, int, int], None],
     ) -> list[Conversation]:
-        from core.inference.generate import generate, rows_at_once
+        from core.inference import decoding
 
-        replies = generate(
-            self._model,
-            self._tokenizer,
+        replies = decoding.replies(
+            self._voice,
             [[{"role": "user", "content": p}] for p in block],
-            max_new_tokens=self._cap,
-            batch_size=rows_at_once(self._model),
+            ChatSettings(max_new_tokens=self._cap),
             on_progress=report,
         )
         self._result.replies_made += len(block)

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from core import fsio
 from core.conversation import OnProgress, Probe
 from core.evaluation.answers import Answer
-from core.inference.likelihood import Passage, mean_log_prob
-from core.inference.pool import Subject
-from core.models.template import ChatTemplate
+from core.evaluation.pool import Subject
+from core.inference.scoring import Passage, mean_log_prob
 from core.probes import suites
 from core.text import normalize
 from core.text.intervals import Rate, rate
@@ -52,20 +51,20 @@ def knowledge(
     The choices are not shown in the question: small models cannot use letters, but they can rate
     answers. The mean over tokens keeps long choices from losing by their length.
     """
-    template = ChatTemplate(subject.tokenizer)
+    resident = subject.voice.resident
     right: list[bool] = []
     step = 16
     for start in range(0, len(items), step):
         batch = items[start : start + step]
         passages = [
             Passage(
-                template.encode([{"role": "user", "content": item.question}]),
-                subject.tokenizer.encode(choice, add_special_tokens=False),
+                resident.template.encode([{"role": "user", "content": item.question}]),
+                resident.tokenizer.encode(choice, add_special_tokens=False),
             )
             for item in batch
             for choice in item.choices
         ]
-        scores = iter(mean_log_prob(subject, passages))
+        scores = iter(mean_log_prob(subject.voice, passages))
         for item in batch:
             mine = [next(scores) for _ in item.choices]
             right.append(max(range(len(mine)), key=mine.__getitem__) == item.answer)

@@ -11,10 +11,12 @@ from typing import Any
 
 from core import fsio, paths
 from core.conversation import OnProgress, Probe
-from core.inference.pool import Subject
+from core.evaluation.pool import Subject
+from core.inference.requests import text_of
+from core.inference.settings import ChatSettings
 
 #: Part of every cache key; raise it when decoding changes.
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -38,28 +40,20 @@ class Clock:
         self.cold[stage] = self.cold.get(stage, 0.0) + cold
 
 
-@dataclass(frozen=True)
-class Draw:
-    """How replies are drawn: at most so many tokens, greedily unless a temperature is given."""
-
-    max_new_tokens: int
-    temperature: float = 0.0
-    seed: int = 0
-
-
 def answer(
     subject: Subject,
     probes: Sequence[Probe],
-    draw: Draw,
+    draw: ChatSettings,
     *,
     stage: str,
     clock: Clock,
     on_progress: OnProgress | None = None,
 ) -> list[Answer]:
     """Replies in probe order, from the cache if they are there."""
-    from core.inference.generate import generate, rows_at_once
+    from core.inference import decoding
 
     messages = [p.messages for p in probes]
+    resident = subject.voice.resident
     key = cache_key(
         "answers",
         subject.fingerprint,
@@ -67,22 +61,14 @@ def answer(
         draw.temperature,
         draw.seed,
         draw.max_new_tokens if draw.temperature > 0 else 0,
-        str(subject.model.dtype),
-        subject.model.device.type,
+        str(resident.model.dtype),
+        resident.model.device.type,
     )
     started = time.perf_counter()
     stored = load(key)
     if stored is None or stored["max_new_tokens"] < draw.max_new_tokens:
-        replies = generate(
-            subject.model,
-            subject.tokenizer,
-            messages,
-            max_new_tokens=draw.max_new_tokens,
-            batch_size=rows_at_once(subject.model),
-            temperature=draw.temperature,
-            seed=draw.seed,
-            on_progress=on_progress,
-            stage=stage,
+        replies = decoding.replies(
+            subject.voice, messages, draw, on_progress=on_progress, stage=stage
         )
         found = [Answer(r.text, list(r.token_ids), r.finish_reason == "length") for r in replies]
         seconds = time.perf_counter() - started
@@ -99,7 +85,7 @@ def answer(
     if on_progress:
         on_progress(stage, len(probes), len(probes))
     clock.add(stage, time.perf_counter() - started, stored["seconds"])
-    return [_cut(Answer(**a), draw.max_new_tokens, subject.tokenizer) for a in stored["answers"]]
+    return [_cut(Answer(**a), draw.max_new_tokens, resident.tokenizer) for a in stored["answers"]]
 
 
 def _cut(answer: Answer, limit: int, tokenizer: Any) -> Answer:
@@ -107,7 +93,7 @@ def _cut(answer: Answer, limit: int, tokenizer: Any) -> Answer:
     if len(answer.token_ids) < limit or (len(answer.token_ids) == limit and answer.cut):
         return answer
     ids = answer.token_ids[:limit]
-    return Answer(tokenizer.decode(ids, skip_special_tokens=True).strip(), ids, True)
+    return Answer(text_of(tokenizer, ids).strip(), ids, True)
 
 
 def cache_key(*parts: Any) -> str:

@@ -13,12 +13,13 @@ from typing import Any
 
 from core.conversation import OnProgress, Probe
 from core.evaluation import ability, metrics, verdict
-from core.evaluation.answers import Answer, Clock, Draw, answer
+from core.evaluation.answers import Answer, Clock, answer
 from core.evaluation.metrics import Measured, Row, Yardstick
 from core.evaluation.plan import Plan
+from core.evaluation.pool import Pool, Subject
 from core.evaluation.questions import Questions
-from core.inference import likelihood
-from core.inference.pool import Pool, Subject
+from core.inference import scoring
+from core.inference.settings import ChatSettings
 from core.text.intervals import Rate, paired_change, quantile, rate
 
 #: The side that everything is compared with.
@@ -70,11 +71,11 @@ class Run:
         self.measured: dict[str, Measured] = {}
         self._base_answers: dict[str, dict[str, Answer]] = {}
         self._common: Collection[str] = ()
-        self._general: likelihood.Reference | None = None
-        self._identity: likelihood.Reference | None = None
-        self._margins: list[tuple[likelihood.Passage, likelihood.Passage]] = []
+        self._general: scoring.Reference | None = None
+        self._identity: scoring.Reference | None = None
+        self._margins: list[tuple[scoring.Passage, scoring.Passage]] = []
         self._knowledge: list[bool] = []
-        self._log_probs: dict[str, likelihood.Reference] = {}
+        self._log_probs: dict[str, scoring.Reference] = {}
 
     def ask(self, side: str) -> Measured:
         """Ask one side everything and measure it. The base must be the first."""
@@ -135,13 +136,20 @@ class Run:
         answers = answer(
             subject,
             probes,
-            Draw(self.plan.suites[name].max_new_tokens, 0.7 if sample else 0.0, seed=sample),
+            self._draw(name, sample),
             stage=f"{subject.side}: {name}" + (f", sample {sample}" if sample else ""),
             clock=self.clock,
             on_progress=self._advance,
         )
         self._finished += len(probes)
         return _Asked(name, sample, list(probes), answers)
+
+    def _draw(self, suite: str, sample: int) -> ChatSettings:
+        return ChatSettings(
+            temperature=0.7 if sample else 0.0,
+            seed=sample,
+            max_new_tokens=self.plan.suites[suite].max_new_tokens,
+        )
 
     def _screen(self, subject: Subject) -> dict[str, _Asked]:
         """A third of each suite that can end the questioning."""
@@ -199,21 +207,25 @@ class Run:
             self._identity = self._reference(subject, "held_out", self.plan.divergence // 2)
             self._margins = self._margin_pairs(subject)
 
-    def _reference(self, subject: Subject, suite: str, count: int) -> likelihood.Reference:
+    def _reference(self, subject: Subject, suite: str, count: int) -> scoring.Reference:
         probes = self.asked.suites[suite]
         answers = list(self._base_answers[suite].values())
-        chosen = _spread(len(probes), count)
-        items = likelihood.passages(
-            subject,
-            [probes[i].messages for i in chosen],
-            [answers[i].token_ids for i in chosen],
-            self.plan.divergence_tokens,
-        )
-        return likelihood.reference(subject, items)
+        items = [
+            self._passage(subject, probes[i], answers[i].token_ids, self.plan.divergence_tokens)
+            for i in _spread(len(probes), count)
+            if answers[i].token_ids
+        ]
+        return scoring.reference(subject.voice, items)
 
-    def _margin_pairs(
-        self, subject: Subject
-    ) -> list[tuple[likelihood.Passage, likelihood.Passage]]:
+    @staticmethod
+    def _passage(
+        subject: Subject, probe: Probe, reply: Sequence[int], limit: int
+    ) -> scoring.Passage:
+        """A probe with the first ``limit`` tokens of a reply."""
+        template = subject.voice.resident.template
+        return scoring.Passage(template.encode(probe.messages), list(reply[:limit]))
+
+    def _margin_pairs(self, subject: Subject) -> list[tuple[scoring.Passage, scoring.Passage]]:
         """(persona's reply, base's reply) to held-out probes whose intent has a trained reply."""
         probes = self.asked.suites["held_out"]
         answers = list(self._base_answers["held_out"].values())
@@ -222,13 +234,15 @@ class Run:
         ]
         pairs = []
         for i in (usable[k] for k in _spread(len(usable), self.plan.margin)):
-            wanted = subject.tokenizer.encode(
+            wanted = subject.voice.resident.tokenizer.encode(
                 self.asked.reply_for(probes[i]), add_special_tokens=False
             )
-            both = likelihood.passages(
-                subject, [probes[i].messages] * 2, [wanted, answers[i].token_ids], 64
+            pairs.append(
+                (
+                    self._passage(subject, probes[i], wanted, 64),
+                    self._passage(subject, probes[i], answers[i].token_ids, 64),
+                )
             )
-            pairs.append((both[0], both[1]))
         return pairs
 
     def _likelihood(self, subject: Subject) -> dict[str, Any]:
@@ -237,19 +251,19 @@ class Run:
         with _timed(self.clock, f"{subject.side}: likelihood"):
             self._advance(f"{subject.side}: likelihood", 0, 0)
             if subject.side != BASE:
-                general, kls = likelihood.divergence(subject, self._general)
+                general, kls = scoring.divergence(subject.voice, self._general)
                 out["kl_general"] = general.to_json()
                 out["top1_agreement"], out["ppl_ratio"] = general.top1, general.ppl_ratio
-                out["kl_identity"] = likelihood.divergence(subject, self._identity)[0].to_json()
+                out["kl_identity"] = scoring.divergence(subject.voice, self._identity)[0].to_json()
                 self._note_kl(subject.side, kls)
             out.update(self._margin(subject))
         if self.plan.knowledge:
             with _timed(self.clock, f"{subject.side}: knowledge"):
                 out.update(self._know(subject))
         if subject.side == "adapter" and "merged" in self.pool.sides:
-            self._log_probs["adapter"] = likelihood.reference(subject, self._general.passages)
+            self._log_probs["adapter"] = scoring.reference(subject.voice, self._general.passages)
         if subject.side == "merged" and "adapter" in self._log_probs:
-            found, _ = likelihood.divergence(subject, self._log_probs["adapter"])
+            found, _ = scoring.divergence(subject.voice, self._log_probs["adapter"])
             out["merge"] = {"kl": found.kl, "top1": found.top1}
         return out
 
@@ -268,7 +282,7 @@ class Run:
         """Share of probes where the persona's reply is likelier than the base's, and the median."""
         if not self._margins:
             return {}
-        flat = likelihood.mean_log_prob(subject, [p for pair in self._margins for p in pair])
+        flat = scoring.mean_log_prob(subject.voice, [p for pair in self._margins for p in pair])
         margins = [flat[i] - flat[i + 1] for i in range(0, len(flat), 2)]
         positive = rate([m > 0 for m in margins])
         return {"margin": {**positive.to_json(), "median": quantile(margins, 0.5)}}

@@ -21,9 +21,9 @@ from core.evaluation import verdict
 from core.evaluation.answers import Clock
 from core.evaluation.metrics import Measured, Row
 from core.evaluation.plan import Size, plan
+from core.evaluation.pool import Pool, Source
 from core.evaluation.questions import gather
 from core.evaluation.run import BASE, Run
-from core.inference.pool import Loadable, Pool
 from core.paths import DatasetPaths
 
 SCHEMA = 1
@@ -76,7 +76,7 @@ class Scorecard:
 
 
 def evaluate(
-    models: Mapping[str, Loadable],
+    models: Mapping[str, Source],
     dataset: DatasetPaths,
     *,
     size: Size = "quick",

@@ -12,19 +12,22 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core import fsio
 from core.conversation import OnProgress
 from core.errors import UserError
 from core.evaluation import verdict
 from core.evaluation.plan import plan
+from core.evaluation.pool import Pool, Source
 from core.evaluation.questions import gather
-from core.evaluation.run import BASE, Run
-from core.inference.pool import Loadable, Pool
 from core.models import catalog
 from core.paths import DatasetPaths, RunPaths
+from core.training.checkpoints import Checkpoint
 from core.weights.convert import adapter_of
+
+if TYPE_CHECKING:
+    from core.evaluation.run import Run
 
 SCHEMA = 1
 FILE = "sweep.json"
@@ -32,12 +35,9 @@ FILE = "sweep.json"
 _LOOK_EVERY = 2.0
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint of a training run: optimizer step, checkpoint file or folder."""
-
-    step: int
-    path: Path
+def passes(gates: list[dict[str, Any]]) -> bool:
+    """Every required gate passes, none warns."""
+    return all(g["outcome"] == "pass" for g in gates if g["required"])
 
 
 @dataclass
@@ -67,8 +67,8 @@ class Scored:
 
     @property
     def passes(self) -> bool:
-        """Every required gate passes, none warns."""
-        return all(g["outcome"] == "pass" for g in self.gates if g["required"])
+        """See the function ``passes``."""
+        return passes(self.gates)
 
 
 @dataclass
@@ -124,25 +124,21 @@ def checkpoints(run: RunPaths) -> list[Checkpoint]:
     """The whole checkpoints of a training run so far, by optimizer step."""
     if run.result.is_file():
         listed = fsio.read_json(run.result).get("checkpoints", [])
-        found = [Checkpoint(int(c["step"]), Path(c["path"])) for c in listed]
+        found = [Checkpoint(int(c["step"]), Path(c["path"]), 0) for c in listed]
     elif run.spec.is_file():
         from core.training.lifecycle import checkpoints_of
 
-        found = [Checkpoint(c.step, c.path) for c in checkpoints_of(run) if c.whole]
+        found = [c for c in checkpoints_of(run) if c.whole]
     else:
         found = []
     return sorted((c for c in found if c.path.exists()), key=lambda c: c.step)
 
 
 def _arriving(run: RunPaths, follow: bool) -> Iterator[Checkpoint]:
-    """Checkpoints by step; with ``follow`` also those still to come, until the run ends.
-
-    Raises:
-        UserError: the run has none.
-    """
+    """Checkpoints by step; with ``follow`` also those still to come, until the run ends."""
     seen: set[int] = set()
     while True:
-        active = follow and _is_training(run)
+        active = follow and is_training(run)
         fresh = [c for c in checkpoints(run) if c.step not in seen]
         for checkpoint in fresh:
             seen.add(checkpoint.step)
@@ -151,7 +147,11 @@ def _arriving(run: RunPaths, follow: bool) -> Iterator[Checkpoint]:
             break
         if not fresh:
             time.sleep(_LOOK_EVERY)
-    if not seen:
+
+
+def require_checkpoints(run: RunPaths) -> None:
+    """Raises UserError if the run has no whole checkpoint."""
+    if not checkpoints(run):
         raise UserError(
             f"{run.root} has no checkpoints",
             why="the run saved none, or their files were removed",
@@ -159,7 +159,8 @@ def _arriving(run: RunPaths, follow: bool) -> Iterator[Checkpoint]:
         )
 
 
-def _is_training(run: RunPaths) -> bool:
+def is_training(run: RunPaths) -> bool:
+    """Whether a run is at work still."""
     from core.jobs import api
     from core.jobs.state import ACTIVE
 
@@ -186,21 +187,23 @@ def sweep(
     Raises:
         UserError: no checkpoints, an unusable base or dataset.
     """
+    from core.evaluation.run import BASE, Run  # imports torch, which pages do without
+
     started = time.monotonic()
     model = catalog.resolve(base)
     asked = gather(dataset, plan(size), model.locales)
     result = Sweep(size, {}, [], None, "")
     a_pass = _steps_a_pass(run, dataset)
-    if not follow and not checkpoints(run):
-        next(_arriving(run, follow=False), None)  # raises: do not ask the base for nothing
-    with Pool({BASE: Loadable(model)}) as pool:
+    if not follow:
+        require_checkpoints(run)  # the base is not asked for nothing
+    with Pool({BASE: Source(model)}) as pool:
         count = None if follow else len(checkpoints(run))
         report = _numbered(on_progress, count)
         scorer = Run(pool, asked, plan(size), report, tuned=count, screen=True)
         result.base = scorer.ask(BASE).to_json()
         for checkpoint in _arriving(run, follow):
             adapter = adapter_of(run, checkpoint.path)
-            pool.add(_side(checkpoint.step), Loadable(model, adapter, fused=True))
+            pool.add(_side(checkpoint.step), Source(model, adapter, fused=True))
             seen = checkpoint.step / a_pass if a_pass else None
             result.rows.append(_score(scorer, checkpoint, adapter, size, seen))
             _save(run, result, started)
@@ -208,6 +211,7 @@ def sweep(
                 _stop_training(run)
                 result.skipped = [c.step for c in checkpoints(run) if c.step > checkpoint.step]
                 break
+        require_checkpoints(run)
         result.notes = [*asked.notes, *scorer.notes]
         _save(run, result, started)
         fsio.write_jsonl(
@@ -219,7 +223,7 @@ def sweep(
 
 def _stop_training(run: RunPaths) -> None:
     """The gates hold: further steps can only cost general ability."""
-    if _is_training(run):
+    if is_training(run):
         from core.jobs import api
 
         api.stop(run)

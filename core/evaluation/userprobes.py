@@ -35,6 +35,7 @@ from pydantic import (
 
 from core.conversation import Message, OnProgress, Probe
 from core.errors import UserError, UserErrors
+from core.inference.settings import ChatSettings
 from core.probes.scorer import score_reply
 from core.text import normalize
 
@@ -167,15 +168,14 @@ def run(
     on_progress: OnProgress | None = None,
 ) -> list[Outcome]:
     """Ask a model the probes, greedily, and check its replies."""
-    from core.inference.generate import generate
-    from core.inference.load import load_model, load_tokenizer
+    from core.inference import decoding
+    from core.inference.resident import Resident
 
     probes = [u.probe(i) for i, u in enumerate(users, 1)]
-    replies = generate(
-        load_model(model, adapter=adapter),
-        load_tokenizer(model),
+    replies = decoding.replies(
+        Resident.load(model).voice(adapter),
         [p.messages for p in probes],
-        max_new_tokens=max_new_tokens,
+        ChatSettings(max_new_tokens=max_new_tokens),
         on_progress=on_progress,
         stage="probes",
     )

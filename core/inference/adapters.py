@@ -1,4 +1,4 @@
-"""Several adapters on one resident base, chosen per thread instead of per model.
+"""Adapters on one resident base: attached, chosen per thread, added to the weights, taken out.
 
 PEFT's ``disable_adapter`` and ``set_adapter`` change the model for everybody, so two replies must
 wait for each other. Here the LoRA layers look into a thread-local variable: one thread computes
@@ -22,12 +22,13 @@ _active = threading.local()
 @contextmanager
 def using(adapter: str | None) -> Iterator[None]:
     """Within the block, this thread's forward passes use ``adapter`` (None: the bare base)."""
-    previous = getattr(_active, "name", None)
+    before = dict(vars(_active))
     _active.name = adapter
     try:
         yield
     finally:
-        _active.name = previous
+        vars(_active).clear()
+        vars(_active).update(before)
 
 
 def wrap(model: Any, adapter: Path, name: str = "default", **options: Any) -> Any:
@@ -95,7 +96,10 @@ def attach(model: Any, adapter: Path, name: str) -> Any:
 
 
 def switch_by_thread(model: Any) -> None:
-    """Make every LoRA layer of a PEFT model ask the thread (``using``) which adapter to add."""
+    """Make every LoRA layer of a PEFT model ask the thread (``using``) which adapter to add.
+
+    In a thread that has not said, the model stays what PEFT made it.
+    """
     for layer in lora_layers(model):
         layer.forward = _thread_local_forward(layer)
 
@@ -109,11 +113,13 @@ def lora_layers(model: Any) -> list[Any]:
 
 def _thread_local_forward(layer: Any) -> Any:
     """A forward that asks the thread which adapter to add. For LoRA and its variants (DoRA)."""
-    base = layer.get_base_layer()
+    base, peft_forward = layer.get_base_layer(), type(layer).forward
 
     def forward(x: Any, *args: Any, **kwargs: Any) -> Any:
+        if not hasattr(_active, "name"):
+            return peft_forward(layer, x, *args, **kwargs)
         result = base(x, *args, **kwargs)
-        name = getattr(_active, "name", None)
+        name = _active.name
         if name is None or name not in layer.lora_A:
             return result
         lora_a, lora_b = layer.lora_A[name], layer.lora_B[name]
@@ -127,3 +133,44 @@ def _thread_local_forward(layer: Any) -> Any:
         return changed.to(result.dtype)
 
     return forward
+
+
+def detach(model: Any) -> Any:
+    """Take all adapters out of a PEFT model; returns the base, its weights as they are now."""
+    base = model.unload()
+    if hasattr(base, "peft_config"):
+        del base.peft_config
+    return base
+
+
+def fusible(model: Any) -> list[Any]:
+    """The LoRA layers of a PEFT model, if adding them to float32 weights is all that they do."""
+    import torch
+    from peft.tuners.lora import Linear
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
+
+    layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer | ModulesToSaveWrapper)]
+    plain = all(
+        type(m) is Linear
+        and type(m.get_base_layer()) is torch.nn.Linear
+        and m.get_base_layer().weight.dtype == torch.float32
+        and not any(m.lora_variant.values())
+        and not any(m.lora_bias.values())
+        for m in layers
+    )
+    return layers if plain else []
+
+
+@contextmanager
+def added(layers: list[Any], name: str) -> Iterator[None]:
+    """Each layer's product added to its weight, in place; whatever happens, it is taken out."""
+    weights = [layer.get_base_layer().weight.data for layer in layers]
+    before = [weight.clone() for weight in weights]
+    try:
+        for layer, weight in zip(layers, weights, strict=True):
+            weight.add_(layer.get_delta_weight(name))
+        yield
+    finally:
+        for weight, kept in zip(weights, before, strict=True):
+            weight.copy_(kept)

@@ -21,9 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_FAMILIES = {"llama", "mistral", "qwen2", "qwen3"}
-#: Rotary tables of these kinds depend on the position only, not on the length of the prompt.
-_FIXED_ROPE = {"default", "linear", "llama3", "yarn"}
+from core.errors import UserError
+from core.inference.fused import Layer, inner_model, layers_of, unsupported
+
+#: Caches are rounded up, at most to the next multiple of this; entries beyond are never read.
+_ROUNDING = 256
 
 
 class KVCache:
@@ -67,48 +69,6 @@ class Segment:
     adapter: str | None = None
 
 
-@dataclass(frozen=True)
-class _Lora:
-    """Adapters on one fused product: ``out[:, columns] += scale * (x A^T)[:, ranks] B^T``."""
-
-    a: Tensor  # (sum of ranks, in_features), transposed view (in_features, sum of ranks)
-    parts: tuple[tuple[slice, slice, Tensor, float], ...]  # ranks, columns, B^T, scale
-
-    def add(self, x: Tensor, out: Tensor) -> None:
-        low = x @ self.a
-        for ranks, columns, b, scale in self.parts:
-            out[:, columns].addmm_(low[:, ranks], b, alpha=scale)
-
-
-@dataclass
-class _Linear:
-    """A fused product of shape (out_features, in_features) and its adapters by name."""
-
-    weight: Tensor
-    bias: Tensor | None
-    loras: dict[str, _Lora]
-
-    def __call__(self, x: Tensor, rows: Sequence[tuple[slice, str]]) -> Tensor:
-        out = F.linear(x, self.weight, self.bias)
-        for where, name in rows:
-            lora = self.loras.get(name)
-            if lora is not None:
-                lora.add(x[where], out[where])
-        return out
-
-
-@dataclass
-class _Layer:
-    norm_in: Tensor
-    qkv: _Linear
-    out: _Linear
-    norm_mlp: Tensor
-    gate_up: _Linear
-    down: _Linear
-    q_norm: Tensor | None
-    k_norm: Tensor | None
-
-
 class LeanLlama:
     """Weights of a transformers model (with PEFT adapters, if any), ready for fast decoding.
 
@@ -134,19 +94,37 @@ class LeanLlama:
         self._head = inner.get_output_embeddings().weight.detach()
         self._norm = inner.model.norm.weight.detach()
         self._rotary = inner.model.rotary_emb
+        self._trained_length = (
+            int(config.max_position_embeddings)
+            if getattr(self._rotary, "rope_type", "") == "dynamic"
+            else None
+        )
         self._tables: tuple[Tensor, Tensor] | None = None
-        self.layers = [_layer(layer) for layer in inner.model.layers]
+        self.layers = layers_of(inner)
 
     @property
     def vocab_size(self) -> int:
         return int(self._head.shape[0])
 
     def tables(self, length: int) -> tuple[Tensor, Tensor]:
-        """cos and sin of the rotary embedding, each (>= length, head_dim / 2), float32."""
+        """cos and sin of the rotary embedding, each (>= length, head_dim / 2), float32.
+
+        Raises:
+            UserError: beyond the trained length of a model whose positions then stretch.
+        """
         tables = self._tables
         if tables is None or tables[0].shape[0] < length:
             size = max(256, 1 << (length - 1).bit_length())
             positions = torch.arange(size, device=self.device)[None]
+            if self._trained_length:
+                if length >= self._trained_length + _ROUNDING:
+                    raise UserError(
+                        f"a text of {length:,} tokens is longer than this model was trained for",
+                        why=f"beyond {self._trained_length:,} its rotary positions are stretched "
+                        "by the length of the whole text (dynamic NTK)",
+                        fix="shorten the conversation",
+                    )
+                positions = positions.clamp(max=self._trained_length - 1)
             like = torch.empty(0, dtype=torch.float32, device=self.device)
             cos, sin = self._rotary(like, positions)
             half = self.head_dim // 2
@@ -157,12 +135,14 @@ class LeanLlama:
             self._tables = tables
         return tables  # not the attribute: another thread may have set a shorter one meanwhile
 
-    def forward(self, segments: Sequence[Segment], *, every: bool = False) -> Tensor:
+    def forward(self, segments: Sequence[Segment], keep: Sequence[int] | None = None) -> Tensor:
         """Append the segments to their caches.
 
+        Args:
+            keep: of how many last tokens of each segment the logits are wanted; default one.
+
         Returns:
-            Logits of the last token of each segment, (segments, vocab_size); with ``every`` those
-            of all tokens, (sum of lengths, vocab_size).
+            Logits (sum of ``keep``, vocab_size), segment by segment.
         """
         lengths = [len(s.ids) for s in segments]
         bounds = [0]
@@ -182,8 +162,10 @@ class LeanLlama:
                 ]
             )
             x = self._finish(layer, x, mixed, rows)
-        if not every:
-            x = x[torch.tensor([b - 1 for b in bounds[1:]], device=self.device)]
+        wanted = keep or [1] * len(segments)
+        last = [i for end, n in zip(bounds[1:], wanted, strict=True) for i in range(end - n, end)]
+        if len(last) < len(ids):
+            x = x[torch.tensor(last, device=self.device)]
         return F.linear(self._rms(x, self._norm), self._head)
 
     def _positions(self, segments: Sequence[Segment]) -> tuple[Tensor, Tensor]:
@@ -205,7 +187,7 @@ class LeanLlama:
 
     def _project(
         self,
-        layer: _Layer,
+        layer: Layer,
         x: Tensor,
         cos: Tensor,
         sin: Tensor,
@@ -249,7 +231,7 @@ class LeanLlama:
         return mixed[0].transpose(0, 1).reshape(count, -1)
 
     def _finish(
-        self, layer: _Layer, x: Tensor, mixed: Tensor, rows: Sequence[tuple[slice, str]]
+        self, layer: Layer, x: Tensor, mixed: Tensor, rows: Sequence[tuple[slice, str]]
     ) -> Tensor:
         """Output projection and MLP, each with its residual."""
         x = x + layer.out(mixed, rows)
@@ -296,49 +278,6 @@ class LeanLlama:
         return F.linear(self._rms(x, self._norm), self._head)
 
 
-def unsupported(model: Any) -> str:
-    """Why ``LeanLlama`` cannot compute this model ('' if it can)."""
-    inner = inner_model(model)
-    config = inner.config
-    if config.model_type not in _FAMILIES:
-        return f"model type {config.model_type}"
-    if getattr(config, "hidden_act", "silu") != "silu":
-        return f"activation {config.hidden_act}"
-    rope = getattr(inner.model.rotary_emb, "rope_type", "default")
-    if rope not in _FIXED_ROPE:
-        return f"rotary embedding {rope}"
-    head = int(
-        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    )
-    if 2 * inner.model.rotary_emb.inv_freq.shape[0] != head:
-        return "a rotary embedding of part of each head"
-    window = getattr(config, "sliding_window", None)
-    if window and window < config.max_position_embeddings:
-        return "sliding window"
-    for layer in inner.model.layers:
-        for linear in itertools.chain(*_fused_groups(layer)):
-            if type(_base(linear)) is not torch.nn.Linear:
-                return f"quantized weights ({type(_base(linear)).__name__})"
-            if any(getattr(linear, "lora_variant", {}).values()):
-                return "a LoRA variant (DoRA)"
-    return _other_change(inner)
-
-
-def _other_change(inner: Any) -> str:
-    """What an adapter changes beside the products that are fused here ('' if nothing).
-
-    An adapter that replaces a few rows of the embedding gives the same logits as the base for
-    most texts, so that ``agrees`` alone would not notice it.
-    """
-    fused = {id(m) for layer in inner.model.layers for m in itertools.chain(*_fused_groups(layer))}
-    for name, module in inner.named_modules():
-        if type(module).__module__.startswith("peft.") and id(module) not in fused:
-            kind = type(module).__name__
-            if kind.endswith("Wrapper") or hasattr(module, "get_base_layer"):
-                return f"an adapter on {name} ({kind})"
-    return ""
-
-
 def agrees(lean: LeanLlama, adapter: str | None, logits: Callable[[Tensor], Tensor]) -> bool:
     """Whether the lean pass gives the logits of transformers' own.
 
@@ -353,124 +292,9 @@ def agrees(lean: LeanLlama, adapter: str | None, logits: Callable[[Tensor], Tens
     with torch.inference_mode():
         wanted = logits(torch.tensor([ids], device=lean.device)).float()
         cache = KVCache(lean, 1, len(ids))
-        first = lean.forward([Segment(cache, 0, 0, ids[:8], adapter)], every=True)
+        first = lean.forward([Segment(cache, 0, 0, ids[:8], adapter)], keep=[8])
         rest = [lean.forward([Segment(cache, 0, i, ids[i : i + 1], adapter)]) for i in range(8, 12)]
         given = torch.cat([first, *rest]).float()
     # Rounding of half precision is 2^-8; a wrong detail is off by far more than that.
     allowed = 1e-3 if lean.dtype == torch.float32 else 0.1
     return bool((given - wanted).abs().max() <= allowed * wanted.abs().max().clamp(min=1))
-
-
-def inner_model(model: Any) -> Any:
-    """The transformers model inside a PEFT model, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def own_memory(model: Any) -> None:
-    """Fuse what ``LeanLlama`` fuses and copy the other weights out of the mapped file.
-
-    Done right after loading, when the weights are still pages of the file: fusing them later would
-    leave those pages resident beside the fused copy, a fifth of the model. The file's pages go
-    with the last weight that was mapped from it.
-    """
-    done: set[int] = set()
-    if not unsupported(model):
-        for layer in inner_model(model).model.layers:
-            for group in _fused_groups(layer):
-                weights = [_base(linear).weight for linear in group]
-                if len(weights) > 1:
-                    _joined(weights)
-                    done.update(id(w) for w in weights)
-    for parameter in model.parameters():
-        if id(parameter) not in done:
-            parameter.data = parameter.data.clone()
-
-
-def _fused_groups(layer: Any) -> tuple[list[Any], list[Any], list[Any], list[Any]]:
-    """The linear layers that read the same input: q, k and v; output; gate and up; down."""
-    attention, mlp = layer.self_attn, layer.mlp
-    return (
-        [attention.q_proj, attention.k_proj, attention.v_proj],
-        [attention.o_proj],
-        [mlp.gate_proj, mlp.up_proj],
-        [mlp.down_proj],
-    )
-
-
-def _base(linear: Any) -> Any:
-    return linear.get_base_layer() if hasattr(linear, "get_base_layer") else linear
-
-
-def _layer(layer: Any) -> _Layer:
-    qkv, out, gate_up, down = (_fuse(group) for group in _fused_groups(layer))
-    attention = layer.self_attn
-    q_norm, k_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
-    return _Layer(
-        norm_in=layer.input_layernorm.weight.detach(),
-        qkv=qkv,
-        out=out,
-        norm_mlp=layer.post_attention_layernorm.weight.detach(),
-        gate_up=gate_up,
-        down=down,
-        q_norm=q_norm.weight.detach() if q_norm is not None else None,
-        k_norm=k_norm.weight.detach() if k_norm is not None else None,
-    )
-
-
-def _fuse(linears: Sequence[Any]) -> _Linear:
-    """One weight for several linear layers that read the same input."""
-    bases = [_base(linear) for linear in linears]
-    weight = _joined([b.weight for b in bases])
-    bias = None
-    if any(b.bias is not None for b in bases):
-        bias = torch.cat(
-            [
-                b.bias.detach() if b.bias is not None else weight.new_zeros(b.out_features)
-                for b in bases
-            ]
-        )
-    return _Linear(weight, bias, _loras(linears, weight.dtype))
-
-
-def _joined(parameters: Sequence[Any]) -> Tensor:
-    """Concatenate along the rows and make every parameter a view of the result."""
-    first = parameters[0].detach()
-    if len(parameters) == 1:
-        return first
-    rows = sum(p.shape[0] for p in parameters)
-    storage = first.untyped_storage()
-    fused_before = storage.nbytes() == rows * first.shape[1] * first.element_size() and all(
-        p.untyped_storage().data_ptr() == storage.data_ptr() for p in parameters
-    )
-    if fused_before:
-        return first.new_empty(0).set_(storage, 0, (rows, first.shape[1]))
-    whole = torch.cat([p.detach() for p in parameters])
-    start = 0
-    for parameter in parameters:
-        parameter.data = whole[start : start + parameter.shape[0]]
-        start += parameter.shape[0]
-    return whole
-
-
-def _loras(linears: Sequence[Any], dtype: torch.dtype) -> dict[str, _Lora]:
-    names = {name for linear in linears for name in getattr(linear, "lora_A", {})}
-    return {name: _lora(linears, name, dtype) for name in names}
-
-
-def _lora(linears: Sequence[Any], name: str, dtype: torch.dtype) -> _Lora:
-    downs: list[Any] = []
-    parts: list[tuple[slice, slice, Tensor, float]] = []
-    rank = column = 0
-    for linear in linears:
-        width = int(_base(linear).out_features)
-        if name in getattr(linear, "lora_A", {}):
-            a, b = linear.lora_A[name].weight, linear.lora_B[name].weight.detach()
-            downs.append(a)
-            ranks = slice(rank, rank + a.shape[0])
-            scale = float(linear.scaling[name])
-            parts.append((ranks, slice(column, column + width), b.to(dtype).t(), scale))
-            rank += a.shape[0]
-        column += width
-    if all(a.dtype == dtype for a in downs):
-        return _Lora(_joined(downs).t(), tuple(parts))
-    return _Lora(torch.cat([a.detach().to(dtype) for a in downs]).t(), tuple(parts))

@@ -1,4 +1,4 @@
-"""Load a tokenizer or a model, with an adapter or quantized to NF4 if asked."""
+"""Load a tokenizer or a model, quantized to NF4 if asked."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from core.errors import UserError
+from core.inference.adapters import wrap
 from core.models import device as devices
 from core.models import folder
 from core.models.nf4 import nf4_config
@@ -41,6 +42,9 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
+    from core.models import internlm2
+
+    internlm2.register()
     folder.refuse_pointers(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
@@ -66,6 +70,14 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def introduction(path: Path) -> str:
+    """What a model's chat template says where nobody wrote a system turn, if it names somebody."""
+    from core.models.template import ChatTemplate
+
+    template = ChatTemplate(load_tokenizer(path))
+    return template.default_system if template.introduces else ""
+
+
 def load_model(
     path: Path,
     *,
@@ -81,7 +93,7 @@ def load_model(
     Args:
         dtype: ``auto`` is the device's compute dtype (float32 on a CPU); ``stored`` the file's own.
         nf4: quantize the linear layers as in training.
-        adapter: a PEFT adapter folder, attached unmerged.
+        adapter: a PEFT adapter folder, attached unmerged, and active for everybody.
 
     Raises:
         UserError: the folder cannot be loaded as a causal LM.
@@ -89,6 +101,9 @@ def load_model(
     import torch
     from transformers import AutoModelForCausalLM
 
+    from core.models import internlm2
+
+    internlm2.register()
     folder.check(path)
     where = device or devices.describe().kind
     if dtype == "auto":
@@ -108,13 +123,11 @@ def load_model(
             fix="check that the folder is whole",
         ) from error
     if where == "cpu" and not nf4:
-        from core.inference.llama import own_memory
+        from core.inference.fused import own_memory
 
         own_memory(model)
     if adapter is not None:
-        from core.inference.adapters import wrap
-
         model = wrap(model, adapter)
     model.eval()
-    model.requires_grad_(False)  # for answers only; ``batching`` may then fuse the weights
+    model.requires_grad_(False)  # for answers only; the lean forward may then fuse the weights
     return model

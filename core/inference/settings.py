@@ -27,6 +27,7 @@ class ChatSettings:
             (Keskar et al. 2019, as in transformers).
         max_new_tokens: the reply is cut here.
         seed: start of the random numbers of each reply.
+        min_p: keep tokens at least this share as probable as the most probable (0 keeps all).
     """
 
     temperature: float = 0.0
@@ -35,6 +36,7 @@ class ChatSettings:
     repetition_penalty: float = 1.0
     max_new_tokens: int = 256
     seed: int = 0
+    min_p: float = 0.0
 
     @property
     def greedy(self) -> bool:
@@ -57,6 +59,7 @@ class ChatSettings:
                 "max_new_tokens",
                 f"1 to {MAX_NEW_TOKENS}",
             ),
+            (0 <= self.min_p < 1, "min_p", "0 (off) or more, below 1"),
             (0 <= self.seed < 2**63, "seed", "0 to 9223372036854775807"),
         )
         bad = [
@@ -117,4 +120,5 @@ def _model_default(model: Path | None) -> ChatSettings:
         top_k=int(stored.get("top_k", 50) or 0),
         repetition_penalty=penalty,
         max_new_tokens=length,
+        min_p=float(stored.get("min_p") or 0.0),
     )

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from tokenizers.decoders import DecodeStream
+
 from core.errors import ErrorRecord, UserError
-from core.inference.detokenize import IncrementalDecoder
-from core.inference.settings import ChatSettings
+from core.inference.requests import FinishReason, Request, text_of
 
 #: An event is a JSON object: {"type": "start" | "token" | "done" | "error", "side": id, ...}.
 Emit = Callable[[dict[str, Any]], None]
@@ -18,101 +18,79 @@ Emit = Callable[[dict[str, Any]], None]
 _EVENT_EVERY_S = 0.025
 
 
-@dataclass
-class Stream:
-    """A reply in the making. Engines call ``push`` for every token, from any one thread.
+def _ignore(event: dict[str, Any]) -> None:
+    """Nobody listens."""
+
+
+@dataclass(eq=False)
+class Stream(Request):
+    """A reply in the making whose text is sent while it grows.
 
     Attributes:
-        prompt: token ids that are fed.
-        head: how many of them every prompt of this column begins with (``ChatTemplate.head``).
-        cache_tokens: prompt plus the longest reply, i.e. the key-value cache needed.
+        side: the column that it belongs to.
     """
 
-    side: str
-    prompt: list[int]
-    settings: ChatSettings
-    stop_ids: frozenset[int]
-    tokenizer: Any
-    emit: Emit
-    adapter: str | None = None
-    limit: int = 0
-    head: int = 0
-    cancelled: threading.Event = field(default_factory=threading.Event)
-    started: float = field(default_factory=time.monotonic)
+    side: str = ""
+    emit: Emit = _ignore
 
     def __post_init__(self) -> None:
-        self.limit = self.limit or self.settings.max_new_tokens
-        self.token_ids: list[int] = []
-        self.finished = False
-        self._decoder = IncrementalDecoder(self.tokenizer)
-        self._text: list[str] = []
+        super().__post_init__()
+        self._text = TextStream(self.tokenizer)
         self._unsent = ""
+        self._sent = 0  # characters
         self._sent_at = 0.0
+        self._started = time.monotonic()
         self._first = self._last = 0.0
 
-    @property
-    def cache_tokens(self) -> int:
-        """Entries of the key-value cache that it may need."""
-        return len(self.prompt) + self.limit
-
-    def push(self, token: int) -> bool:
-        """Take the next token; True when the reply is over (the token is then not fed)."""
+    def push(self, token: int) -> None:
+        """Take the next token and send its text."""
         self._last = time.monotonic()
-        if not self.token_ids:
-            self._first = self._last
-        if token in self.stop_ids:
-            return self.finish("stop")
-        self.token_ids.append(token)
-        self._add(self._decoder.push(token))
-        if self.cancelled.is_set():
-            return self.finish("cancelled")
-        if len(self.token_ids) >= self.limit:
-            return self.finish(
-                "length" if self.limit == self.settings.max_new_tokens else "context"
-            )
-        return False
-
-    def finish(self, reason: str) -> bool:
-        """End the reply; what was written so far stands. Returns True."""
+        self._first = self._first or self._last
+        super().push(token)
         if not self.finished:
-            self._add(self._decoder.finish(), flush=True)
-            self.finished = True
-            self.emit({"type": "done", "side": self.side, **self._summary(reason)})
-        return True
+            self._unsent += self._text.push(token)
+            self._send(len(self._unsent) - self._beginning_of_a_stop())
 
-    def fail(self, error: BaseException) -> None:
-        """End the reply with an error; the partial text stays with the reader."""
-        if not self.finished:
-            self._add(self._decoder.finish(), flush=True)
-            self.finished = True
-            self.emit(
-                {
-                    "type": "error",
-                    "side": self.side,
-                    "error": error_record(error),
-                    **self._summary("error"),
-                }
-            )
+    def _beginning_of_a_stop(self) -> int:
+        """Last characters that may turn out to be no part of the reply."""
+        lengths = range(max(map(len, self.stop_texts), default=0), 0, -1)
+        starts = tuple(self.stop_texts)
+        return next((n for n in lengths if any(s.startswith(self._unsent[-n:]) for s in starts)), 0)
 
-    def _add(self, text: str, flush: bool = False) -> None:
-        self._text.append(text)
-        self._unsent += text
+    def finish(self, reason: FinishReason) -> None:
+        """End the reply and send the whole of it."""
+        if self.finished:
+            return
+        super().finish(reason)
+        text = self.text
+        self._unsent = text[self._sent :]
+        self._send(len(self._unsent), flush=True)
+        record = {"error": error_record(self.error)} if self.error else {}
+        self.emit(
+            {
+                "type": "error" if self.error else "done",
+                "side": self.side,
+                **record,
+                "text": text,
+                "token_ids": self.token_ids,
+                "finish_reason": reason,
+                "prompt_tokens": len(self.prompt),
+                **self._pace(),
+            }
+        )
+
+    def _send(self, count: int, flush: bool = False) -> None:
+        """Emit the first ``count`` characters that were not sent, if it is time to."""
         now = time.monotonic()
-        if self._unsent and (flush or now - self._sent_at >= _EVENT_EVERY_S):
-            self.emit(
-                {
-                    "type": "token",
-                    "side": self.side,
-                    "text": self._unsent,
-                    **self._pace(),
-                }
-            )
-            self._unsent, self._sent_at = "", now
+        if count > 0 and (flush or now - self._sent_at >= _EVENT_EVERY_S):
+            text, self._unsent = self._unsent[:count], self._unsent[count:]
+            self._sent, self._sent_at = self._sent + count, now
+            self.emit({"type": "token", "side": self.side, "text": text, **self._pace()})
 
     @property
     def ttft_s(self) -> float | None:
         """Seconds from the request to the first token."""
-        return self._first - self.started if self._first else None
+        return self._first - self._started if self._first else None
 
     def _pace(self) -> dict[str, Any]:
         count, spent = len(self.token_ids), self._last - self._first
@@ -123,14 +101,44 @@ class Stream:
             "tokens_per_s": (count - 1) / spent if count > 1 and spent > 0 else None,
         }
 
-    def _summary(self, reason: str) -> dict[str, Any]:
-        return {
-            "text": "".join(self._text),
-            "token_ids": self.token_ids,
-            "finish_reason": reason,
-            "prompt_tokens": len(self.prompt),
-            **self._pace(),
-        }
+
+class TextStream:
+    """Token ids to text while they arrive: each piece as soon as it is final.
+
+    A token may hold half a character; its text waits for the rest of it.
+
+    Raises:
+        UserError: the tokenizer has no fast version, which alone can do this.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        if not tokenizer.is_fast:
+            raise UserError(
+                f"the tokenizer {type(tokenizer).__name__} cannot stream text",
+                why="it is a slow tokenizer, without tokenizer.json",
+                fix="save the model's fast tokenizer (tokenizer.json) in its folder",
+            )
+        self._tokenizer = tokenizer
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._held: list[int] = []
+
+    def push(self, token: int) -> str:
+        """Text that became final with this token ('' while a character is incomplete)."""
+        self._held.append(token)
+        try:
+            text = self._stream.step(self._tokenizer.backend_tokenizer, token)
+        except Exception:  # its only type: bytes that are no text changed what was sent before
+            return self._restart()
+        if text is None:
+            return ""
+        self._held = []
+        return text
+
+    def _restart(self) -> str:
+        """Whatever is still held back, broken bytes as replacement characters."""
+        held, self._held = self._held, []
+        self._stream = DecodeStream(held, skip_special_tokens=True)  # a space before it stays
+        return text_of(self._tokenizer, held)
 
 
 def error_record(error: BaseException) -> ErrorRecord:
@@ -143,12 +151,8 @@ def error_record(error: BaseException) -> ErrorRecord:
         }
     if isinstance(error, UserError):
         return error.to_dict()
-    return {"what": "this column stopped with an error", "why": describe(error), "fix": "try again"}
-
-
-def describe(error: BaseException) -> str:
-    """Type and message, bounded."""
-    return f"{type(error).__name__}: {error}"[:600]
+    why = f"{type(error).__name__}: {error}"[:600]
+    return {"what": "this column stopped with an error", "why": why, "fix": "try again"}
 
 
 def is_out_of_memory(error: BaseException) -> bool:

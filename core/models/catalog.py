@@ -42,21 +42,26 @@ class ModelRef:
     family: str
 
     def fingerprint(self) -> str:
-        """Identifies the weights for caches: sha256 over names, sizes and ends of the files.
+        """Identifies the weights for caches; see ``fingerprint``."""
+        return fingerprint(self.path)
 
-        Reading 3 GB to name a cache entry would cost more than the cache saves, so the first and
-        last 64 kB of each weight file stand for it. The manifest of a merged model has full hashes.
-        """
-        digest = hashlib.sha256()
-        for file in sorted(self.path.iterdir()):
-            if file.suffix in {".safetensors", ".bin", ".json", ".jinja", ".model"}:
-                size = file.stat().st_size
-                digest.update(f"{file.name}:{size}".encode())
-                with file.open("rb") as handle:
-                    digest.update(handle.read(65536))
-                    handle.seek(max(0, size - 65536))
-                    digest.update(handle.read(65536))
-        return digest.hexdigest()
+
+def fingerprint(path: Path) -> str:
+    """Identifies a model folder: sha256 over names, sizes and ends of its files.
+
+    Reading 3 GB to name a cache entry would cost more than the cache saves, so the first and
+    last 64 kB of each weight file stand for it. The manifest of a merged model has full hashes.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(path.iterdir()):
+        if file.suffix in {".safetensors", ".bin", ".json", ".jinja", ".model"}:
+            size = file.stat().st_size
+            digest.update(f"{file.name}:{size}".encode())
+            with file.open("rb") as handle:
+                digest.update(handle.read(65536))
+                handle.seek(max(0, size - 65536))
+                digest.update(handle.read(65536))
+    return digest.hexdigest()
 
 
 def resolve(model: str, on_progress: OnProgress | None = None) -> ModelRef:

@@ -9,7 +9,7 @@ the rendered prompt as it is.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -132,7 +132,7 @@ class XTunerTemplate(ChatTemplate):
     @cached_property
     def pieces(self) -> dict[str, Any] | None:
         """The template in XTuner's pieces, proved; None if it is not made of such pieces."""
-        template = self._cut_up()
+        template = self.text_pieces
         if template is None:
             return None
         for messages in _PROOF:
@@ -141,6 +141,18 @@ class XTunerTemplate(ChatTemplate):
             except UserError:
                 return None
             if self._as_xtuner(messages, template) != wanted:
+                return None
+        return template
+
+    @cached_property
+    def text_pieces(self) -> dict[str, Any] | None:
+        """The pieces if they give the same text, whatever the tokenizer does at their edges."""
+        template = self._cut_up()
+        if template is None:
+            return None
+        for messages in _PROOF:
+            text = self.bos + "".join(p for _, p in self._written(messages, template))
+            if text != self.render(messages):
                 return None
         return template
 
@@ -190,20 +202,26 @@ class XTunerTemplate(ChatTemplate):
         """Encode piece by piece, as XTuner's openai_map_fn and encode_fn do."""
         ids = self.after_bos("")
         labels = [IGNORE_INDEX] * len(ids)
+        for learned, text in self._written(messages, template):
+            piece = self.ids(text)
+            ids = ids + piece
+            labels = labels + (piece if learned else [IGNORE_INDEX] * len(piece))
+        return ids, labels
+
+    def _written(
+        self, messages: Sequence[Message], template: dict[str, Any]
+    ) -> Iterator[tuple[bool, str]]:
+        """The texts that XTuner encodes one by one, each with whether it is learned."""
         system = ""
         for message in self._glued(self.with_system(messages)):
             if message["role"] == "system":
                 system = template["SYSTEM"].format(system=message["content"])
             elif message["role"] == "user":
-                piece = self.ids(system + template["INSTRUCTION"].format(input=message["content"]))
+                yield False, system + template["INSTRUCTION"].format(input=message["content"])
                 system = ""
-                ids, labels = ids + piece, labels + [IGNORE_INDEX] * len(piece)
             else:
-                piece = self.ids(message["content"] + template["SUFFIX"])
-                sep = self.ids(template["SEP"])
-                ids = ids + piece + sep
-                labels = labels + piece + [IGNORE_INDEX] * len(sep)
-        return ids, labels
+                yield True, message["content"] + template["SUFFIX"]
+                yield False, template["SEP"]
 
 
 def _braces(text: str) -> str:

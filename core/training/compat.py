@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from core import fsio
 from core.models import nf4
 
 _applied = False
@@ -39,6 +40,13 @@ def importable() -> None:
     import transformers.utils
 
     transformers.utils.is_safetensors_available = lambda: True  # type: ignore[attr-defined]
+
+
+def own_architectures() -> None:
+    """The Auto classes load what transformers itself does not know: InternLM2."""
+    from core.models import internlm2
+
+    internlm2.register()
 
 
 def cpu_bf16_query() -> None:
@@ -184,6 +192,7 @@ def atomic_checkpoints() -> None:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
+                fsio.as_others_are(file.fileno())
                 file.write(obj)
                 file.flush()
                 os.fsync(file.fileno())
@@ -225,7 +234,7 @@ def loss_on_supervised_tokens() -> None:
     from xtuner.model import sft
     from xtuner.parallel.sequence import get_sequence_parallel_world_size
 
-    from core.inference.llama import inner_model
+    from core.inference.fused import inner_model
 
     original = sft.SupervisedFinetune.compute_loss
 
@@ -254,7 +263,7 @@ def loss_on_supervised_tokens() -> None:
 
 
 #: Families whose forward ends with ``logits = lm_head(hidden)``, read in transformers 5.24.
-_PLAIN_HEAD = {"llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen2_moe", "phi3"}
+_PLAIN_HEAD = {"internlm2", "llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen2_moe", "phi3"}
 
 
 def _has_plain_head(llm: Any) -> bool:
@@ -264,6 +273,7 @@ def _has_plain_head(llm: Any) -> bool:
 #: In order of application.
 REPAIRS: tuple[Callable[[], None], ...] = (
     importable,
+    own_architectures,
     cpu_bf16_query,
     nf4.keep_unpacked,
     bos_of_template,

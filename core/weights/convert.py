@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from core import fsio, paths, seal
 from core.errors import UserError
+from core.models import catalog
 from core.models.lora import CONFIG, WEIGHTS
 from core.weights import manifest, staging
 from core.weights.checkpoint import open_checkpoint
@@ -170,11 +171,20 @@ def convert(
             _convert_fast(checkpoint, config, folder, fp32)
         else:
             _convert_xtuner(checkpoint, config, folder, fp32, max_shard_size)
-        manifest.write(
-            folder,
-            {"kind": "adapter", "engine": engine, "checkpoint": checkpoint.name, "fp32": fp32},
-        )
+        about = {"kind": "adapter", "engine": engine, "checkpoint": checkpoint.name, "fp32": fp32}
+        manifest.write(folder, {**about, **_base_of(folder)})
     return out
+
+
+def _base_of(folder: Path) -> dict[str, str]:
+    """The fingerprint of the base, if its folder is here: its name alone is no proof."""
+    path = folder / CONFIG
+    base = (
+        Path(str(fsio.read_json(path).get("base_model_name_or_path"))) if path.is_file() else None
+    )
+    if base is None or not (base / "config.json").is_file():
+        return {}
+    return {"base_fingerprint": catalog.fingerprint(base)}
 
 
 def adapter_of(run: paths.RunPaths, checkpoint: Path) -> Path:

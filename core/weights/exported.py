@@ -98,7 +98,10 @@ def rewrite(folder: Path, system: str) -> str:
     Returns:
         What there is to know about it ('' if its template names nobody).
     """
-    template = ChatTemplate(load_tokenizer(folder))
+    try:
+        template = ChatTemplate(load_tokenizer(folder))
+    except UserError:
+        return ""  # without a chat template nobody is introduced; the proof needs one and says so
     named = template.introduces
     if not named:
         return ""

@@ -78,7 +78,7 @@ def modelfile(template: XTunerTemplate, weights: str, license_: str = "") -> str
     Raises:
         UserError: the chat template cannot be written in Ollama's language.
     """
-    pieces = template.pieces
+    pieces = template.text_pieces
     if pieces is None:
         raise UserError(
             "this chat template cannot be written as a Modelfile",

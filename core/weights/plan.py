@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 from core import fsio
 from core.errors import UserError, UserErrors
+from core.models import catalog, sandbox
 from core.models import folder as folders
 from core.models import lora as adapters
-from core.models import sandbox
+from core.weights import manifest
 from core.weights.adapter import Adapter, LoraWeights, read_adapter
 from core.weights.files import read_model
 from core.weights.tensors import FLOATING, ITEM_BYTES, TensorRef
@@ -322,14 +323,21 @@ def notes_on(base: Path, adapter: Path) -> list[str]:
     """What nobody can know from the files, in words for the reader of the proof."""
     notes = []
     trained_on = str(adapters.read(adapter).get("base_model_name_or_path") or "")
-    if trained_on and Path(trained_on).name not in {base.name, base.resolve().name}:
+    record = manifest.read(adapter) if (adapter / manifest.NAME).is_file() else {}
+    if known := record.get("base_fingerprint"):
+        if known != catalog.fingerprint(base):
+            notes.append(
+                f"the files of {base.name} are not those that the adapter was trained on "
+                f"({trained_on}): every shape fits, but it may be another model"
+            )
+    elif not trained_on:
+        notes.append(
+            "the adapter does not say which base it was trained on; every shape fits this one"
+        )
+    elif Path(trained_on).name not in {base.name, base.resolve().name}:
         notes.append(
             f"the adapter says that it was trained on {trained_on}, and this base is {base.name}: "
             "every shape fits, but whether the weights are the same cannot be known"
-        )
-    if not trained_on:
-        notes.append(
-            "the adapter does not say which base it was trained on; every shape fits this one"
         )
     if folders.config_of(base).get("auto_map"):
         notes.append(

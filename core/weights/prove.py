@@ -8,17 +8,25 @@ on is from what is shipped.
 
 from __future__ import annotations
 
-import gc
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from core import fsio
 from core.conversation import Conversation, Message, OnProgress
 from core.errors import UserError
+from core.inference import decoding, scoring
+from core.inference.load import load_model, load_tokenizer
+from core.inference.resident import Resident, release_memory
+from core.inference.scoring import Passage
+from core.inference.settings import ChatSettings
+from core.models import device as devices
 from core.models.catalog import ModelRef
+from core.models.xtuner_template import XTunerTemplate
 from core.weights.plan import notes_on
 
 #: Fewer would let a mismatch hide.
@@ -30,8 +38,6 @@ REPLY_TOKENS = 32
 #: bundled model: 2e-4, 0.07 and 0.34, with KL 3e-10, 2e-6 and 9e-5; a merge at half the scale
 #: differs by several units.
 TOLERANCES = {"float32": (0.01, 1e-5), "float16": (0.5, 2e-4), "bfloat16": (2.0, 5e-3)}
-#: All prompts in one batch: a CPU reads the weights once a step, whatever the batch.
-_BATCH = 32
 
 DEFAULT_PROMPTS: tuple[str, ...] = (
     "Please introduce yourself.",
@@ -133,16 +139,13 @@ def prompts_for(questions: Sequence[str] = DEFAULT_PROMPTS) -> list[list[Message
     return [[{"role": "user", "content": q}] for q in questions]
 
 
-Pairs = list[tuple[list[int], list[int]]]
-
-
 @dataclass
 class _Outcome:
-    """One side: its greedy replies, and its logits on ``pairs`` of (prompt, reply) ids."""
+    """One side: its greedy replies, and its logits on passages, the end of each included."""
 
     replies: list[list[int]]
-    pairs: Pairs
-    logits: list[Any]
+    passages: list[Passage]
+    logits: list[Tensor]
     loss: float | None
 
 
@@ -156,10 +159,7 @@ class _Trial:
         rows: Sequence[Conversation],
         compute: str,
     ) -> None:
-        from core.inference.load import load_tokenizer
-        from core.models.xtuner_template import XTunerTemplate
-
-        self.prompts, self.compute = prompts, compute
+        self.compute = compute
         self.tokenizer = load_tokenizer(merged)
         template = XTunerTemplate(self.tokenizer)
         self.heads = [template.encode(p) for p in prompts]
@@ -172,75 +172,33 @@ class _Trial:
         *,
         adapter: Path | None = None,
         nf4: bool = False,
-        pairs: Pairs | None = None,
+        passages: list[Passage] | None = None,
         write: bool = True,
     ) -> _Outcome:
         """Load a side, ask it, and free it.
 
         Args:
-            pairs: whose logits to compute; None uses the side's own replies.
+            passages: whose logits to compute; None uses the side's own replies.
             write: whether the side writes replies of its own.
         """
-        import torch
-
-        from core.inference.generate import generate
-        from core.inference.load import load_model
-
-        model = load_model(path, dtype=self.compute if nf4 else dtype, adapter=adapter, nf4=nf4)
+        model = load_model(path, dtype=self.compute if nf4 else dtype, nf4=nf4)
         if not nf4 and self.compute != dtype:
             # The values as written, the arithmetic in the type that this device can do.
             model = model.to(getattr(torch, self.compute))
+        voice = Resident(model, self.tokenizer).voice(adapter)
         replies = []
         if write:
-            replies = [
-                r.token_ids
-                for r in generate(
-                    model,
-                    self.tokenizer,
-                    self.prompts,
-                    max_new_tokens=REPLY_TOKENS,
-                    batch_size=_BATCH,
-                )
-            ]
-        pairs = pairs or list(zip(self.heads, replies, strict=True))
-        outcome = _Outcome(replies, pairs, _logits(model, pairs), _loss(model, self.supervised))
-        del model
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+            settings = ChatSettings(max_new_tokens=REPLY_TOKENS)
+            made = decoding.continuations(voice, self.heads, settings)
+            replies = [r.token_ids for r in made]
+        passages = passages or [
+            Passage(head, reply) for head, reply in zip(self.heads, replies, strict=True)
+        ]
+        logits = [row.cpu() for row in scoring.logits(voice, passages, end=True)]
+        outcome = _Outcome(replies, passages, logits, scoring.loss(voice, self.supervised))
+        del model, voice
+        release_memory()
         return outcome
-
-
-def _logits(model: Any, pairs: Pairs) -> list[Any]:
-    """For each (prompt, reply): float32 (len(reply) + 1, vocab), predicting reply and end."""
-    import torch
-
-    out = []
-    with torch.inference_mode():
-        for prompt, reply in pairs:
-            ids = torch.tensor([prompt + reply], device=model.device)
-            kept = model(input_ids=ids, logits_to_keep=len(reply) + 1).logits[0]
-            out.append(kept.float().cpu())
-    return out
-
-
-def _loss(model: Any, rows: Sequence[tuple[list[int], list[int]]]) -> float | None:
-    """Mean loss per supervised token over (input_ids, labels); None without rows."""
-    import torch
-
-    total, count = 0.0, 0
-    with torch.inference_mode():
-        for ids, labels in rows:
-            logits = model(input_ids=torch.tensor([ids], device=model.device)).logits[0, :-1]
-            wanted = torch.tensor(labels[1:], device=model.device)
-            total += float(
-                torch.nn.functional.cross_entropy(
-                    logits.float(), wanted, ignore_index=-100, reduction="sum"
-                )
-            )
-            count += int((wanted != -100).sum())
-    mean = total / count if count else math.nan
-    return mean if math.isfinite(mean) else None
 
 
 @dataclass
@@ -249,11 +207,10 @@ class _Distance:
     kl_sum: float = 0.0
     tokens: int = 0
 
-    def add(self, reference: Any, other: Any) -> None:
+    def add(self, reference: Tensor, other: Tensor) -> None:
         """Two (tokens, vocab) float32 tensors."""
         self.largest = max(self.largest, float((reference - other).abs().max()))
-        p, q = reference.log_softmax(-1), other.log_softmax(-1)
-        self.kl_sum += float((p.exp() * (p - q)).sum())
+        self.kl_sum += float(scoring.kl(reference.log_softmax(-1), other.log_softmax(-1)).sum())
         self.tokens += reference.shape[0]
 
     @property
@@ -261,7 +218,7 @@ class _Distance:
         return max(0.0, self.kl_sum / max(self.tokens, 1))
 
 
-def _near_tie(reference: Any, mine: list[int], other: list[int], slack: float) -> bool:
+def _near_tie(reference: Tensor, mine: list[int], other: list[int], slack: float) -> bool:
     """Whether two replies part where the reference's two choices are within rounding."""
     at = next(
         (i for i, (a, b) in enumerate(zip(mine, other, strict=False)) if a != b),
@@ -271,7 +228,7 @@ def _near_tie(reference: Any, mine: list[int], other: list[int], slack: float) -
     return float(top[0] - top[1]) <= slack
 
 
-def _distance(reference: list[Any], other: list[Any]) -> _Distance:
+def _distance(reference: list[Tensor], other: list[Tensor]) -> _Distance:
     distance = _Distance()
     for left, right in zip(reference, other, strict=True):
         distance.add(left, right)
@@ -290,8 +247,6 @@ def _differences(reference: _Outcome, other: _Outcome, slack: float) -> tuple[li
 
 
 def _compute_dtype(dtype: str) -> str:
-    from core.models import device as devices
-
     # A CPU without bf16 units is 50 times slower in it; the stored values are the same.
     return "float32" if devices.describe().kind == "cpu" else dtype
 
@@ -339,7 +294,7 @@ def prove(
     tell("prove", 0, steps)
     reference = trial.run(base.path, dtype, adapter=adapter, nf4=faithful)
     tell("prove", 1, steps)
-    other = trial.run(merged, dtype, pairs=reference.pairs)
+    other = trial.run(merged, dtype, passages=reference.passages)
     tell("prove", 2, steps)
     losses = {"merged": other.loss, "nf4" if faithful else "unquantized": reference.loss}
     distance = _distance(reference.logits, other.logits)
@@ -350,7 +305,7 @@ def prove(
             dtype,
             adapter=adapter,
             nf4=not faithful,
-            pairs=reference.pairs,
+            passages=reference.passages,
             write=False,
         )
         losses["unquantized" if faithful else "nf4"] = third.loss

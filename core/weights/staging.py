@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import re
 import shutil
@@ -54,7 +55,7 @@ def _alive(pid: int) -> bool:
 
 def _remove_abandoned(out: Path) -> None:
     """Partial folders of processes that were killed; those of living processes stay."""
-    for left in out.parent.glob(f".{out.name}.*.partial"):
+    for left in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):
         match = re.fullmatch(rf"\.{re.escape(out.name)}\.(\d+)\.partial", left.name)
         if match and not _alive(int(match[1])):
             shutil.rmtree(left, ignore_errors=True)

@@ -119,6 +119,7 @@ def test_a_missing_model_folder_is_named() -> None:
 
 def test_too_little_rehearsal_is_warned_about() -> None:
     app = page()
+    app.checkbox(key="mix-automatic").set_value(False).run()
     app.slider(key="mix-rehearsal").set_value(0.0)
     app.slider(key="mix-multi").set_value(0.1).run()
     app.slider(key="mix-near").set_value(0.0).run()

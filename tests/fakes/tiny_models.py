@@ -119,6 +119,13 @@ def load(folder: Path, dtype: str = "float32") -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
 
 
+def tuned(folder: Path, adapter: Path) -> Any:
+    """The model of a folder with a saved adapter, as PEFT alone puts them together."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(load(folder), adapter).eval()
+
+
 def save_adapter(base: Path, folder: Path, **lora: Any) -> Any:
     """Write an adapter for ``base``; returns the attached model."""
     peft = attach(load(base), **lora)

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -18,7 +19,7 @@ from core.chat.sides import SideSpec, discover
 from core.data import store
 from core.errors import UserError, redacted
 from core.inference.settings import ChatSettings
-from core.jobs import api
+from core.jobs import api, processes
 from core.jobs.child import error_record
 from core.jobs.state import State
 from core.paths import RunPaths
@@ -231,3 +232,11 @@ def test_json_that_cannot_be_read_is_a_user_error(tmp_path: Path) -> None:
             fsio.read_json(path)
     with pytest.raises(UserError):
         fsio.read_json(tmp_path)
+
+
+def test_a_reused_pid_is_another_process() -> None:
+    me = psutil.Process()
+    assert processes.same_process(me.pid, me.create_time()) == me
+    assert processes.same_process(me.pid, me.create_time() - 100) is None
+    for pid, start in ((None, None), ("x", 1), (-5, 1.0), (2**40, 1.0), (me.pid, "soon")):
+        assert processes.same_process(pid, start) is None

@@ -10,15 +10,19 @@ from typing import Any
 import pytest
 import torch
 
+from core.chat import engine as engines
 from core.chat.engine import Engine
 from core.chat.sides import SideSpec
 from core.conversation import Message
-from core.inference import adapters
-from core.inference import runner as runners
-from core.inference.llama import KVCache, LeanLlama, Segment, unsupported
+from core.inference import adapters, lean
+from core.inference.fused import unsupported
+from core.inference.lean import LeanBackend
+from core.inference.llama import KVCache, LeanLlama, Segment
 from core.inference.load import load_model, load_tokenizer
-from core.inference.runner import LeanRunner, ThreadedRunner
+from core.inference.padded import PaddedBackend
+from core.inference.resident import all_agree, choose
 from core.inference.settings import ChatSettings
+from tests.fakes.tiny_models import tuned
 
 GREEDY = ChatSettings(max_new_tokens=24)
 QUESTION: list[Message] = [{"role": "user", "content": "Who are you?"}]
@@ -59,7 +63,7 @@ def adapter(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def merged(tiny_llama: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("merged")
-    model: Any = load_model(tiny_llama, adapter=adapter)
+    model = tuned(tiny_llama, adapter)
     model.merge_and_unload().save_pretrained(folder)
     load_tokenizer(tiny_llama).save_pretrained(folder)
     return folder
@@ -97,7 +101,7 @@ def sides_of(base: Path, adapter: Path, merged: Path) -> list[SideSpec]:
 def test_kept_heads_do_not_change_a_reply(
     tiny_llama: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runners, "HEAD_TOKENS", range(1, 513))
+    monkeypatch.setattr(engines, "HEAD_TOKENS", range(1, 513))
     sides = [
         SideSpec("a", "base", "base", str(tiny_llama)),
         SideSpec("b", "adapter", "tuned", str(tiny_llama), str(adapter)),
@@ -107,9 +111,9 @@ def test_kept_heads_do_not_change_a_reply(
     sampled = ChatSettings(max_new_tokens=24, temperature=1.0, seed=3)
     other: list[Message] = [{"role": "user", "content": "What is the sea?"}]
     run(warm, {"a": other, "b": other})
-    runner = warm.source("a")[0].runner
-    assert isinstance(runner, LeanRunner)
-    kept = list(runner._heads)
+    backend = warm.voice("a").resident.backend
+    assert isinstance(backend, LeanBackend)
+    kept = list(backend.heads)
     assert [name for name, _ in kept] == [None, "adapter0"]
     for settings in (GREEDY, sampled):
         for asked in ({"a": QUESTION, "b": QUESTION}, {"a": LONGER, "b": QUESTION}):
@@ -118,20 +122,20 @@ def test_kept_heads_do_not_change_a_reply(
                 for engine in (warm, cold, warm)
             ]
             assert replies[0] == replies[1] == replies[2]
-    assert set(kept) < set(runner._heads), "another system turn is another head"
+    assert set(kept) < set(backend.heads), "another system turn is another head"
 
 
 def test_heads_are_few_and_short(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runners, "MAX_HEADS", 2)
-    monkeypatch.setattr(runners, "HEAD_TOKENS", range(4, 64))
+    monkeypatch.setattr(lean, "MAX_HEADS", 2)
+    monkeypatch.setattr(engines, "HEAD_TOKENS", range(4, 64))
     engine = Engine(threads=1)
     assert engine.load([SideSpec("a", "base", "base", str(tiny_llama))]) == {}
-    runner = engine.source("a")[0].runner
-    assert isinstance(runner, LeanRunner)
+    backend = engine.voice("a").resident.backend
+    assert isinstance(backend, LeanBackend)
     run(engine, {"a": QUESTION})  # three tokens: too short
     for text in ("One.", "Two.", "Three.", "Long. " * 60):
         run(engine, {"a": [{"role": "system", "content": text}, *QUESTION]})
-    kept = [load_tokenizer(tiny_llama).decode(ids) for _, ids in runner._heads]
+    kept = [load_tokenizer(tiny_llama).decode(ids) for _, ids in backend.heads]
     assert len(kept) == 2 and "Two." in kept[0] and "Three." in kept[1]
 
 
@@ -142,7 +146,7 @@ def test_each_column_equals_plain_generate(tiny_llama: Path, adapter: Path, merg
     last = run(engine, asked)
     wanted = {
         "a": alone(load_model(tiny_llama), tiny_llama, QUESTION),
-        "b": alone(load_model(tiny_llama, adapter=adapter), tiny_llama, QUESTION),
+        "b": alone(tuned(tiny_llama, adapter), tiny_llama, QUESTION),
         "c": alone(load_model(merged), merged, LONGER),
         "d": alone(load_model(tiny_llama), tiny_llama, LONGER),
     }
@@ -219,7 +223,7 @@ def tiny(kind: str) -> Any:
             tf.LlamaConfig(**common, rope_scaling={"rope_type": "dynamic", "factor": 2.0})
         ),
     }
-    return makers[kind]().eval()
+    return makers[kind]().eval().requires_grad_(False)
 
 
 @pytest.mark.parametrize("kind", ["llama3", "llama-bias", "qwen2", "qwen3", "mistral"])
@@ -228,26 +232,26 @@ def test_lean_forward_covers_the_family(kind: str) -> None:
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             parameter.data.normal_(0, 0.5)
-    assert isinstance(runners.make_runner(model), LeanRunner)
+    assert isinstance(choose(model), LeanBackend)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama-dynamic-rope"])
 def test_other_models_go_through_transformers(kind: str) -> None:
     model = tiny(kind)
     assert unsupported(model)
-    assert isinstance(runners.make_runner(model), ThreadedRunner)
+    assert isinstance(choose(model), PaddedBackend)
 
 
 def test_half_precision_agrees_too(tiny_llama: Path) -> None:
-    assert isinstance(runners.make_runner(load_model(tiny_llama, dtype="bfloat16")), LeanRunner)
+    assert isinstance(choose(load_model(tiny_llama, dtype="bfloat16")), LeanBackend)
 
 
 def test_a_wrong_detail_is_noticed(tiny_llama: Path) -> None:
     model = load_model(tiny_llama)
     lean = LeanLlama(model)
-    assert runners.all_agree(lean, model)
+    assert all_agree(lean, model)
     lean.eps = 0.5
-    assert not runners.all_agree(lean, model)
+    assert not all_agree(lean, model)
 
 
 def test_the_batched_step_equals_the_packed_forward(tiny_llama: Path, adapter: Path) -> None:
@@ -276,7 +280,7 @@ def test_divergence_from_the_base(tiny_llama: Path, adapter: Path) -> None:
     engine.load(sides_of(tiny_llama, adapter, tiny_llama)[:3])
     ids, reply = [5, 6, 7], [8, 9, 10, 11]
     logs = []
-    for model in (load_model(tiny_llama, adapter=adapter), load_model(tiny_llama)):
+    for model in (tuned(tiny_llama, adapter), load_model(tiny_llama)):
         with torch.inference_mode():
             logits = model(torch.tensor([[*ids, *reply]])).logits[0, 2:-1]
         logs.append(logits.log_softmax(-1))
@@ -286,14 +290,13 @@ def test_divergence_from_the_base(tiny_llama: Path, adapter: Path) -> None:
     assert engine.divergence(("b", "a"), (ids, ids), []) == 0
 
 
-def test_dora_is_left_to_the_general_runner(tiny_llama: Path, tmp_path: Path) -> None:
+def test_dora_is_left_to_transformers(tiny_llama: Path, tmp_path: Path) -> None:
     dora = random_adapter(tiny_llama, tmp_path / "dora", use_dora=True)
     engine = Engine(threads=1)
     engine.load(sides_of(tiny_llama, dora, tiny_llama)[:2])
     last = run(engine, {"a": QUESTION, "b": QUESTION})
     assert last["a"]["token_ids"] == alone(load_model(tiny_llama), tiny_llama, QUESTION)
-    tuned = load_model(tiny_llama, adapter=dora)
-    assert last["b"]["token_ids"] == alone(tuned, tiny_llama, QUESTION)
+    assert last["b"]["token_ids"] == alone(tuned(tiny_llama, dora), tiny_llama, QUESTION)
 
 
 def test_adapter_that_replaces_whole_layers_gets_its_own_copy(
@@ -304,14 +307,13 @@ def test_adapter_that_replaces_whole_layers_gets_its_own_copy(
     assert engine.load(sides_of(tiny_llama, wide, tiny_llama)[:2]) == {}
     last = run(engine, {"a": QUESTION, "b": QUESTION})
     assert last["a"]["token_ids"] == alone(load_model(tiny_llama), tiny_llama, QUESTION)
-    tuned = load_model(tiny_llama, adapter=wide)
-    assert last["b"]["token_ids"] == alone(tuned, tiny_llama, QUESTION)
+    assert last["b"]["token_ids"] == alone(tuned(tiny_llama, wide), tiny_llama, QUESTION)
 
 
 def test_a_prompt_longer_than_a_block(
     tiny_llama: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runners, "PREFILL_BLOCK", 8)
+    monkeypatch.setattr(LeanBackend, "prefill_tokens", 8)
     engine = Engine(threads=1)
     engine.load(sides_of(tiny_llama, adapter, tiny_llama)[:2])
     last = run(engine, {"a": LONGER, "b": QUESTION})

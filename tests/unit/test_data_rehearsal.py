@@ -8,19 +8,19 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
 from core import fsio, paths
 from core.conversation import Conversation, Probe
 from core.data import build, filters, generate_job, rehearsal
 from core.data.build import DatasetSpec, build_dataset
 from core.errors import UserError, UserErrors
-from core.inference import generate as generation
-from core.inference.generate import Reply
+from core.inference import decoding
+from core.inference.requests import Reply
+from core.inference.resident import Resident
+from core.inference.settings import ChatSettings
 from core.models import catalog
 from core.models.catalog import resolve
 from core.paths import RunPaths
@@ -124,8 +124,8 @@ class Scripted:
     def __init__(self) -> None:
         self.answered: list[str] = []
 
-    def generate(
-        self, model: Any, tokenizer: Any, conversations: Sequence[Any], **more: Any
+    def replies(
+        self, voice: Any, conversations: Sequence[Any], settings: ChatSettings, **more: Any
     ) -> list[Reply]:
         prompts = [c[-1]["content"] for c in conversations]
         self.answered += prompts
@@ -134,11 +134,11 @@ class Scripted:
             for p in prompts
         ]
 
-    def generate_ids(
-        self, model: Any, tokenizer: Any, prompts: Sequence[Any], **more: Any
+    def continuations(
+        self, voice: Any, prompts: Sequence[Any], settings: ChatSettings, **more: Any
     ) -> list[Reply]:
         at = len(self.answered)
-        heads = [tokenizer.decode(ids)[-2:] for ids in prompts]
+        heads = [voice.resident.tokenizer.decode(ids)[-2:] for ids in prompts]
         return [
             Reply(f"说第{at}到{i}个题目。然后", [1], "length")
             if normalize.locale_of(head) == "zh"
@@ -149,14 +149,9 @@ class Scripted:
 
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
-    from core.inference import load
-
     script = Scripted()
-    monkeypatch.setattr(generation, "generate", script.generate)
-    monkeypatch.setattr(generation, "generate_ids", script.generate_ids)
-    monkeypatch.setattr(
-        load, "load_model", lambda path: SimpleNamespace(device=torch.device("cpu"))
-    )
+    monkeypatch.setattr(decoding, "replies", script.replies)
+    monkeypatch.setattr(decoding, "continuations", script.continuations)
     return script
 
 
@@ -193,7 +188,7 @@ def test_every_language_gets_its_share(
     model = dataclasses.replace(resolve(str(tiny_llama)), locales=("en", "zh"))
     monkeypatch.setattr(catalog, "resolve", lambda name: model)
     monkeypatch.setattr(build, "_require_writable", lambda *args: None)
-    built = build.make_rows(DatasetSpec(ASSISTANT, {}, str(tiny_llama)))
+    built = build.make_rows(DatasetSpec(persona_path=ASSISTANT, model=str(tiny_llama)))
     rows = Counter((r.kind, r.locale) for r in built.rows)
     assert rows["identity", "en"] == rows["identity", "zh"] == 125
     assert rows["rehearsal", "en"] == rows["rehearsal", "zh"] == 156
@@ -227,9 +222,9 @@ def test_too_few_rows_are_an_error_with_the_reasons() -> None:
 
 def test_a_dataset_appears_whole(scripted: Scripted, tiny_llama: Path, tmp_path: Path) -> None:
     spec = DatasetSpec(
-        ASSISTANT,
-        {"name": "Nova"},
-        str(tiny_llama),
+        persona_path=ASSISTANT,
+        overrides={"name": "Nova"},
+        model=str(tiny_llama),
         locales=["en"],
         max_rows=40,
         rehearsal_ratio=1.0,
@@ -261,7 +256,13 @@ def test_a_dataset_appears_whole(scripted: Scripted, tiny_llama: Path, tmp_path:
 def test_nothing_is_left_behind_by_a_fault(
     scripted: Scripted, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = DatasetSpec(ASSISTANT, {}, str(tiny_llama), ["en"], max_rows=5, rehearsal_ratio=1.0)
+    spec = DatasetSpec(
+        persona_path=ASSISTANT,
+        model=str(tiny_llama),
+        locales=["en"],
+        max_rows=5,
+        rehearsal_ratio=1.0,
+    )
 
     def full(path: Path, value: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -276,15 +277,13 @@ def test_nothing_is_left_behind_by_a_fault(
 
 def test_bad_settings_are_told_together(tmp_path: Path) -> None:
     with pytest.raises(UserErrors) as caught:
-        DatasetSpec(ASSISTANT, rehearsal_ratio=-1, multi_turn=2, max_rows=0)
+        DatasetSpec(persona_path=ASSISTANT, rehearsal_ratio=-1, multi_turn=2, max_rows=0)
     assert len(caught.value.problems) == 3
-    with pytest.raises(UserError, match="unknown dataset setting"):
-        DatasetSpec.from_params({"persona_path": "x", "ratio": 3})
+    with pytest.raises(UserError, match="no dataset setting 'ratio'"):
+        DatasetSpec.from_dict({"persona_path": "x", "ratio": 3})
     with pytest.raises(UserError, match="name"):
-        generate_job.run(
-            {"spec": {"persona_path": ASSISTANT}, "name": "../up"},
-            RunPaths(tmp_path),
-            lambda *step: None,
+        generate_job.check(
+            generate_job.Spec.from_dict({"spec": {"persona_path": ASSISTANT}, "name": "../up"})
         )
 
 
@@ -300,31 +299,30 @@ def test_the_job_names_its_dataset(scripted: Scripted, tiny_llama: Path, tmp_pat
             "near_miss_ratio": 0,
         },
     }
-    result = generate_job.run(params, RunPaths(tmp_path), lambda *step: None)
+    result = generate_job.run(
+        generate_job.Spec.from_dict(params), RunPaths(tmp_path), lambda *step: None
+    )
     assert result["dataset"] == str(paths.datasets_dir() / "nova-1")
     assert result["rows"] == 5 and result["kinds"] == {"identity": 5}
     with pytest.raises(UserError, match="taken"):
-        generate_job.run(params, RunPaths(tmp_path), lambda *step: None)
+        generate_job.run(
+            generate_job.Spec.from_dict(params), RunPaths(tmp_path), lambda *step: None
+        )
 
 
 @pytest.mark.slow
 def test_the_bundled_model_answers_as_itself(workspace_with_model: Path) -> None:
     """Every rehearsal reply is what the base says greedily, to the token."""
-    from core.inference.generate import generate
-    from core.inference.load import load_model, load_tokenizer
-
     model = resolve("bundled")
     near = {"en": ["Who wrote The Hobbit?"]}
     wanted = rehearsal.Wanted(4, seed=0, near_miss=near, max_new_tokens=40)
     result = rehearsal.rehearse(model, wanted)
     general = [r for r in result.rows if r.kind == "rehearsal"]
     assert len(general) == 4
-    replies = generate(
-        load_model(model.path),
-        load_tokenizer(model.path),
+    replies = decoding.replies(
+        Resident.load(model.path).voice(),
         [r.messages[:1] for r in result.rows],
-        max_new_tokens=40,
-        batch_size=8,
+        ChatSettings(max_new_tokens=40),
     )
     assert [r.text for r in replies] == [r.messages[1]["content"] for r in result.rows]
     assert [r.finish_reason == "length" for r in replies] == [r.cut for r in result.rows]

@@ -15,13 +15,26 @@ from core.commands import evaluation as cli
 from core.conversation import Probe
 from core.data.generation import held_out, identity_rows
 from core.errors import UserError
-from core.evaluation import plan, questions, score_job, scorecard, sweep, userprobes
-from core.inference import pool
-from core.inference.pool import Loadable
+from core.evaluation import (
+    plan,
+    pool,
+    questions,
+    score_job,
+    scorecard,
+    sweep,
+    sweep_job,
+    userprobes,
+)
+from core.evaluation.pool import Source
+from core.evaluation.score_job import ScoreSpec
+from core.evaluation.sweep_job import SweepSpec
+from core.inference import decoding
+from core.inference.requests import Reply
 from core.models import catalog
 from core.paths import TEMPLATES, DatasetPaths, RunPaths
 from core.persona.persona import load_persona
 from core.probes import suites
+from tests.fakes import tiny_models
 
 NAMES = {"name": "Luna", "author": "Riverside Lab"}
 
@@ -76,7 +89,7 @@ def test_smoke_scorecard_of_an_adapter(
     base = catalog.resolve(str(tiny_llama))
     stages = set()
     card = scorecard.evaluate(
-        {"base": Loadable(base), "adapter": Loadable(base, adapters[2])},
+        {"base": Source(base), "adapter": Source(base, adapters[2])},
         dataset,
         size="smoke",
         on_progress=lambda stage, done, total: stages.add(stage),
@@ -98,7 +111,7 @@ def test_an_idle_adapter_is_the_base(
 ) -> None:
     base = catalog.resolve(str(tiny_llama))
     card = scorecard.evaluate(
-        {"base": Loadable(base), "adapter": Loadable(base, adapters[0])}, dataset, size="smoke"
+        {"base": Source(base), "adapter": Source(base, adapters[0])}, dataset, size="smoke"
     )
     found = card.sides["adapter"].values
     assert found["kl_general"]["kl"] < 1e-3 and found["kl_general"]["top1"] > 0.99
@@ -109,18 +122,18 @@ def test_an_idle_adapter_is_the_base(
 def test_merged_equals_adapter(
     tiny_llama: Path, adapters: list[Path], dataset: DatasetPaths, tmp_path: Path
 ) -> None:
-    from core.inference.load import load_model, load_tokenizer
+    from core.inference.load import load_tokenizer
 
-    load_model(tiny_llama, device="cpu", adapter=adapters[1]).merge_and_unload().save_pretrained(
+    tiny_models.tuned(tiny_llama, adapters[1]).merge_and_unload().save_pretrained(
         tmp_path / "merged"
     )
     load_tokenizer(tiny_llama).save_pretrained(tmp_path / "merged")
     base = catalog.resolve(str(tiny_llama))
     card = scorecard.evaluate(
         {
-            "base": Loadable(base),
-            "adapter": Loadable(base, adapters[1]),
-            "merged": Loadable(catalog.resolve(str(tmp_path / "merged"))),
+            "base": Source(base),
+            "adapter": Source(base, adapters[1]),
+            "merged": Source(catalog.resolve(str(tmp_path / "merged"))),
         },
         dataset,
         size="smoke",
@@ -134,7 +147,7 @@ def test_the_second_time_comes_from_the_cache(
     tiny_llama: Path, adapters: list[Path], dataset: DatasetPaths
 ) -> None:
     base = catalog.resolve(str(tiny_llama))
-    sides = {"base": Loadable(base), "adapter": Loadable(base, adapters[1])}
+    sides = {"base": Source(base), "adapter": Source(base, adapters[1])}
     first = scorecard.evaluate(sides, dataset, size="smoke")
     second = scorecard.evaluate(sides, dataset, size="smoke")
     stage = "adapter: general"
@@ -249,30 +262,34 @@ def test_evaluate_job_and_commands(
         "dataset": str(dataset.root),
         "size": "smoke",
     }
-    result = score_job.run(params, run, lambda *_: None)
+    result = score_job.run(ScoreSpec(**params), run, lambda *_: None)
     json.dumps(result)
     assert Path(result["scorecard"]).is_file() and Path(result["report"]).is_file()
-    swept = score_job.run_sweep(
-        {
-            "run": str(make_run(tmp_path / "train", adapters[:2]).root),
-            "base": str(tiny_llama),
-            "dataset": str(dataset.root),
-            "size": "smoke",
-        },
+    swept = sweep_job.run(
+        SweepSpec(
+            run=str(make_run(tmp_path / "train", adapters[:2]).root),
+            base=str(tiny_llama),
+            dataset=str(dataset.root),
+            size="smoke",
+        ),
         run,
         lambda *_: None,
     )
     json.dumps(swept)
     assert swept["recommended"]["step"] in (10, 20)
     cli.print_card(fsio.read_json(Path(result["scorecard"])))
-    with pytest.raises(UserError, match="no dataset folder"):
-        score_job.run({**params, "dataset": str(tmp_path / "nowhere")}, run, lambda *_: None)
-    with pytest.raises(UserError, match="not an adapter folder"):
-        score_job.run({**params, "adapter": str(tmp_path)}, run, lambda *_: None)
-    with pytest.raises(UserError, match="base and a tuned model"):
-        score_job.run({**params, "adapter": None}, run, lambda *_: None)
-    with pytest.raises(UserError, match="no scorecard size"):
-        score_job.run({**params, "size": "huge"}, run, lambda *_: None)
+    for changes, said in (
+        ({"dataset": str(tmp_path / "nowhere")}, "no dataset folder"),
+        ({"adapter": str(tmp_path)}, "not an adapter folder"),
+        ({"adapter": None}, "base and a tuned model"),
+    ):
+        with pytest.raises(UserError, match=said):
+            score_job.check(ScoreSpec(**{**params, **changes}))
+    with pytest.raises(UserError, match="size is 'huge'"):
+        ScoreSpec(**{**params, "size": "huge"})
+    empty = SweepSpec(run=str(tmp_path), base=str(tiny_llama), dataset=str(dataset.root))
+    with pytest.raises(UserError, match="has no checkpoints"):
+        sweep_job.check(empty)
 
 
 def test_own_probes_on_a_model(tiny_llama: Path, adapters: list[Path], tmp_path: Path) -> None:
@@ -366,7 +383,7 @@ def test_adapter_of_another_model(tiny_llama: Path, tmp_path: Path) -> None:
         {"peft_type": "LORA", "r": 4, "target_modules": ["nothing"], "task_type": "CAUSAL_LM"},
     )
     (tmp_path / "a" / "adapter_model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
-    sides = {"base": Loadable(catalog.resolve(str(tiny_llama)), tmp_path / "a")}
+    sides = {"base": Source(catalog.resolve(str(tiny_llama)), tmp_path / "a")}
     with (
         pool.Pool(sides) as found,
         pytest.raises(UserError, match="does not fit"),
@@ -408,16 +425,14 @@ def test_following_a_run_ends_it_when_the_gates_hold(
 def test_models_that_answer_nothing(
     tiny_llama: Path, adapters: list[Path], dataset: DatasetPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from core.inference import generate
-
     monkeypatch.setattr(
-        generate,
-        "generate",
-        lambda model, tok, asked, **_: [generate.Reply("", [], "stop")] * len(asked),
+        decoding,
+        "replies",
+        lambda voice, asked, settings, **_: [Reply("", [], "stop")] * len(asked),
     )
     base = catalog.resolve(str(tiny_llama))
     card = scorecard.evaluate(
-        {"base": Loadable(base), "adapter": Loadable(base, adapters[1])}, dataset, size="smoke"
+        {"base": Source(base), "adapter": Source(base, adapters[1])}, dataset, size="smoke"
     )
     assert (
         card.verdict.name == "NOT ENOUGH EVIDENCE"
@@ -432,7 +447,7 @@ def test_progress_counts_all_sides(
     base = catalog.resolve(str(tiny_llama))
     seen: list[tuple[int, int]] = []
     scorecard.evaluate(
-        {"base": Loadable(base), "adapter": Loadable(base, adapters[1])},
+        {"base": Source(base), "adapter": Source(base, adapters[1])},
         dataset,
         size="smoke",
         on_progress=lambda _, done, total: seen.append((done, total)),
@@ -476,7 +491,7 @@ def test_a_full_scorecard_ends_with_every_gate(
         replace(full, suites=few, divergence=2, divergence_tokens=4, margin=2, knowledge=6),
     )
     base = catalog.resolve(str(tiny_llama))
-    sides = {"base": Loadable(base), "adapter": Loadable(base, adapters[2])}
+    sides = {"base": Source(base), "adapter": Source(base, adapters[2])}
     card = scorecard.evaluate(sides, dataset, size="full")
     gates = {g.name: g for g in card.verdict.gates}
     assert {"knowledge", "adversarial", "persistence"} <= set(gates)

@@ -124,13 +124,16 @@ def test_missing_folder_and_bad_hub_id(tmp_path: Path) -> None:
 
 
 def test_generation_equals_transformers_and_keeps_order(tiny_llama: Path) -> None:
-    from core.inference.generate import generate
+    from core.inference import decoding
+    from core.inference.resident import Resident
+    from core.inference.settings import ChatSettings
 
     tokenizer, model = load_tokenizer(tiny_llama), load_model(tiny_llama, device="cpu")
     talks: list[list[Message]] = [
         [{"role": "user", "content": text}] for text in ("Hi", "A much longer question?", "So")
     ]
-    replies = generate(model, tokenizer, talks, max_new_tokens=12, batch_size=2)
+    voice = Resident(model, tokenizer).voice()
+    replies = decoding.replies(voice, talks, ChatSettings(max_new_tokens=12))
     for talk, reply in zip(talks, replies, strict=True):
         fed = tokenizer.apply_chat_template(
             talk, add_generation_prompt=True, return_tensors="pt", return_dict=True
@@ -143,22 +146,16 @@ def test_generation_equals_transformers_and_keeps_order(tiny_llama: Path) -> Non
 
 
 def test_sampling_follows_the_seed(tiny_llama: Path) -> None:
-    from core.inference.generate import generate
+    from core.inference import decoding
+    from core.inference.resident import Resident
+    from core.inference.settings import ChatSettings
 
     tokenizer, model = load_tokenizer(tiny_llama), load_model(tiny_llama, device="cpu")
     talk: list[list[Message]] = [[{"role": "user", "content": "Hi"}]]
 
     def draw(seed: int) -> list[int]:
-        return generate(
-            model,
-            tokenizer,
-            talk,
-            max_new_tokens=8,
-            temperature=1.0,
-            top_p=0.9,
-            top_k=50,
-            seed=seed,
-        )[0].token_ids
+        settings = ChatSettings(1.0, top_p=0.9, top_k=50, max_new_tokens=8, seed=seed)
+        return decoding.replies(Resident(model, tokenizer).voice(), talk, settings)[0].token_ids
 
     assert draw(1) == draw(1)
     assert draw(1) != draw(2)
@@ -166,14 +163,14 @@ def test_sampling_follows_the_seed(tiny_llama: Path) -> None:
 
 @pytest.mark.slow
 def test_bundled_model_stops_at_the_end_of_a_turn(bundled_model: Path) -> None:
-    from core.inference.generate import generate
+    from core.inference import decoding
+    from core.inference.resident import Resident
+    from core.inference.settings import ChatSettings
 
-    tokenizer, model = load_tokenizer(bundled_model), load_model(bundled_model, device="cpu")
-    reply = generate(
-        model,
-        tokenizer,
+    reply = decoding.replies(
+        Resident.load(bundled_model).voice(),
         [[{"role": "user", "content": "What is the capital of France?"}]],
-        max_new_tokens=40,
+        ChatSettings(max_new_tokens=40),
     )[0]
     assert reply.finish_reason == "stop"
     assert "Paris" in reply.text and "<|im" not in reply.text

@@ -15,7 +15,8 @@ from core.paths import RunPaths
 from core.training import train_job
 from core.training.preflight import preflight
 from core.training.spec import TrainSpec
-from core.weights import merge_job
+from core.weights import export_job, merge_job
+from tests.unit.test_wild_models import to_bin
 
 #: What a pattern, a shell, a format string, a template or Python would read something into.
 ODD = "a[1]*? q\"q it's 日本 {{ x }} {0} %s %(y)s \\n #é"
@@ -39,21 +40,23 @@ def _spec(dataset: Path, model: Path) -> TrainSpec:
 @pytest.mark.slow
 def test_from_start_to_a_merged_model(tiny_llama: Path, tmp_path: Path) -> None:
     home = tmp_path / ODD
-    model = shutil.copytree(tiny_llama, home / f"model {ODD}")
-    dataset = home / f"data {ODD}"
+    model = shutil.copytree(tiny_llama, home / "mo[d]el 'q")
+    to_bin(model)  # training reads pickled weights too
+    dataset = home / 'd[at]a "q"'
     dataset.mkdir()
     fsio.write_jsonl(dataset / "train.jsonl", (row.to_row() for row in ROWS))
     spec = _spec(dataset, model)
     assert preflight(spec, disk=tmp_path).problems == []
-    run = RunPaths(home / f"run {ODD}")
-    made = train_job.run(spec.to_dict(), run, lambda *progress: None)
-    params = {"base": str(model), "checkpoint": made["final"], "config": str(run.config)}
-    merged = merge_job.run({**params, "nf4_report": False}, run, lambda *progress: None)
+    run = RunPaths(home / 'r[un] "q"')
+    made = train_job.run(spec, run, lambda *progress: None)
+    asked = merge_job.MergeSpec(
+        base=str(model), checkpoint=made["final"], config=str(run.config), nf4_report=False
+    )
+    merged = merge_job.run(asked, run, lambda *progress: None)
     assert merged["proof"]["ok"] and resolve(merged["merged"])
     for target in ("gguf", "ollama"):
-        out = merge_job.run_export(
-            {"merged": merged["merged"], "format": target, "kind": "f16"}, run, lambda *p: None
-        )
+        wanted = {"merged": merged["merged"], "format": target, "kind": "f16"}
+        out = export_job.run(export_job.ExportSpec(**wanted), run, lambda *p: None)
         assert Path(out["out"]).is_dir()
 
 
@@ -69,6 +72,19 @@ def test_names_that_cannot_work_are_refused_before_start(
     problems = preflight(spec, disk=tmp_path).problems
     assert any("cannot be read by XTuner" in p.what for p in problems)
     with pytest.raises(UserError, match="cannot be read by XTuner"):
-        train_job.run(spec.to_dict(), RunPaths(tmp_path / "run"), lambda *progress: None)
+        train_job.run(spec, RunPaths(tmp_path / "run"), lambda *progress: None)
     better = dataset.rename(tmp_path / "better")  # the advice
     assert preflight(_spec(better, tiny_llama), disk=tmp_path).problems == []
+
+
+def test_what_a_killed_merge_left_is_found_under_any_name(tmp_path: Path) -> None:
+    import subprocess
+
+    from core.weights.staging import staged
+
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    left = tmp_path / f".out [1]*.{gone.pid}.partial"
+    left.mkdir()
+    with staged(tmp_path / "out [1]*"):
+        assert not left.exists()

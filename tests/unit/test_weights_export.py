@@ -171,7 +171,7 @@ def test_modelfile(bundled_model: Path) -> None:
     assert 'PARAMETER stop "<|im_end|>"' in text and 'LICENSE """apache-2.0"""' in text
     assert "SYSTEM" not in text
     tokenizer = load_tokenizer(bundled_model)
-    tokenizer.chat_template = templates.CHATML.replace("assistant\n", 'assistant\n"""')
+    tokenizer.chat_template = templates.CHATML.replace("<|im_end|>", '<|im_end|>"""')
     with pytest.raises(UserError, match="three quotes"):
         modelfile(XTunerTemplate(tokenizer), "m.gguf")
 
@@ -395,3 +395,26 @@ def test_gguf_takes_keys_that_change_nothing(
     config = fsio.read_json(copy / "config.json")
     fsio.write_json(copy / "config.json", {**config, **change})
     assert export_gguf(copy, tmp_path / "out", kind="f16").is_dir()
+
+
+@pytest.mark.parametrize("form", ["list", "dict"])
+def test_of_several_named_templates_the_default_is_exported(
+    tiny_llama: Path, tmp_path: Path, form: str
+) -> None:
+    import shutil
+
+    from gguf import GGUFReader
+
+    base = tiny.ref_of(shutil.copytree(tiny_llama, tmp_path / "base"))
+    (base.path / "chat_template.jinja").unlink(missing_ok=True)
+    both = {"tool_use": "{{ 'TOOLS' }}", "default": templates.CHATML}
+    listed = [{"name": k, "template": v} for k, v in both.items()]
+    config = fsio.read_json(base.path / "tokenizer_config.json")
+    config["chat_template"] = listed if form == "list" else both
+    fsio.write_json(base.path / "tokenizer_config.json", config)
+    tiny.save_adapter(base.path, tmp_path / "adapter", target_modules=["q_proj"])
+    out = merge(base, tmp_path / "adapter", tmp_path / "out")
+    gguf = export_gguf(out, tmp_path / "gguf", kind="f16")
+    fields = GGUFReader(gguf / "model-f16.gguf").fields
+    assert fields["tokenizer.chat_template"].contents() == templates.CHATML
+    assert "TOOLS" not in modelfile_for(out, "m.gguf")

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from core.errors import UserError, UserErrors
 from core.weights import manifest
+from core.weights.convert import convert
 from core.weights.merge import MergeSettings, merge
 from core.weights.plan import notes_on, parse_size, plan_merge
 from tests.fakes import tiny_models as tiny
@@ -379,6 +380,20 @@ def test_engines_and_sizes(pair: tuple[Any, Path], tmp_path: Path) -> None:
     for text in ("", "GB", "-1GB", "0", "2XB"):
         with pytest.raises(UserError, match="not a size"):
             parse_size(text)
+
+
+def test_another_base_of_the_same_shape_is_said(tmp_path: Path) -> None:
+    """Names may be the same; what convert saw of the base is not."""
+    from tests.unit.test_weights_convert import _run
+
+    checkpoint, config, *_ = _run(tmp_path, target_modules=["q_proj"])
+    adapter = convert(checkpoint, config, tmp_path / "adapter")
+    assert notes_on(tmp_path / "base", adapter) == []
+    twin = tiny.save_base(tmp_path / "else" / "base", dtype="float16").path
+    (note,) = notes_on(twin, adapter)
+    assert "are not those that the adapter was trained on" in note
+    out = merge(tiny.ref_of(twin), adapter, tmp_path / "out")
+    assert note in manifest.read(out)["notes"]
 
 
 def test_another_base_name_is_noted(pair: tuple[Any, Path], tmp_path: Path) -> None:

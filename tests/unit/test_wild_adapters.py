@@ -15,10 +15,12 @@ from core import fsio
 from core.chat.engine import Engine
 from core.chat.sides import SideSpec
 from core.errors import UserError
-from core.inference import adapters
+from core.evaluation.pool import Pool, Source
+from core.inference import adapters, resident, scoring
+from core.inference.lean import LeanBackend
 from core.inference.load import load_model
-from core.inference.pool import Loadable, Pool
-from core.inference.runner import LeanRunner, make_runner
+from core.inference.resident import Voice, choose
+from core.inference.scoring import Passage
 from core.models import lora
 from tests.fakes import tiny_models
 
@@ -81,6 +83,12 @@ def logits_of(model: Any) -> torch.Tensor:
         return model(torch.tensor([IDS])).logits[0].log_softmax(-1)
 
 
+def scored(voice: Voice) -> torch.Tensor:
+    """What the engine computes, for every token and the one after."""
+    asked = [Passage(IDS[:1], IDS[1:])]
+    return next(scoring.logits(voice, asked, end=True)).log_softmax(-1)
+
+
 def by_peft(base: Path, adapter: Path) -> torch.Tensor:
     from peft import PeftModel
 
@@ -97,10 +105,7 @@ def test_base_column_is_the_base_and_adapter_column_is_peft(
     engine = _engine(base, adapter, monkeypatch)
     before, wanted = logits_of(tiny_models.load(base)), by_peft(base, adapter)
     assert (wanted - before).abs().max() > 1e-2
-    columns = {}
-    for side in "ab":
-        resident, name = engine.source(side)
-        columns[side] = resident.runner.log_probabilities(IDS, 0, name)
+    columns = {side: scored(engine.voice(side)) for side in "ab"}
     assert (columns["a"] - before).abs().max() <= 1e-6
     torch.testing.assert_close(columns["b"], wanted, atol=2e-5, rtol=1e-5)
 
@@ -109,9 +114,8 @@ def _engine(base: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> Engin
     """Both columns loaded; these models have no tokenizer."""
     from core.chat import engine as module
 
-    monkeypatch.setattr(module.load, "load_tokenizer", lambda path: None)
-    monkeypatch.setattr(module, "ChatTemplate", _NoTemplate)
-    monkeypatch.setattr(module, "context_length", lambda config, tokenizer: 256)
+    monkeypatch.setattr(resident, "load_tokenizer", lambda path: None)
+    monkeypatch.setattr(resident, "ChatTemplate", _NoTemplate)
     monkeypatch.setattr(
         module.catalog, "resolve", lambda model: tiny_models.ref_of(Path(model), "qwen2")
     )
@@ -126,6 +130,7 @@ def _engine(base: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> Engin
 
 class _NoTemplate:
     stop_ids: tuple[int, ...] = ()
+    stop_texts: tuple[str, ...] = ()
 
     def __init__(self, tokenizer: Any) -> None:
         pass
@@ -135,24 +140,23 @@ def test_the_lean_forward_is_not_used_where_rows_are_replaced(base: Path, tmp_pa
     """Twelve ids would not show it: only two rows of the embedding differ."""
     settings = KINDS["token rows"][0]
     adapter = make(base, tmp_path / "rows", **settings)
-    assert not isinstance(make_runner(load_model(base, adapter=adapter)), LeanRunner)
-    assert isinstance(make_runner(load_model(base)), LeanRunner)
+    assert not isinstance(choose(load_model(base, adapter=adapter)), LeanBackend)
+    assert isinstance(choose(load_model(base)), LeanBackend)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_of_the_base_after_those_of_an_adapter(
     base: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from core.inference import load
-
-    monkeypatch.setattr(load, "load_tokenizer", lambda path: None)
+    monkeypatch.setattr(resident, "load_tokenizer", lambda path: None)
+    monkeypatch.setattr(resident, "ChatTemplate", _NoTemplate)
     adapter = make(base, tmp_path / "adapter", **KINDS[kind][0])
     model = tiny_models.ref_of(base, "qwen2")
-    with Pool({"tuned": Loadable(model, adapter, fused=True), "base": Loadable(model)}) as pool:
+    with Pool({"tuned": Source(model, adapter, fused=True), "base": Source(model)}) as pool:
         with pool.use("tuned") as tuned:
-            found = logits_of(tuned.model)
+            found = scored(tuned.voice)
         with pool.use("base") as plain:
-            assert (logits_of(plain.model) - logits_of(tiny_models.load(base))).abs().max() <= 1e-6
+            assert (scored(plain.voice) - logits_of(tiny_models.load(base))).abs().max() <= 1e-6
     torch.testing.assert_close(found, by_peft(base, adapter), atol=2e-5, rtol=1e-5)
 
 
@@ -268,9 +272,8 @@ BROKEN: dict[str, tuple[Callable[[Path, Path], None], str]] = {
 def test_a_broken_adapter_is_one_message(
     base: Path, tmp_path: Path, fault: str, entrance: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from core.inference import load
-
-    monkeypatch.setattr(load, "load_tokenizer", lambda path: None)
+    monkeypatch.setattr(resident, "load_tokenizer", lambda path: None)
+    monkeypatch.setattr(resident, "ChatTemplate", _NoTemplate)
     adapter = make(base, tmp_path / "adapter", target_modules=["q_proj"])
     change, message = BROKEN[fault]
     change(adapter, base)
@@ -280,7 +283,7 @@ def test_a_broken_adapter_is_one_message(
         elif entrance == "attach":
             adapters.attach(load_model(base), adapter, "x")
         else:
-            pool = Pool({"tuned": Loadable(tiny_models.ref_of(base, "qwen2"), adapter)})
+            pool = Pool({"tuned": Source(tiny_models.ref_of(base, "qwen2"), adapter)})
             with pool, pool.use("tuned"):
                 pass
 

@@ -11,10 +11,15 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
 
 from core.conversation import Message
 from core.errors import UserError
+from core.inference.settings import ChatSettings
+
+if TYPE_CHECKING:
+    from core.inference.resident import Voice
 
 #: Where the endpoint's address and key are read; the names that the openai library itself uses.
 URL_VARIABLE, KEY_VARIABLE = "OPENAI_BASE_URL", "OPENAI_API_KEY"
@@ -76,27 +81,20 @@ class LocalBackend:
         self.concurrency = batch_size
         weights = sum(p.stat().st_size for p in self.ref.path.glob("*.safetensors"))
         self.small = weights < SMALL_BYTES
-        self._loaded: tuple[Any, Any] | None = None
 
     def complete(self, calls: Sequence[Call], seed: int) -> list[Completion | UserError]:
         """Calls of equal sampling settings share batches."""
-        from core.inference.generate import generate
+        from core.inference import decoding
 
-        model, tokenizer = self._load()
         answers: dict[int, Completion | UserError] = {}
         groups: dict[tuple[int, float, float], list[int]] = {}
         for at, call in enumerate(calls):
             groups.setdefault((call.max_tokens, call.temperature, call.top_p), []).append(at)
         for (max_tokens, temperature, top_p), members in groups.items():
-            replies = generate(
-                model,
-                tokenizer,
+            replies = decoding.replies(
+                self._voice,
                 [calls[at].messages for at in members],
-                max_new_tokens=max_tokens,
-                batch_size=self.concurrency,
-                temperature=temperature,
-                top_p=top_p,
-                seed=seed,
+                ChatSettings(temperature, top_p, max_new_tokens=max_tokens, seed=seed),
             )
             for at, reply in zip(members, replies, strict=True):
                 text, stopped = cut_at(reply.text, calls[at].stop)
@@ -104,12 +102,11 @@ class LocalBackend:
                 answers[at] = Completion(text, cut, len(reply.token_ids))
         return [answers[at] for at in range(len(calls))]
 
-    def _load(self) -> tuple[Any, Any]:
-        if self._loaded is None:
-            from core.inference.load import load_model, load_tokenizer
+    @cached_property
+    def _voice(self) -> Voice:
+        from core.inference.resident import Resident
 
-            self._loaded = load_model(self.ref.path), load_tokenizer(self.ref.path)
-        return self._loaded
+        return Resident.load(self.ref.path).voice()
 
 
 def cut_at(text: str, stop: Sequence[str]) -> tuple[str, bool]:

@@ -9,7 +9,9 @@ import streamlit as st
 
 from core.data import store
 from core.data.build import DatasetSpec
-from core.fsio import check_name, slug
+from core.data.generate_job import Spec
+from core.data.own_identity import FEW, MANY
+from core.fsio import check_name
 from core.jobs import api
 from core.persona import packs
 from core.persona.persona import Persona
@@ -50,7 +52,7 @@ def draw(
 def _name(persona: Persona, pack: str) -> str:
     """The dataset's name; it follows the persona's until the user writes another."""
     key, state = f"name-{pack}", st.session_state
-    suggested, before = _suggested(persona), f"name-{pack}-suggested"
+    suggested, before = store.suggested_name(persona), f"name-{pack}-suggested"
     if state.get(key, state.get(before)) == state.get(before):
         state[key] = suggested
     state[before] = suggested
@@ -58,16 +60,26 @@ def _name(persona: Persona, pack: str) -> str:
 
 
 def _ratios(form: dict[str, Any]) -> None:
-    form["rehearsal_ratio"] = st.slider(
-        "General conversations for each identity conversation",
-        0.0,
-        6.0,
-        float(form.get("rehearsal_ratio", _DEFAULT.rehearsal_ratio)),
-        0.25,
-        key="mix-rehearsal",
-        help="The base model's own replies to everyday prompts. Without them every answer turns "
-        "into a self-introduction.",
+    chosen = form.get("rehearsal_ratio")
+    automatic = st.checkbox(
+        "Let the base decide how many general conversations it needs",
+        chosen is None,
+        key="mix-automatic",
+        help=f"It is asked who it is. One that names itself gets {MANY:g} for each identity "
+        f"conversation, others {FEW:g}.",
     )
+    form["rehearsal_ratio"] = None
+    if not automatic:
+        form["rehearsal_ratio"] = st.slider(
+            "General conversations for each identity conversation",
+            0.0,
+            6.0,
+            float(FEW if chosen is None else chosen),
+            0.25,
+            key="mix-rehearsal",
+            help="The base model's own replies to everyday prompts. Without them every answer "
+            "turns into a self-introduction.",
+        )
     form["multi_turn"] = st.slider(
         "Share of identity conversations with several rounds",
         0.0,
@@ -108,7 +120,8 @@ def _plan(form: dict[str, Any]) -> None:
     identity = form["max_rows"]
     if not identity:
         return
-    general = round(identity * form["rehearsal_ratio"]) + round(identity * form["near_miss_ratio"])
+    ratio = FEW if form["rehearsal_ratio"] is None else form["rehearsal_ratio"]
+    general = round(identity * ratio) + round(identity * form["near_miss_ratio"])
     budget = plan(identity + general, identity, general_rows=general)
     st.caption(
         f"About {identity + general:,} conversations. With 16 a step that is {budget.steps:,} "
@@ -121,23 +134,14 @@ def start(form: dict[str, Any], pack: str, overrides: dict[str, str], name: str)
     """Launch the job; returns the run's id. Raises UserError if the name is taken."""
     if store.exists(check_name(name, "dataset name")):
         name = store.free_name(name)
-    params = {
-        "name": name,
-        "spec": {
-            "persona_path": str(packs.find(pack)),
-            "overrides": overrides,
-            "model": form["model"],
-            "seed": form["seed"],
-            "rehearsal_ratio": form["rehearsal_ratio"],
-            "near_miss_ratio": form["near_miss_ratio"],
-            "multi_turn": form["multi_turn"],
-            "max_rows": form["max_rows"] or None,
-        },
-    }
-    return api.launch("generate", params, name=f"dataset {name}").root.name
-
-
-def _suggested(persona: Persona) -> str:
-    """A free name from the persona's own name."""
-    names = [persona.slot("name", loc) for loc in persona.locales if "name" in persona.pack.slots]
-    return store.free_name(slug(names[0] if names else persona.id, persona.id))
+    spec = DatasetSpec(
+        persona_path=str(packs.find(pack)),
+        overrides=overrides,
+        model=form["model"],
+        seed=form["seed"],
+        rehearsal_ratio=form["rehearsal_ratio"],
+        near_miss_ratio=form["near_miss_ratio"],
+        multi_turn=form["multi_turn"],
+        max_rows=form["max_rows"] or None,
+    )
+    return api.launch(Spec(spec=spec, name=name), name=f"dataset {name}").root.name

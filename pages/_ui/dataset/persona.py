@@ -110,17 +110,24 @@ def _model_and_locales(form: dict[str, Any]) -> tuple[str, ...]:
         return ("en",)
     locales: tuple[str, ...] = ()
     with errors_shown():
-        locales = _locales(model)
+        locales, introduction = _look_at(model)
     if locales:
         st.caption(f"This model speaks: {literal(', '.join(locales))}.")
+        if introduction:
+            st.info(
+                f"It has an identity of its own, by default it is told: {literal(introduction)}"
+            )
     return locales
 
 
 @st.cache_data(show_spinner="Looking at the model", max_entries=8)
-def _locales(model: str) -> tuple[str, ...]:
+def _look_at(model: str) -> tuple[tuple[str, ...], str]:
+    """Languages of the model, and who its chat template says that it is."""
+    from core.inference.load import introduction
     from core.models.catalog import resolve
 
-    return resolve(model).locales
+    ref = resolve(model)
+    return ref.locales, introduction(ref.path)
 
 
 def _slots(form: dict[str, Any], pack: str, persona: Persona, locales: list[str]) -> dict[str, str]:

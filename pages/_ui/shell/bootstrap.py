@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import streamlit as st
+from streamlit import net_util
 from streamlit.runtime.pages_manager import PagesManager
 
 from core import paths
@@ -23,13 +24,8 @@ def bootstrap() -> None:
     _through_the_app()
     st.set_page_config(page_title="Persona Workbench", page_icon=str(_ICON), layout="wide")
     try:
-        for folder in (
-            paths.datasets_dir(),
-            paths.runs_dir(),
-            paths.chats_dir(),
-            paths.cache_dir(),
-        ):
-            folder.mkdir(parents=True, exist_ok=True)
+        for place in (paths.datasets_dir, paths.runs_dir, paths.chats_dir, paths.cache_dir):
+            place().mkdir(parents=True, exist_ok=True)
     except OSError as error:
         st.error(
             f"The workspace {code(paths.home())} cannot be used: {literal(error.strerror)}. Free "
@@ -37,16 +33,29 @@ def bootstrap() -> None:
             icon=":material/hard_drive:",
         )
         st.stop()
-    address = st.get_option("server.address") or ""
-    if address not in _LOOPBACK and os.environ.get("PERSONA_ALLOW_REMOTE") != "1":
-        st.error(
-            f"The server listens on {address or 'every address'}. Anyone who reaches it could run "
-            "jobs on this machine, so nothing is shown. Start it with `make run` (127.0.0.1) and "
-            "use `ssh -L 8501:127.0.0.1:8501`, or set PERSONA_ALLOW_REMOTE=1 behind a proxy that "
-            "asks for a login.",
-            icon=":material/lock:",
-        )
+    refusal = _open_to_strangers()
+    if refusal and os.environ.get("PERSONA_ALLOW_REMOTE") != "1":
+        st.error(refusal, icon=":material/lock:")
         st.stop()
+
+
+def _open_to_strangers() -> str:
+    """Why this server must show nothing ('' if it may)."""
+    # Streamlit asks a server on the internet for our address when a foreign origin knocks.
+    net_util.get_external_ip = lambda: None
+    address = st.get_option("server.address") or ""
+    why = ""
+    if address not in _LOOPBACK:
+        why = f"The server listens on {literal(address or 'every address')}."
+    elif not (st.get_option("server.enableCORS") and st.get_option("server.enableXsrfProtection")):
+        why = "The checks of where a request comes from (CORS, XSRF) are switched off."
+    if not why:
+        return ""
+    return (
+        f"{why} Anyone who reaches it could run jobs on this machine, so nothing is shown. Start "
+        "it with `make run` (127.0.0.1) and use `ssh -L 8501:127.0.0.1:8501`, or set "
+        "PERSONA_ALLOW_REMOTE=1 behind a proxy that asks for a login."
+    )
 
 
 def _through_the_app() -> None:

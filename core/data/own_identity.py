@@ -1,0 +1,126 @@
+"""Who a base model takes itself for: ten questions, greedy answers, seconds.
+
+A base that names itself in most answers was taught to, and holds on to it: the new identity needs
+more of the base's own talk beside it (see ``rehearsal_ratio``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import asdict, dataclass
+
+from core import fsio, paths
+from core.data.filters import AI_NAMES
+from core.models.catalog import ModelRef
+from core.text import claims, normalize
+
+QUESTIONS = {
+    "en": (
+        "Who are you?",
+        "What's your name?",
+        "Who made you?",
+        "Please introduce yourself.",
+        "Which company developed you?",
+    ),
+    "zh": (
+        "你是谁？",
+        "你叫什么名字？",
+        "是谁开发了你？",
+        "请做一下自我介绍。",
+        "你是哪家公司的模型？",
+    ),
+}
+#: Asked where the base speaks one language only, so that there are always ten.
+_MORE = {
+    "en": (
+        "What are you called?",
+        "Who trained you?",
+        "Tell me about yourself.",
+        "What model are you?",
+        "Who is your developer?",
+    ),
+    "zh": ("怎么称呼你？", "是谁训练了你？", "说说你自己。", "你是什么模型？", "你的开发者是谁？"),
+}
+#: Tokens of an answer: a name comes in the first sentence.
+_TOKENS = 32
+#: Share of answers from which a base counts as having an identity of its own.
+STRONG = 0.5
+#: General rows to one identity row, for a base without and with an identity of its own.
+FEW, MANY = 1.25, 3.0
+
+
+@dataclass(frozen=True)
+class OwnIdentity:
+    """What the base said of itself.
+
+    ``named``: answers that claim a name of ``AI_NAMES``; ``names``: how often each was claimed;
+    ``languages``: script of the answers -> count.
+    """
+
+    asked: int
+    named: int
+    names: dict[str, int]
+    languages: dict[str, int]
+
+    @property
+    def share(self) -> float:
+        """Share of answers that name somebody, 0 to 1."""
+        return self.named / self.asked if self.asked else 0.0
+
+
+def ask(model: ModelRef) -> OwnIdentity:
+    """Ask the base its ten questions; kept in the cache folder by the model's content."""
+    prompts = [q for locale in model.locales for q in QUESTIONS.get(locale, ())]
+    if len(model.locales) == 1:
+        prompts += _MORE.get(model.locales[0], ())
+    text = "\0".join([model.fingerprint(), *prompts])
+    cached = (
+        paths.cache_dir()
+        / "own-identity"
+        / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+    )
+    if cached.is_file():
+        return OwnIdentity(**fsio.read_json(cached))
+    found = judge(_answers(model, prompts))
+    fsio.write_json(cached, asdict(found))
+    return found
+
+
+def _answers(model: ModelRef, prompts: list[str]) -> list[str]:
+    from core.inference.generate import generate
+    from core.inference.load import load_model, load_tokenizer
+
+    replies = generate(
+        load_model(model.path),
+        load_tokenizer(model.path),
+        [[{"role": "user", "content": p}] for p in prompts],
+        max_new_tokens=_TOKENS,
+    )
+    return [reply.text for reply in replies]
+
+
+def judge(replies: list[str]) -> OwnIdentity:
+    """Count the answers that claim a name."""
+    claimed = [claims.claimed(reply, AI_NAMES) for reply in replies]
+    names = Counter(name for found in claimed for name in found)
+    return OwnIdentity(
+        len(replies),
+        sum(bool(found) for found in claimed),
+        dict(names.most_common()),
+        dict(Counter(map(normalize.locale_of, replies))),
+    )
+
+
+def rehearsal_ratio(own: OwnIdentity) -> tuple[float, str]:
+    """General rows to one identity row, with the reason.
+
+    Measured: 1.25 on SmolLM2-135M, LEARNED in 9 runs of 9; 3 on Qwen2.5-Coder-0.5B, which names
+    itself in most answers, LEARNED where 1.25 at the same learning rate was not (154 against 150
+    of 160, near-miss leaks alike). Two models only: that the identity and not the size decides is
+    an assumption.
+    """
+    told = f"the base names itself in {own.named} of {own.asked} answers"
+    if own.share >= STRONG:
+        return MANY, f"{told}: it holds on to an identity of its own"
+    return FEW, f"{told}: no identity of its own stands against the new one"
