@@ -97,8 +97,10 @@ def child(root: Path) -> None:
     from core import fsio
     from core.paths import RunPaths
     from core.training import train_job
+    from core.training.spec import TrainSpec
 
-    result = train_job.run(fsio.read_json(root / "params.json"), RunPaths(root), lambda *done: None)
+    spec = TrainSpec.from_dict(fsio.read_json(root / "params.json"))
+    result = train_job.run(spec, RunPaths(root), lambda *done: None)
     fsio.write_json(root / "result.json", result)
 
 

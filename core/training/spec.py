@@ -34,7 +34,7 @@ class TrainSpec(JobSpec):
     dataloader, 4 scheduler and optimizer, 5 runtime. Part 0 is not in the config.
     """
 
-    kind: ClassVar[str] = "train"
+    job: ClassVar[str] = "train"
     called: ClassVar[str] = "training"
 
     dataset: str = _about(0, "Dataset", "Dataset folder; its train.jsonl is read as it is.")

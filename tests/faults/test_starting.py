@@ -18,6 +18,7 @@ from core.jobs import api, kinds, locks, processes
 from core.jobs.journal import read_journal
 from core.jobs.state import State
 from core.paths import RunPaths
+from core.training.spec import TrainSpec
 from tests.faults.support import MakeRun, leftovers, reach, reach_step, supervisor_of, until
 
 #: Starts the run of argv[1] and then lives on, as a server does.
@@ -26,6 +27,7 @@ import sys, time
 from pathlib import Path
 from core.jobs import api
 from core.paths import RunPaths
+from core.training.spec import TrainSpec
 api.start(RunPaths(Path(sys.argv[1])))
 print("started", flush=True)
 time.sleep(60)
@@ -89,9 +91,12 @@ def test_8_two_windows_press_start_for_the_same_settings(
     assert chat.acquire()
     outcomes: list[str] = []
 
+    def launch(steps: int) -> RunPaths:
+        return api.launch(TrainSpec(dataset="d", steps=steps), name="kai", checked=True)
+
     def press(steps: int) -> None:
         try:
-            outcomes.append("new " + api.launch("train", {"steps": steps}, name="kai").root.name)
+            outcomes.append("new " + launch(steps).root.name)
         except api.AlreadyStarted as error:
             outcomes.append("old " + error.run)
 
