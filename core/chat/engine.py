@@ -143,7 +143,7 @@ class Engine:
         voice, limit = self.voice(side), asked.plan.limit
         return Stream(
             prompt=asked.plan.token_ids,
-            stop_ids=voice.resident.stop_ids,
+            ending=voice.resident.ending,
             limit=limit,
             adapter=voice.adapter,
             seed=settings.seed,

@@ -59,7 +59,7 @@ def continuations(
     requests = [
         Request(
             list(prompt),
-            resident.stop_ids,
+            resident.ending,
             settings.max_new_tokens,
             voice.adapter,
             seed=(settings.seed * 1_000_003 + place) % 2**63,
@@ -82,8 +82,8 @@ def continuations(
 
 def _reply(tokenizer: object, request: Request) -> Reply:
     assert request.finish_reason is not None
-    text = text_of(tokenizer, request.token_ids).strip()
-    return Reply(text, request.token_ids, request.finish_reason)
+    text = text_of(tokenizer, request.token_ids) if request.text is None else request.text
+    return Reply(text.strip(), request.token_ids, request.finish_reason)
 
 
 def stream(

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from core.inference.ending import Ending
+
 #: ``stop``: the model ended its turn; ``length``: the reply was cut at the length asked for;
 #: ``context``: the model can read no more; ``cancelled``: somebody stopped it.
 FinishReason = Literal["stop", "length", "context", "cancelled", "error"]
@@ -32,10 +34,11 @@ class Request:
             equal distributions draw equal tokens.
         head: how many first tokens other prompts share; what is computed for them is kept.
         random: the generator that ``sampling`` made from the seed.
+        text: of a reply that a text ended; else its tokens say it.
     """
 
     prompt: list[int]
-    stop_ids: frozenset[int]
+    ending: Ending
     limit: int
     adapter: str | None = None
     seed: int = 0
@@ -48,6 +51,7 @@ class Request:
         self.finish_reason: FinishReason | None = None
         self.error: Exception | None = None
         self.random: Any = None
+        self.text: str | None = None
 
     @property
     def finished(self) -> bool:
@@ -56,10 +60,14 @@ class Request:
 
     def push(self, token: int) -> None:
         """Take the next token; the reply may be over then, and the token is not fed."""
-        if token in self.stop_ids:
+        if token in self.ending.ids:
             self.finish("stop")
             return
         self.token_ids.append(token)
+        if self.ending.reached(self.token_ids):
+            self.token_ids[:], self.text = self.ending.without(self.token_ids)
+            self.finish("stop")
+            return
         if self.cancelled.is_set():
             self.finish("cancelled")
         elif len(self.token_ids) >= self.limit:

@@ -46,7 +46,7 @@ class Stream(Request):
         """Take the next token and send its text."""
         self._last = time.monotonic()
         self._first = self._first or self._last
-        if token not in self.stop_ids:
+        if token not in self.ending.ids:
             self._send(self._text.push(token))
         super().push(token)
 
@@ -55,14 +55,15 @@ class Stream(Request):
         if self.finished:
             return
         super().finish(reason)
-        self._send(self._text.finish(), flush=True)
+        self._unsent = self.ending.cut(self._unsent + self._text.finish())
+        self._send("", flush=True)
         record = {"error": error_record(self.error)} if self.error else {}
         self.emit(
             {
                 "type": "error" if self.error else "done",
                 "side": self.side,
                 **record,
-                "text": text_of(self.tokenizer, self.token_ids),
+                "text": text_of(self.tokenizer, self.token_ids) if self.text is None else self.text,
                 "token_ids": self.token_ids,
                 "finish_reason": reason,
                 "prompt_tokens": len(self.prompt),
@@ -73,10 +74,12 @@ class Stream(Request):
     def _send(self, text: str, flush: bool = False) -> None:
         self._unsent += text
         now = time.monotonic()
-        if self._unsent and (flush or now - self._sent_at >= _EVENT_EVERY_S):
-            event = {"type": "token", "side": self.side, "text": self._unsent, **self._pace()}
-            self._unsent, self._sent_at = "", now
-            self.emit(event)
+        # What may be the beginning of the end is not shown before it is known not to be.
+        ready = len(self._unsent) - (0 if flush else self.ending.held(self._unsent))
+        if ready and (flush or now - self._sent_at >= _EVENT_EVERY_S):
+            shown, self._unsent = self._unsent[:ready], self._unsent[ready:]
+            self._sent_at = now
+            self.emit({"type": "token", "side": self.side, "text": shown, **self._pace()})
 
     @property
     def ttft_s(self) -> float | None:

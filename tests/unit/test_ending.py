@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.chat.engine import Engine
+from core.chat.sides import SideSpec
+from core.inference import decoding
 from core.inference.ending import Ending
 from core.inference.load import load_tokenizer
+from core.inference.requests import Reply
+from core.inference.resident import Resident
+from core.inference.settings import ChatSettings
 
 
 @pytest.fixture(scope="module")
@@ -49,3 +57,45 @@ def test_what_is_shown_while_it_comes_is_what_stands_in_the_end(text: str) -> No
         ready = len(unsent) - ending.held(unsent)
         shown, unsent = shown + unsent[:ready], unsent[ready:]
     assert shown + unsent == ending.cut(text)
+
+
+#: The end is written after replies only, so that the prompt does not depend on it.
+AFTER_REPLIES = (
+    "{% for m in messages %}{{ m.role + ': ' + m.content + (END if m.role == 'assistant' else '')"
+    " + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+
+
+def _middle(text: str) -> str:
+    """A piece from the middle of a reply that occurs nowhere before."""
+    for start in range(len(text) // 3, len(text) - 6):
+        end = text[start : start + 5]
+        if text.index(end) == start and end == end.strip() and end.isprintable():
+            return end
+    raise AssertionError(text)
+
+
+def test_scorecard_and_chat_end_a_reply_at_the_whole_text(tiny_llama: Path, tmp_path: Path) -> None:
+    """Whatever tokens it is written in: the text is taken from a reply of the model itself."""
+    model = shutil.copytree(tiny_llama, tmp_path / "model")
+    path, question = model / "chat_template.jinja", [{"role": "user", "content": "Who?"}]
+    settings = ChatSettings(temperature=1.0, max_new_tokens=24)  # greedy, it repeats one word
+
+    def ask() -> tuple[Reply, dict[str, Any], str]:
+        (reply,) = decoding.replies(Resident.load(model).voice(), [question], settings)
+        engine, events = Engine(threads=1), []
+        assert engine.load([SideSpec("a", "base", "a", str(model))]) == {}
+        engine.generate({"a": question}, settings, events.append)
+        shown = "".join(e["text"] for e in events if e["type"] == "token")
+        return reply, events[-1], shown
+
+    path.write_text(AFTER_REPLIES.replace("END", "'@@@@'"))
+    whole, _, _ = ask()
+    assert whole.finish_reason == "length"
+    end = _middle(whole.text)
+    path.write_text(AFTER_REPLIES.replace("END", repr(end)))
+    reply, done, shown = ask()
+    wanted = whole.text[: whole.text.index(end)]
+    assert (reply.text.strip(), reply.finish_reason) == (wanted.strip(), "stop")
+    assert done["text"].strip() == shown.strip() == wanted.strip()
+    assert done["finish_reason"] == "stop" and done["token_ids"] == reply.token_ids
