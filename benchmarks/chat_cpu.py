@@ -118,7 +118,6 @@ def single(peft: Any, ids: list[int], tokens: int, threads: int) -> float:
 def columns(engine: Any, sides: list[str], ids: list[int], tokens: int, threads: int) -> Timing:
     """The engine: these columns at once."""
     from core.inference import decoding
-    from core.inference.ending import Ending
     from core.inference.settings import ChatSettings
     from core.inference.stream import Stream
 
@@ -128,7 +127,7 @@ def columns(engine: Any, sides: list[str], ids: list[int], tokens: int, threads:
         Stream(
             side=side,
             prompt=ids,
-            ending=Ending(frozenset()),
+            stop_ids=frozenset(),
             limit=tokens,
             tokenizer=resident.tokenizer,
             emit=_raise_errors,

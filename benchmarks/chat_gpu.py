@@ -30,7 +30,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from core.inference import adapters, decoding
 from core.inference.backend import Backend
-from core.inference.ending import Ending
 from core.inference.graph import GraphBackend
 from core.inference.resident import choose
 from core.inference.settings import ChatSettings
@@ -141,7 +140,7 @@ def columns(
         Stream(
             side=str(index),
             prompt=ids,
-            ending=Ending(frozenset()),
+            stop_ids=frozenset(),
             limit=tokens,
             tokenizer=WORDS,
             emit=_raise_errors,

@@ -60,7 +60,7 @@ def run_trial(trial: Trial, folder: Path, model: str) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     built = DatasetPaths(folder / "dataset")
     if not built.manifest.is_file():
-        spec = DatasetSpec.from_params(
+        spec = DatasetSpec.from_dict(
             {
                 "persona_path": str(paths.TEMPLATES / pack),
                 "overrides": slots,
@@ -77,7 +77,7 @@ def run_trial(trial: Trial, folder: Path, model: str) -> dict[str, Any]:
     run = RunPaths(folder / "run")
     run.root.mkdir(exist_ok=True)
     begun = time.monotonic()
-    trained = train_job.run(chosen.to_dict(), run, lambda *_: None)
+    trained = train_job.run(chosen, run, lambda *_: None)
     fsio.write_json(run.result, trained)
     train_seconds = time.monotonic() - begun
     found = sweep.sweep(run, built, model, size=trial.size)

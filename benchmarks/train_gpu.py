@@ -97,8 +97,10 @@ def child(root: Path) -> None:
     from core import fsio
     from core.paths import RunPaths
     from core.training import train_job
+    from core.training.spec import TrainSpec
 
-    result = train_job.run(fsio.read_json(root / "params.json"), RunPaths(root), lambda *done: None)
+    spec = TrainSpec.from_dict(fsio.read_json(root / "params.json"))
+    result = train_job.run(spec, RunPaths(root), lambda *done: None)
     fsio.write_json(root / "result.json", result)
 
 
@@ -174,6 +176,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
         "lora_r": args.rank,
         "lora_alpha": 2 * args.rank,
         "lora_dropout": 0.1,
+        "compile_step": cuda,
         "lr": 1e-4,
         "checkpoint_every": args.steps // 2,
         "gpus": args.gpus,

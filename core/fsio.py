@@ -275,6 +275,17 @@ def human_bytes(count: float) -> str:
     return f"{count:.1f} TB"
 
 
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """The file at a second place: a hard link where the disk allows it, else a copy.
+
+    Either can be deleted without the other. For files that are replaced, never written into.
+    """
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or a file system without hard links
+        shutil.copy2(source, target)
+
+
 @dataclass(frozen=True)
 class TreeEntry:
     """One line of a folder listing."""

@@ -35,6 +35,11 @@ def chats_dir() -> Path:
     return home() / "chats"
 
 
+def tuned_dir() -> Path:
+    """What ``tune`` hands out when it was given no --output; the originals are runs."""
+    return home() / "tuned"
+
+
 def packs_dir() -> Path:
     """The user's own persona packs."""
     return home() / "packs"

@@ -83,12 +83,9 @@ class Record(BaseModel):
 
 
 class JobSpec(Record):
-    """What one kind of job is asked to do; its class decides the kind.
+    """What a job is asked to do. ``job``: its kind, a key of ``core.jobs.kinds.KINDS``."""
 
-    ``kind``: a key of ``core.jobs.kinds``.
-    """
-
-    kind: ClassVar[str] = ""
+    job: ClassVar[str] = ""
 
 
 def user_errors(record: type[BaseModel], error: ValidationError) -> UserErrors:

@@ -143,13 +143,14 @@ class Engine:
         voice, limit = self.voice(side), asked.plan.limit
         return Stream(
             prompt=asked.plan.token_ids,
-            ending=voice.resident.ending,
+            stop_ids=voice.resident.stop_ids,
             limit=limit,
             adapter=voice.adapter,
             seed=settings.seed,
             head=asked.head,
             at_limit="length" if limit == settings.max_new_tokens else "context",
             cancelled=self._cancel[side],
+            stop_texts=voice.resident.template.stop_texts,
             side=side,
             tokenizer=voice.resident.tokenizer,
             emit=emit,

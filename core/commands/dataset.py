@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from core.commands.pairs import parse_pairs
 from core.errors import UserError
 from core.paths import DatasetPaths
+from core.records import JobSpec
 
 
 def register(commands: Any) -> None:
@@ -141,36 +143,12 @@ def _pack(text: str) -> Path:
     return Path(text).resolve() if text.endswith((".yaml", ".yml")) else packs.find(text)
 
 
-def _follow(kind: str, params: dict[str, Any], name: str, pass_env: tuple[str, ...] = ()) -> int:
-    """Run a job and draw its progress; Ctrl-C stops it."""
-    from core.console import ProgressLine
+def _complete(spec: JobSpec, name: str, pass_env: tuple[str, ...] = ()) -> int:
+    from core.commands.follow import complete
     from core.fsio import dump_json
-    from core.jobs import api
-    from core.jobs.spec import Options
 
-    run = api.launch(kind, params, name=name, options=Options(pass_env=pass_env))
-    line = ProgressLine()
-    try:
-        status = api.wait(run, on_update=lambda s: line.show(kind, s))
-    except KeyboardInterrupt:
-        line.note("stopping")
-        api.stop(run)
-        api.wait(run)
-        raise
-    line.end()
-    if status.state != "SUCCEEDED":
-        raise status.error or UserError(f"the job ended as {status.state}", fix=f"read {run.log}")
-    print(dump_json(status.result, indent=2))
+    print(dump_json(complete(spec, name, pass_env=pass_env), indent=2))
     return 0
-
-
-def _pairs(texts: list[str], option: str) -> dict[str, str]:
-    """``["a=b"]`` as a dictionary; UserError for a text without ``=``."""
-    pairs = [text.partition("=") for text in texts]
-    for key, equals, _ in pairs:
-        if not equals:
-            raise UserError(f"{option} {key!r} has no value", fix="write NAME=VALUE")
-    return {key.strip(): value for key, _, value in pairs}
 
 
 def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
@@ -181,10 +159,10 @@ def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
 def _build(args: argparse.Namespace) -> int:
     from core.data import store
     from core.data.build import DatasetSpec
-    from core.fsio import slug
+    from core.data.generate_job import Spec
     from core.persona.persona import load_persona
 
-    overrides = _pairs(args.slots, "--set")
+    overrides = parse_pairs(args.slots, "--set")
     pack = _pack(args.pack)
     persona = load_persona(pack, overrides)
     spec = {
@@ -194,14 +172,11 @@ def _build(args: argparse.Namespace) -> int:
         **({"locales": args.locales.split(",")} if args.locales else {}),
         **_given(args, "seed", "rehearsal_ratio", "near_miss_ratio", "multi_turn", "max_rows"),
     }
-    DatasetSpec.from_params(spec)
+    out = str(args.out.resolve()) if args.out else None
+    name = "" if out else args.name or store.suggested_name(persona)
+    asked = Spec(spec=DatasetSpec.from_dict(spec), name=name, out=out)
     _say_who_the_base_is(args.model)
-    params: dict[str, Any] = {"spec": spec}
-    if args.out:
-        params["out"] = str(args.out.resolve())
-    else:
-        params["name"] = args.name or store.free_name(slug(persona.id))
-    return _follow("generate", params, f"dataset {params.get('name', args.out)}")
+    return _complete(asked, f"dataset {name or args.out}")
 
 
 def _say_who_the_base_is(model: str) -> None:
@@ -214,11 +189,9 @@ def _say_who_the_base_is(model: str) -> None:
 
 
 def _simulate(args: argparse.Namespace) -> int:
-    from dataclasses import asdict
-
     from core.data import store
-    from core.data.simulate_job import read_spec
-    from core.data.simulator import estimate
+    from core.data.simulate_job import Spec
+    from core.data.simulator import SimulateSpec, estimate
     from core.data.ultrachat.backends import KEY_VARIABLE, URL_VARIABLE
 
     if store.exists(args.name):
@@ -241,15 +214,15 @@ def _simulate(args: argparse.Namespace) -> int:
         values.setdefault("user_model", values["assistant_model"])
     if args.kinds:
         values["kinds"] = args.kinds.split(",")
-    spec = read_spec(values)
+    spec = SimulateSpec.from_dict(values)
     cost = estimate(spec)
     print(
         f"{cost.calls:,} model calls if every turn passes, at most {cost.max_calls:,} calls and "
         f"{cost.max_tokens:,} tokens",
         file=sys.stderr,
     )
-    params = {"spec": asdict(spec), "name": args.name, "dataset": args.add_to, "base": args.base}
-    return _follow("simulate", params, f"dialogues {args.name}", (URL_VARIABLE, KEY_VARIABLE))
+    asked = Spec(spec=spec, name=args.name, dataset=args.add_to, base=args.base)
+    return _complete(asked, f"dialogues {args.name}", (URL_VARIABLE, KEY_VARIABLE))
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -361,7 +334,7 @@ def _import(args: argparse.Namespace) -> int:
     from core.data.importer import UniqueIds, import_file
     from core.fsio import slug
 
-    columns = _pairs(args.columns.split(",") if args.columns else [], "--columns")
+    columns = parse_pairs(args.columns.split(",") if args.columns else [], "--columns")
     report = import_file(
         args.file, fmt=args.format, columns=columns, fill=_filling(args), max_bytes=None
     )
@@ -395,7 +368,7 @@ def _filling(args: argparse.Namespace) -> Any:
     from core.data import placeholders
     from core.persona.persona import load_persona
 
-    values = _pairs(args.slots, "--set")
+    values = parse_pairs(args.slots, "--set")
     if args.fill:
         return placeholders.of_persona(load_persona(args.fill, values))
     return placeholders.of_values(values) if values else None

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from core.commands.follow import complete
+
 
 def register(commands: Any) -> None:
     """Add the commands of this package."""
@@ -53,25 +55,21 @@ def progress_line(stage: str, done: int, total: int) -> None:
 
 
 def _score(args: argparse.Namespace) -> int:
-    from core.evaluation import report, score_job, scorecard
+    from core import fsio
+    from core.evaluation.score_job import ScoreSpec
 
-    params = {
-        "base": args.base,
-        "merged": args.merged,
-        "adapter": args.adapter,
-        "dataset": args.dataset,
-    }
-    card = scorecard.evaluate(
-        score_job.sides(params),
-        score_job.dataset_of(params),
+    spec = ScoreSpec(
+        base=args.base,
+        merged=args.merged and str(Path(args.merged).resolve()),
+        adapter=args.adapter and str(Path(args.adapter).resolve()),
+        dataset=str(Path(args.dataset).resolve()),
         size=args.size,
-        on_progress=progress_line,
+        out=str(args.output.resolve()),
     )
-    saved = card.save(args.output)
-    page = report.write_html([saved], args.output / "report.html")
-    print_card(card.to_json())
-    print(f"\n{saved}\n{page}")
-    return 0 if card.verdict.name == "LEARNED" else 1
+    result = complete(spec, f"score {args.output.resolve().name}")
+    print_card(fsio.read_json(Path(result["scorecard"])))
+    print(f"\n{result['scorecard']}\n{result['report']}")
+    return 0 if result["verdict"] == "LEARNED" else 1
 
 
 def print_card(card: dict[str, Any]) -> None:
@@ -102,32 +100,36 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _sweep(args: argparse.Namespace) -> int:
-    from core.evaluation import score_job, sweep
+    from core.evaluation import sweep
+    from core.evaluation.sweep_job import SweepSpec
     from core.paths import RunPaths
 
-    found = sweep.sweep(
-        RunPaths(args.run_dir),
-        score_job.dataset_of({"dataset": args.dataset}),
-        args.base,
+    run = RunPaths(args.run_dir.resolve())
+    spec = SweepSpec(
+        run=str(run.root),
+        base=args.base,
+        dataset=str(Path(args.dataset).resolve()),
         size=args.size,
         stop_when_passed=args.stop,
-        follow=args.follow,
-        on_progress=progress_line,
+        follow=args.follow and sweep.is_training(run),
     )
+    found = complete(spec, f"sweep {run.root.name}", parent=run.root.name)
     print(f"\n{'step':>6}  {'recall':26}{'leak':26}{'KL':>8}  verdict")
-    for row in found.rows:
-        kl = (row.metrics.get("kl_general") or {}).get("kl")
-        mark = " <- recommended" if row.step == found.recommended else ""
+    best = (found["recommended"] or {}).get("step")
+    for row in found["checkpoints"]:
+        kl = (row["metrics"].get("kl_general") or {}).get("kl")
+        mark = " <- recommended" if row["step"] == best else ""
         print(
-            f"{row.step:>6}  {_rate(row.metrics['recall']):26}{_rate(row.metrics['leak']):26}"
-            f"{'' if kl is None else format(kl, '.3f'):>8}  {row.verdict}{mark}"
+            f"{row['step']:>6}  {_rate(row['metrics']['recall']):26}"
+            f"{_rate(row['metrics']['leak']):26}"
+            f"{'' if kl is None else format(kl, '.3f'):>8}  {row['verdict']}{mark}"
         )
-    for step in found.skipped:
+    for step in found["skipped"]:
         print(f"{step:>6}  not scored")
-    for note in found.notes:
+    for note in found["notes"]:
         print(f"note: {note}")
-    print(f"{found.reason}\n{args.run_dir / sweep.FILE}")
-    return 0 if any(row.passes for row in found.rows) else 1
+    print(f"{found['reason']}\n{run.root / sweep.FILE}")
+    return 0 if any(sweep.passes(row["gates"]) for row in found["checkpoints"]) else 1
 
 
 def _rate(value: dict[str, Any]) -> str:

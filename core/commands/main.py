@@ -13,7 +13,7 @@ from core.errors import UserError
 
 #: Modules with a ``register(subparsers)``. They import nothing heavy until a command runs.
 _COMMANDS = (
-    "core.pipeline.tune",
+    "core.commands.tune",
     "core.commands.dataset",
     "core.commands.configs",
     "core.commands.runs",

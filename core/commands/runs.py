@@ -72,6 +72,7 @@ def _train(args: argparse.Namespace) -> int:
     from core.training.defaults import choose
     from core.training.fields import parse_assignment
     from core.training.lifecycle import start_training
+    from core.training.preflight import preflight
 
     settings = dict(map(parse_assignment, args.settings))
     if args.config is not None:
@@ -86,7 +87,8 @@ def _train(args: argparse.Namespace) -> int:
     spec, choices = choose(str(dataset), args.model, describe(), settings)
     for choice in choices:
         print(f"  {choice.name} = {choice.value}: {choice.reason}", file=sys.stderr)
-    return _report(start_training(spec, name=args.name or args.dataset.name), args.detach)
+    run = start_training(preflight(spec), name=args.name or args.dataset.name)
+    return _report(run, args.detach)
 
 
 def _resume(args: argparse.Namespace) -> int:

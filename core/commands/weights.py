@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-from core.conversation import OnProgress
+from core.commands.follow import complete
 
 
 def register(commands: Any) -> None:
@@ -45,9 +44,9 @@ def _register_merge(commands: Any) -> None:
     parser.add_argument(
         "--remote-code", action="store_true", help="copy the base's *.py files (trusted bases only)"
     )
+    parser.add_argument("--dataset", type=Path, help="its persona goes into the model card")
     parser.add_argument(
         "--system",
-        default="",
         metavar="TEXT",
         help="what the model says about itself where the base's template names its vendor",
     )
@@ -92,39 +91,26 @@ def _convert(args: argparse.Namespace) -> int:
 
 
 def _merge(args: argparse.Namespace) -> int:
-    from core import fsio
-    from core.models import catalog
-    from core.weights.merge import MergeSettings, merge
-    from core.weights.merge_job import PROOF
-    from core.weights.prove import ProofPlan, prove
+    from core.weights.merge_job import MergeSpec
 
-    base = catalog.resolve(args.base)
-    line = _progress()
-
-    def finish(folder: Path) -> None:
-        plan = ProofPlan(faithful_nf4=args.faithful_nf4)
-        proof = prove(base, args.adapter, folder, plan, on_progress=line)
-        fsio.write_json(folder / PROOF, {"schema": 1, **proof.to_dict()})
-        proof.require()
-
-    out = merge(
-        base,
-        args.adapter,
-        args.out,
-        MergeSettings(
-            engine=args.engine,
-            max_shard_size=args.max_shard_size,
-            dtype=args.dtype,
-            faithful_nf4=args.faithful_nf4,
-            remote_code=args.remote_code,
-            system=args.system,
-        ),
-        finish=None if args.no_proof else finish,
-        on_progress=line,
+    out = args.out.resolve()
+    spec = MergeSpec(
+        base=args.base,
+        adapter=str(args.adapter.resolve()),
+        out=str(out),
+        engine=args.engine,
+        max_shard_size=args.max_shard_size,
+        dtype=args.dtype,
+        faithful_nf4=args.faithful_nf4,
+        remote_code=args.remote_code,
+        prove=not args.no_proof,
+        dataset=args.dataset and str(args.dataset.resolve()),
+        system=args.system,
     )
+    result = complete(spec, out.name)
     _print_tree(out)
-    if not args.no_proof:
-        _print_proof(fsio.read_json(out / PROOF))
+    if result["proof"]:
+        _print_proof(result["proof"])
     return 0
 
 
@@ -146,42 +132,25 @@ def _prove(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from core.paths import RunPaths
-    from core.weights.merge_job import run_export
+    from core.weights.export_job import ExportSpec
 
-    params = {
-        "merged": str(args.merged),
-        "format": args.format,
-        "out": args.out,
-        "kind": args.kind,
-        "repo": args.out,
-        "private": not args.public,
-    }
-    result = run_export(params, RunPaths(args.merged.parent), _progress())
-    if args.format == "hub":
+    merged, to_hub = args.merged.resolve(), args.format == "hub"
+    spec = ExportSpec(
+        merged=str(merged),
+        format=args.format,
+        kind=args.kind,
+        out=None if to_hub else str(Path(args.out).resolve()),
+        repo=args.out if to_hub else "",
+        private=not args.public,
+    )
+    result = complete(spec, f"{args.format} of {merged.name}")
+    if to_hub:
         print(result["address"])
         return 0
     _print_tree(Path(result["out"]))
     if args.format == "ollama":
         print(f"now: cd {result['out']} && ollama create NAME -f Modelfile")
     return 0
-
-
-def _progress() -> OnProgress:
-    """Progress on one terminal line."""
-    from core.console import ProgressLine
-
-    line = ProgressLine()
-
-    def show(stage: str, done: int, total: int) -> None:
-        line.show(
-            stage,
-            SimpleNamespace(stage=stage, done=done, total=total, state="RUNNING", eta_seconds=None),
-        )
-        if done == total:
-            line.end()
-
-    return show
 
 
 def _print_tree(folder: Path) -> None:

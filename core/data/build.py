@@ -6,11 +6,13 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import ClassVar
+
+from pydantic import Field
 
 from core import fsio
 from core.conversation import Conversation, OnProgress, Probe
@@ -28,70 +30,38 @@ from core.errors import UserError, UserErrors
 from core.models.catalog import ModelRef
 from core.paths import DatasetPaths
 from core.persona.persona import Persona, load_persona
+from core.records import Record
 
 SCHEMA = 1
 
 
-@dataclass(frozen=True)
-class DatasetSpec:
+class DatasetSpec(Record):
     """What to build. Every ratio is relative to the number of identity rows."""
+
+    called: ClassVar[str] = "dataset"
 
     persona_path: str
     """The pack (YAML)."""
-    overrides: dict[str, str] = field(default_factory=dict)
+    overrides: dict[str, str] = Field(default_factory=dict)
     """Slot values, as ``load_persona`` takes them."""
     model: str = "bundled"
     """Who answers the rehearsal prompts, and whose languages are used."""
     locales: list[str] | None = None
     """Languages; None = those that both the pack and the model speak."""
     seed: int = 0
-    rehearsal_ratio: float | None = None
+    rehearsal_ratio: float | None = Field(None, ge=0, le=20)
     """Rows with the base's own replies to everyday prompts. Below 1 unrelated answers suffer;
     None = by what the base says of itself (``own_identity.rehearsal_ratio``)."""
-    near_miss_ratio: float = 1.3
+    near_miss_ratio: float = Field(1.3, ge=0, le=5)
     """Rows with identity words about somebody else; at most what the pack has."""
-    multi_turn: float = 0.3
+    multi_turn: float = Field(0.3, ge=0, le=1)
     """Share of the identity rows that are dialogues of several rounds."""
-    max_rows: int | None = 250
+    max_rows: int | None = Field(250, ge=1, le=1_000_000)
     """Identity rows; None = each trained wording once, plus the dialogues."""
-    max_new_tokens: int = 24
+    max_new_tokens: int = Field(24, ge=8, le=1024)
     """Tokens of a rehearsal reply. A longer one is cut and trained without a turn end."""
-    system_share: float = 0.0
+    system_share: float = Field(0.0, ge=0, le=1)
     """Share of the identity rows that start with the pack's persona system prompt."""
-
-    def __post_init__(self) -> None:
-        faults = list(self._faults())
-        if faults:
-            raise UserErrors(faults)
-
-    def _faults(self) -> Iterator[UserError]:
-        limits: dict[str, tuple[float, float]] = {
-            "rehearsal_ratio": (0, 20),
-            "near_miss_ratio": (0, 5),
-            "multi_turn": (0, 1),
-            "max_new_tokens": (8, 1024),
-            "system_share": (0, 1),
-        }
-        for name, (low, high) in limits.items():
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                yield UserError(
-                    f"{name} is {getattr(self, name)}", fix=f"choose a value from {low} to {high}"
-                )
-        if self.max_rows is not None and not 1 <= self.max_rows <= 1_000_000:
-            yield UserError(f"max_rows is {self.max_rows}", fix="choose from 1 to 1,000,000")
-
-    @classmethod
-    def from_params(cls, params: dict[str, Any]) -> DatasetSpec:
-        """From the JSON of a job. UserError names a field that does not exist."""
-        known = {f.name for f in fields(cls)}
-        unknown = sorted(set(params) - known)
-        if unknown:
-            raise UserError(
-                f"unknown dataset setting {', '.join(unknown)}",
-                fix=f"use {', '.join(sorted(known))}",
-            )
-        return cls(**params)
 
 
 @dataclass(frozen=True)
@@ -267,7 +237,7 @@ def _write(at: DatasetPaths, spec: DatasetSpec, built: Built) -> None:
         {
             "schema": SCHEMA,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "spec": asdict(spec),
+            "spec": spec.to_dict(),
             "persona": built.persona.id,
             "name": built.persona.slot("name", built.locales[0]),
             "locales": built.locales,

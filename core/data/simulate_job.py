@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from core.conversation import Conversation, OnProgress
 from core.data import store
@@ -11,28 +11,47 @@ from core.data.simulator import SimulateSpec, simulate
 from core.errors import UserError
 from core.paths import RunPaths
 from core.persona.persona import load_persona
+from core.records import JobSpec
 
 
-def run(params: dict[str, Any], run: RunPaths, on_progress: OnProgress) -> dict[str, Any]:
+class Spec(JobSpec):
+    """What to play, and where it goes.
+
+    ``name``: of the new dataset version. ``dataset``: whose rows, persona and probes are taken
+    over ("" = dialogues alone). ``base``: the model that will be trained.
+    """
+
+    job: ClassVar[str] = "simulate"
+    called: ClassVar[str] = "simulation"
+
+    spec: SimulateSpec
+    name: str
+    dataset: str = ""
+    base: str = "bundled"
+
+
+def check(spec: Spec) -> None:
+    """Raises UserError: the name is taken, or there is no such dataset."""
+    if store.exists(spec.name):
+        raise UserError(
+            f"the name {spec.name!r} is taken", fix=f"use {store.free_name(spec.name)!r}"
+        )
+    if spec.dataset:
+        store.dataset(spec.dataset)
+
+
+def run(spec: Spec, run: RunPaths, on_progress: OnProgress) -> dict[str, Any]:
     """Simulate, then save.
 
-    Args:
-        params: ``spec`` (fields of SimulateSpec), ``name`` of the new version, ``dataset`` whose
-            rows, persona and probes are taken over ("" = dialogues alone), ``base`` model.
-
     Raises:
-        UserError: a bad field, the name is taken, a model failed. Finished dialogues stay cached.
+        UserError: the name is taken, a model failed. Finished dialogues stay cached.
     """
-    spec = read_spec(params.get("spec", {}))
-    name, parent = str(params["name"]), str(params.get("dataset", ""))
-    if store.exists(name):
-        raise UserError(f"the name {name!r} is taken", fix=f"use {store.free_name(name)!r}")
+    check(spec)
+    name, parent = spec.name, spec.dataset
     persona = None
     if parent and store.dataset(parent).persona.is_file():
         persona = load_persona(store.dataset(parent).persona)
-    result = simulate(
-        spec, persona=persona, base=str(params.get("base", "bundled")), on_progress=on_progress
-    )
+    result = simulate(spec.spec, persona=persona, base=spec.base, on_progress=on_progress)
 
     def rows() -> Iterator[Conversation]:
         if parent:
@@ -53,14 +72,3 @@ def run(params: dict[str, Any], run: RunPaths, on_progress: OnProgress) -> dict[
         "dialogues": len(result.rows),
         "report": report,
     }
-
-
-def read_spec(values: dict[str, Any]) -> SimulateSpec:
-    """A SimulateSpec from JSON; UserError names a field that does not exist."""
-    fields = dict(values)
-    if "kinds" in fields:
-        fields["kinds"] = tuple(fields["kinds"])
-    try:
-        return SimulateSpec(**fields)
-    except TypeError as error:
-        raise UserError("the simulation has a field that is not known", why=str(error)) from error

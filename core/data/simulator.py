@@ -16,7 +16,9 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
 
 from core import paths
 from core.conversation import Conversation, OnProgress
@@ -28,14 +30,14 @@ from core.data.ultrachat.loop import RETRIES, Budget, Dialogue, Scripted, Settin
 from core.errors import UserError
 from core.fsio import dump_json
 from core.persona.persona import Persona
+from core.records import Record
 
 SCHEMA = 1
 #: At most this many dialogues are begun for each one wanted; the rest failed at the first reply.
 MAX_BEGUN = 3
 
 
-@dataclass(frozen=True)
-class SimulateSpec:
+class SimulateSpec(Record):
     """What to simulate.
 
     Attributes:
@@ -53,49 +55,29 @@ class SimulateSpec:
         max_calls: model calls allowed; 0 = the worst case of ``estimate``.
     """
 
-    dialogues: int = 50
+    called: ClassVar[str] = "simulation"
+
+    dialogues: int = Field(50, ge=1)
     user_model: str = "bundled"
     assistant_model: str = "bundled"
     locale: str = "en"
     seed: int = 0
-    kinds: tuple[openings.Kind, ...] = openings.KINDS
-    identity: float = 0.4
-    user_tokens: int = 48
-    reply_tokens: int = 96
+    kinds: tuple[openings.Kind, ...] = Field(openings.KINDS, min_length=1, strict=False)
+    identity: float = Field(0.4, ge=0, le=1)
+    user_tokens: int = Field(48, ge=8)
+    reply_tokens: int = Field(96, ge=8)
     user_prompt: Literal["auto", "swapped", "transcript"] = "auto"
-    user_temperature: float = 0.0
-    max_calls: int = 0
+    user_temperature: float = Field(0.0, ge=0, le=2)
+    max_calls: int = Field(0, ge=0)
 
-    def __post_init__(self) -> None:
-        problems = [
-            (self.dialogues >= 1, f"{self.dialogues} dialogues", "ask for at least 1"),
-            (0 <= self.identity <= 1, f"identity share {self.identity}", "choose 0 to 1"),
-            (self.user_tokens >= 8, f"user_tokens {self.user_tokens}", "allow at least 8"),
-            (self.reply_tokens >= 8, f"reply_tokens {self.reply_tokens}", "allow at least 8"),
-            (
-                bool(self.kinds) and set(self.kinds) <= set(openings.KINDS),
-                f"kinds {self.kinds}",
-                f"choose among {', '.join(openings.KINDS)}",
-            ),
-            (
-                self.user_prompt in ("auto", "swapped", "transcript"),
-                f"user_prompt {self.user_prompt!r}",
-                "choose auto, swapped or transcript",
-            ),
-            (
-                0 <= self.user_temperature <= 2,
-                f"user_temperature {self.user_temperature}",
-                "choose 0 to 2",
-            ),
-            (
-                self.locale in openings.locales(),
-                f"language {self.locale!r}",
-                f"choose one of {', '.join(openings.locales())}",
-            ),
-        ]
-        for right, what, fix in problems:
-            if not right:
-                raise UserError(f"the simulation cannot use {what}", fix=fix)
+    def model_post_init(self, _context: object) -> None:
+        """Raises UserError for a language that no dialogue can be opened in."""
+        if self.locale not in openings.locales():
+            raise UserError(
+                f"the simulation cannot use language {self.locale!r}",
+                fix=f"choose one of {', '.join(openings.locales())}",
+                where="locale",
+            )
 
 
 @dataclass(frozen=True)
@@ -241,7 +223,9 @@ class _Stage:
         self.openings = openings.take(begun, spec.seed, spec.locale, spec.kinds)
 
     def _key(self, persona: Persona | None) -> str:
-        shape = {k: v for k, v in asdict(self.spec).items() if k not in ("dialogues", "max_calls")}
+        shape = {
+            k: v for k, v in self.spec.to_dict().items() if k not in ("dialogues", "max_calls")
+        }
         shape |= {
             "schema": SCHEMA,
             "prompts": PROMPT_VERSION,

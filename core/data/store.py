@@ -28,10 +28,12 @@ from core.fsio import (
     read_jsonl,
     safe_join,
     sha256_file,
+    slug,
     write_json,
     write_jsonl,
 )
 from core.paths import DatasetPaths
+from core.persona.persona import Persona
 
 SCHEMA = 1
 
@@ -86,6 +88,12 @@ def free_name(wanted: str) -> str:
         number += 1
         name = f"{stem}-{number}"
     return name
+
+
+def suggested_name(persona: Persona) -> str:
+    """A free name from the persona's own name."""
+    names = [persona.slot("name", loc) for loc in persona.locales if "name" in persona.pack.slots]
+    return free_name(slug(names[0] if names else persona.id, slug(persona.id)))
 
 
 def list_datasets() -> list[Summary]:

@@ -1,21 +1,55 @@
-"""The evaluate and sweep jobs, run by the job child: parameters in, JSON out."""
+"""The evaluate job: a tuned model against its base."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from core.conversation import OnProgress
 from core.errors import UserError
+from core.evaluation.plan import Size
 from core.paths import DatasetPaths, RunPaths
+from core.records import JobSpec
+
+if TYPE_CHECKING:
+    from core.evaluation.pool import Source
 
 
-def run(params: dict[str, Any], run: RunPaths, on_progress: OnProgress) -> dict[str, Any]:
-    """Score a tuned model.
+class ScoreSpec(JobSpec):
+    """What is scored.
 
     Args:
-        params: ``base`` (model), ``merged`` (model folder) and/or ``adapter`` (adapter folder),
-            ``dataset`` (folder), ``size`` ("quick"), ``out`` (folder; default the run's export).
+        base: ``bundled``, a folder or a hub id.
+        merged, adapter: the tuned model: a model folder, or an adapter on the base; or both.
+        dataset: the dataset's folder, for persona and probes.
+        out: folder of the scorecard; None is the run's ``export``.
+    """
+
+    job: ClassVar[str] = "evaluate"
+    called: ClassVar[str] = "score"
+
+    base: str
+    merged: str | None = None
+    adapter: str | None = None
+    dataset: str
+    size: Size = "quick"
+    out: str | None = None
+
+
+Spec = ScoreSpec
+
+
+def check(spec: ScoreSpec) -> None:
+    """Raises UserError: there is no such dataset, base or tuned model."""
+    dataset_of(spec.dataset)
+    if len(sides(spec)) < 2:
+        raise UserError(
+            "a scorecard needs the base and a tuned model", fix="give merged, or adapter, or both"
+        )
+
+
+def run(spec: ScoreSpec, run: RunPaths, on_progress: OnProgress) -> dict[str, Any]:
+    """Score a tuned model.
 
     Returns:
         ``scorecard``, ``replies``, ``report`` (paths), ``verdict``, ``recall`` and ``leak`` of the
@@ -24,12 +58,9 @@ def run(params: dict[str, Any], run: RunPaths, on_progress: OnProgress) -> dict[
     from core.evaluation import report, scorecard
 
     card = scorecard.evaluate(
-        sides(params),
-        dataset_of(params),
-        size=params.get("size", "quick"),
-        on_progress=on_progress,
+        sides(spec), dataset_of(spec.dataset), size=spec.size, on_progress=on_progress
     )
-    out = Path(params.get("out") or run.export)
+    out = Path(spec.out) if spec.out else run.export
     saved = card.save(out)
     page = report.write_html([saved], out / "report.html")
     judged = card.sides[card.subject]
@@ -44,46 +75,23 @@ def run(params: dict[str, Any], run: RunPaths, on_progress: OnProgress) -> dict[
     }
 
 
-def run_sweep(params: dict[str, Any], run: RunPaths, on_progress: OnProgress) -> dict[str, Any]:
-    """Score every checkpoint of a training run; see ``core.evaluation.sweep.sweep``.
-
-    Args:
-        params: ``run`` (folder of the training run), ``dataset``, ``base``, ``size`` ("sweep"),
-            ``stop_when_passed``, ``follow`` (bool).
-    """
-    from core.evaluation.sweep import sweep
-
-    found = sweep(
-        RunPaths(Path(params["run"])),
-        dataset_of(params),
-        params["base"],
-        size=params.get("size", "sweep"),
-        stop_when_passed=bool(params.get("stop_when_passed", False)),
-        follow=bool(params.get("follow", False)),
-        on_progress=on_progress,
-    )
-    return found.to_json()
+def dataset_of(folder: str) -> DatasetPaths:
+    """The dataset in a folder. Raises UserError if it is missing."""
+    if not Path(folder).is_dir():
+        raise UserError(f"there is no dataset folder {folder}", fix="build the dataset first")
+    return DatasetPaths(Path(folder))
 
 
-def dataset_of(params: dict[str, Any]) -> DatasetPaths:
-    """The dataset folder among the parameters. Raises UserError if it is missing."""
-    root = Path(params["dataset"])
-    if not root.is_dir():
-        raise UserError(f"there is no dataset folder {root}", fix="build the dataset first")
-    return DatasetPaths(root)
-
-
-def sides(params: dict[str, Any]) -> dict[str, Any]:
+def sides(spec: ScoreSpec) -> dict[str, Source]:
     """The sides to score, base first. Raises UserError for models that cannot be used."""
     from core.evaluation.pool import Source
     from core.models import catalog, lora
 
-    base = catalog.resolve(str(params["base"]))
+    base = catalog.resolve(spec.base)
     found = {"base": Source(base)}
-    if params.get("adapter"):
-        adapter = Path(params["adapter"])
-        lora.read(adapter)
-        found["adapter"] = Source(base, adapter)
-    if params.get("merged"):
-        found["merged"] = Source(catalog.resolve(str(params["merged"])))
+    if spec.adapter:
+        lora.read(Path(spec.adapter))
+        found["adapter"] = Source(base, Path(spec.adapter))
+    if spec.merged:
+        found["merged"] = Source(catalog.resolve(spec.merged))
     return found

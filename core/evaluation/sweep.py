@@ -23,6 +23,7 @@ from core.evaluation.pool import Pool, Source
 from core.evaluation.questions import gather
 from core.models import catalog
 from core.paths import DatasetPaths, RunPaths
+from core.training.checkpoints import Checkpoint
 from core.weights.convert import adapter_of
 
 if TYPE_CHECKING:
@@ -34,12 +35,9 @@ FILE = "sweep.json"
 _LOOK_EVERY = 2.0
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint of a training run: optimizer step, checkpoint file or folder."""
-
-    step: int
-    path: Path
+def passes(gates: list[dict[str, Any]]) -> bool:
+    """Every required gate passes, none warns."""
+    return all(g["outcome"] == "pass" for g in gates if g["required"])
 
 
 @dataclass
@@ -69,8 +67,8 @@ class Scored:
 
     @property
     def passes(self) -> bool:
-        """Every required gate passes, none warns."""
-        return all(g["outcome"] == "pass" for g in self.gates if g["required"])
+        """See the function ``passes``."""
+        return passes(self.gates)
 
 
 @dataclass
@@ -126,25 +124,21 @@ def checkpoints(run: RunPaths) -> list[Checkpoint]:
     """The whole checkpoints of a training run so far, by optimizer step."""
     if run.result.is_file():
         listed = fsio.read_json(run.result).get("checkpoints", [])
-        found = [Checkpoint(int(c["step"]), Path(c["path"])) for c in listed]
+        found = [Checkpoint(int(c["step"]), Path(c["path"]), 0) for c in listed]
     elif run.spec.is_file():
         from core.training.lifecycle import checkpoints_of
 
-        found = [Checkpoint(c.step, c.path) for c in checkpoints_of(run) if c.whole]
+        found = [c for c in checkpoints_of(run) if c.whole]
     else:
         found = []
     return sorted((c for c in found if c.path.exists()), key=lambda c: c.step)
 
 
 def _arriving(run: RunPaths, follow: bool) -> Iterator[Checkpoint]:
-    """Checkpoints by step; with ``follow`` also those still to come, until the run ends.
-
-    Raises:
-        UserError: the run has none.
-    """
+    """Checkpoints by step; with ``follow`` also those still to come, until the run ends."""
     seen: set[int] = set()
     while True:
-        active = follow and _is_training(run)
+        active = follow and is_training(run)
         fresh = [c for c in checkpoints(run) if c.step not in seen]
         for checkpoint in fresh:
             seen.add(checkpoint.step)
@@ -153,7 +147,11 @@ def _arriving(run: RunPaths, follow: bool) -> Iterator[Checkpoint]:
             break
         if not fresh:
             time.sleep(_LOOK_EVERY)
-    if not seen:
+
+
+def require_checkpoints(run: RunPaths) -> None:
+    """Raises UserError if the run has no whole checkpoint."""
+    if not checkpoints(run):
         raise UserError(
             f"{run.root} has no checkpoints",
             why="the run saved none, or their files were removed",
@@ -161,7 +159,8 @@ def _arriving(run: RunPaths, follow: bool) -> Iterator[Checkpoint]:
         )
 
 
-def _is_training(run: RunPaths) -> bool:
+def is_training(run: RunPaths) -> bool:
+    """Whether a run is at work still."""
     from core.jobs import api
     from core.jobs.state import ACTIVE
 
@@ -195,8 +194,8 @@ def sweep(
     asked = gather(dataset, plan(size), model.locales)
     result = Sweep(size, {}, [], None, "")
     a_pass = _steps_a_pass(run, dataset)
-    if not follow and not checkpoints(run):
-        next(_arriving(run, follow=False), None)  # raises: do not ask the base for nothing
+    if not follow:
+        require_checkpoints(run)  # the base is not asked for nothing
     with Pool({BASE: Source(model)}) as pool:
         count = None if follow else len(checkpoints(run))
         report = _numbered(on_progress, count)
@@ -212,6 +211,7 @@ def sweep(
                 _stop_training(run)
                 result.skipped = [c.step for c in checkpoints(run) if c.step > checkpoint.step]
                 break
+        require_checkpoints(run)
         result.notes = [*asked.notes, *scorer.notes]
         _save(run, result, started)
         fsio.write_jsonl(
@@ -223,7 +223,7 @@ def sweep(
 
 def _stop_training(run: RunPaths) -> None:
     """The gates hold: further steps can only cost general ability."""
-    if _is_training(run):
+    if is_training(run):
         from core.jobs import api
 
         api.stop(run)

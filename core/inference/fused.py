@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_FAMILIES = {"llama", "mistral", "qwen2", "qwen3"}
+_FAMILIES = {"internlm2", "llama", "mistral", "qwen2", "qwen3"}
 #: Rotary tables of these kinds depend on the position only, not on the length of the prompt.
-_FIXED_ROPE = {"default", "linear", "llama3", "yarn"}
+#: "dynamic" is one of them up to the trained length, and no conversation is longer.
+_FIXED_ROPE = {"default", "dynamic", "linear", "llama3", "yarn"}
 
 
 @dataclass(frozen=True)

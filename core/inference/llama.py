@@ -21,7 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from core.errors import UserError
 from core.inference.fused import Layer, inner_model, layers_of, unsupported
+
+#: Caches are rounded up, at most to the next multiple of this; entries beyond are never read.
+_ROUNDING = 256
 
 
 class KVCache:
@@ -90,6 +94,11 @@ class LeanLlama:
         self._head = inner.get_output_embeddings().weight.detach()
         self._norm = inner.model.norm.weight.detach()
         self._rotary = inner.model.rotary_emb
+        self._trained_length = (
+            int(config.max_position_embeddings)
+            if getattr(self._rotary, "rope_type", "") == "dynamic"
+            else None
+        )
         self._tables: tuple[Tensor, Tensor] | None = None
         self.layers = layers_of(inner)
 
@@ -98,11 +107,24 @@ class LeanLlama:
         return int(self._head.shape[0])
 
     def tables(self, length: int) -> tuple[Tensor, Tensor]:
-        """cos and sin of the rotary embedding, each (>= length, head_dim / 2), float32."""
+        """cos and sin of the rotary embedding, each (>= length, head_dim / 2), float32.
+
+        Raises:
+            UserError: beyond the trained length of a model whose positions then stretch.
+        """
         tables = self._tables
         if tables is None or tables[0].shape[0] < length:
             size = max(256, 1 << (length - 1).bit_length())
             positions = torch.arange(size, device=self.device)[None]
+            if self._trained_length:
+                if length >= self._trained_length + _ROUNDING:
+                    raise UserError(
+                        f"a text of {length:,} tokens is longer than this model was trained for",
+                        why=f"beyond {self._trained_length:,} its rotary positions are stretched "
+                        "by the length of the whole text (dynamic NTK)",
+                        fix="shorten the conversation",
+                    )
+                positions = positions.clamp(max=self._trained_length - 1)
             like = torch.empty(0, dtype=torch.float32, device=self.device)
             cos, sin = self._rotary(like, positions)
             half = self.head_dim // 2

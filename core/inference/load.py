@@ -42,6 +42,9 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
+    from core.models import internlm2
+
+    internlm2.register()
     folder.refuse_pointers(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
@@ -98,6 +101,9 @@ def load_model(
     import torch
     from transformers import AutoModelForCausalLM
 
+    from core.models import internlm2
+
+    internlm2.register()
     folder.check(path)
     where = device or devices.describe().kind
     if dtype == "auto":

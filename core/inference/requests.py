@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from core.inference.ending import Ending
-
 #: ``stop``: the model ended its turn; ``length``: the reply was cut at the length asked for;
 #: ``context``: the model can read no more; ``cancelled``: somebody stopped it.
 FinishReason = Literal["stop", "length", "context", "cancelled", "error"]
+#: Last tokens among which an end in words is looked for; none is longer.
+_TAIL = 32
 
 
 @dataclass(frozen=True)
@@ -29,29 +29,38 @@ class Request:
 
     Attributes:
         prompt: token ids that are fed.
+        stop_texts: what ends a reply too, where no token of its own does (``ChatTemplate``).
         limit: longest reply in tokens; ``at_limit`` says why it is not longer.
         seed: start of the random numbers of this reply, and of no other thing: equal seeds over
             equal distributions draw equal tokens.
         head: how many first tokens other prompts share; what is computed for them is kept.
         random: the generator that ``sampling`` made from the seed.
-        text: of a reply that a text ended; else its tokens say it.
     """
 
     prompt: list[int]
-    ending: Ending
+    stop_ids: frozenset[int]
     limit: int
     adapter: str | None = None
     seed: int = 0
     head: int = 0
     at_limit: FinishReason = "length"
     cancelled: threading.Event = field(default_factory=threading.Event)
+    stop_texts: tuple[str, ...] = ()
+    tokenizer: Any = None
 
     def __post_init__(self) -> None:
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
         self.error: Exception | None = None
         self.random: Any = None
-        self.text: str | None = None
+        self._before_stop: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The reply so far, without what ended it."""
+        if self._before_stop is not None:
+            return self._before_stop
+        return text_of(self.tokenizer, self.token_ids)
 
     @property
     def finished(self) -> bool:
@@ -60,18 +69,26 @@ class Request:
 
     def push(self, token: int) -> None:
         """Take the next token; the reply may be over then, and the token is not fed."""
-        if token in self.ending.ids:
+        if token in self.stop_ids:
             self.finish("stop")
             return
         self.token_ids.append(token)
-        if self.ending.reached(self.token_ids):
-            self.token_ids[:], self.text = self.ending.without(self.token_ids)
+        if self._stops_in_text():
             self.finish("stop")
-            return
-        if self.cancelled.is_set():
+        elif self.cancelled.is_set():
             self.finish("cancelled")
         elif len(self.token_ids) >= self.limit:
             self.finish(self.at_limit)
+
+    def _stops_in_text(self) -> bool:
+        """Whether the reply has ended in words; its tokens are then those before the end."""
+        if not any(s in text_of(self.tokenizer, self.token_ids[-_TAIL:]) for s in self.stop_texts):
+            return False
+        text = self.text
+        self._before_stop = text[: min(at for s in self.stop_texts if (at := text.find(s)) >= 0)]
+        while len(text_of(self.tokenizer, self.token_ids)) > len(self._before_stop):
+            self.token_ids.pop()
+        return True
 
     def finish(self, reason: FinishReason) -> None:
         """End the reply; what was written so far stands."""

@@ -13,7 +13,6 @@ import torch
 
 from core.inference import adapters
 from core.inference.backend import Backend
-from core.inference.ending import Ending
 from core.inference.fused import inner_model, unsupported
 from core.inference.graph import GraphBackend
 from core.inference.lean import LeanBackend
@@ -35,8 +34,7 @@ class Resident:
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.template = ChatTemplate(tokenizer)
-        ids = frozenset((*self.template.stop_ids, *_model_stops(model)))
-        self.ending = Ending(ids, self.template.stop_texts, tokenizer)
+        self.stop_ids = frozenset((*self.template.stop_ids, *_model_stops(model)))
         self._names: dict[Path, str] = {}
         self._backend: Backend | None = None
 

@@ -26,6 +26,7 @@ from core.jobs.spec import Options, RunSpec, read_spec
 from core.jobs.state import ACTIVE, FINAL, Progress, Reason, State, Status, Summary, derive
 from core.jobs.supervisor import ALREADY_STARTED
 from core.paths import REPO, RunPaths
+from core.records import JobSpec
 
 
 class AlreadyStarted(UserError):
@@ -46,7 +47,6 @@ def create(
     params: Mapping[str, Any],
     *,
     name: str,
-    root: Path | None = None,
     run_dir: Path | None = None,
     parent: str | None = None,
     options: Options | None = None,
@@ -57,8 +57,8 @@ def create(
     Args:
         params: what the job's function gets; JSON-able.
         name: for people; its slug becomes part of the folder's name.
-        root: folder of runs, ``paths.runs_dir()`` if not given.
-        run_dir: the very folder to use, which must not hold a run yet.
+        run_dir: the very folder to use, which must not hold a run yet; else a new one among the
+            runs of the workspace.
         parent: id of the run that this one changes or resumes.
         argv: the command, for the kind ``command`` only.
 
@@ -70,7 +70,7 @@ def create(
         raise UserError("a job of the kind 'command', and no other, has an argv")
     with locks.creation_lock():
         seq = _next_seq()
-        run = RunPaths(run_dir.resolve() if run_dir else _new_root(root or paths.runs_dir(), name))
+        run = RunPaths(run_dir.resolve() if run_dir else _new_root(paths.runs_dir(), name))
         if run.spec.exists():
             raise UserError(f"{run.root} already holds a run", fix="choose another folder")
         run.root.mkdir(parents=True, exist_ok=run_dir is not None)
@@ -147,20 +147,26 @@ def _supervisor_environment(spec: RunSpec) -> dict[str, str]:
 
 
 def launch(
-    kind: str,
-    params: Mapping[str, Any],
+    spec: JobSpec,
     *,
     name: str,
     parent: str | None = None,
     options: Options | None = None,
+    checked: bool = False,
 ) -> RunPaths:
-    """Create and start, unless a run with the same kind and params is active.
+    """Check, create and start, unless a run with the same settings is active: the one way in.
 
     Two windows pressing Start at once, or a double click, make one run.
 
+    Args:
+        checked: the kind's own check has just been made on this spec, and has shown its findings.
+
     Raises:
+        UserError: what the kind's check finds.
         AlreadyStarted: by the other press.
     """
+    if not checked:
+        kind_of(spec.job).work.check(spec)
     runs = paths.runs_dir()
     runs.mkdir(parents=True, exist_ok=True)
     gate = locks.FileLock(runs / ".launch.lock")
@@ -169,15 +175,15 @@ def launch(
             "another window is starting a run and does not finish", fix="try again in a moment"
         )
     try:
-        wanted = fsio.dump_json(dict(params))
+        wanted = spec.to_dict()
         for other in list_runs():
             if (
                 other.state in ACTIVE
-                and other.kind == kind
-                and fsio.dump_json(read_spec(RunPaths(other.root)).params) == wanted
+                and other.kind == spec.job
+                and read_spec(RunPaths(other.root)).params == wanted
             ):
                 raise AlreadyStarted(other.id)
-        run = create(kind, params, name=name, parent=parent, options=options)
+        run = create(spec.job, wanted, name=name, parent=parent, options=options)
         start(run)
         return run
     finally:
@@ -342,6 +348,28 @@ def wait(
         if now.state is State.CREATED:
             raise UserError(f"run {now.id} has not been started", fix="start it first")
         time.sleep(poll)
+
+
+def finish(run: RunPaths, on_update: Callable[[Status], None] | None = None) -> dict[str, Any]:
+    """Block until the run is over; an interrupt (Ctrl-C) stops it.
+
+    Returns:
+        What the job returned.
+
+    Raises:
+        UserError: it did not succeed; what it said, or that it was stopped.
+    """
+    try:
+        end = wait(run, on_update)
+    except KeyboardInterrupt:
+        stop(run)
+        wait(run)
+        raise
+    if end.state is State.SUCCEEDED and end.result is not None:
+        return end.result
+    raise end.error or UserError(
+        f"run {end.id} ended as {end.state}", why=end.reason or "", fix=f"read {run.log}"
+    )
 
 
 # -- ending ----------------------------------------------------------------------------------

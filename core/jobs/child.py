@@ -6,7 +6,6 @@ wrong is in ``error.json``.
 
 from __future__ import annotations
 
-import importlib
 import sys
 import time
 import traceback
@@ -68,9 +67,9 @@ def main(argv: list[str]) -> int:
     sys.stderr = cast(TextIO, _WithoutSecrets(sys.stderr))
     try:
         spec = read_spec(run)
-        module, function = kind_of(spec.kind).entry.split(":")
-        job = getattr(importlib.import_module(module), function)
-        fsio.write_json(run.result, job(dict(spec.params), run, Reporter()))
+        work = kind_of(spec.kind).work
+        asked = work.Spec.from_dict(spec.params)
+        fsio.write_json(run.result, work.run(asked, run, Reporter()))
         return 0
     except Exception as error:
         traceback.print_exc()

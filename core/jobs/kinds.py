@@ -1,45 +1,77 @@
-"""What a job can be: a name, the function that does the work, whether it needs the device.
+"""What a job can be: a name, the module that does the work, whether it needs the device.
 
-The functions belong to packages above this one, so they are registered here by name and imported
-where they are needed: the work only in the job's own process.
+The modules belong to packages above this one, so they are registered here by name and imported
+where they are needed.
 """
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, cast
 
+from core.conversation import OnProgress
 from core.errors import UserError
+from core.paths import RunPaths
+from core.records import JobSpec
+
+
+class Work(Protocol):
+    """The module of a kind."""
+
+    Spec: type[JobSpec]
+
+    def check(self, spec: Any) -> None:
+        """Look at what the job needs, before anything is made; raises UserError(s).
+
+        Called by ``api.launch``, so that whoever starts a job is told the same, at once.
+        """
+
+    def run(self, spec: Any, run: RunPaths, on_progress: OnProgress) -> dict[str, Any]:
+        """Do the work, in the job's own process; what is returned becomes ``result.json``."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of job. Functions are named as ``module:function``.
+    """One kind of job.
 
     Attributes:
         name: as written in ``spec.json``.
-        entry: ``(params, run, on_progress) -> dict``, the work. Empty for ``command``.
+        module: a ``Work``. Empty for ``command``.
         needs_device: loads a model, so it waits for the device lock.
-        faults: ``(params, run) -> reasons.Table``, if the kind has rules of its own.
+        beside: a setting that, when it is on, lets the job work beside the run that holds the
+            device, because it waits for what that run makes.
+        faults: ``module:function``, ``(params, run) -> reasons.Table``, if the kind has rules of
+            its own.
     """
 
     name: str
-    entry: str
+    module: str
     needs_device: bool = True
+    beside: str = ""
     faults: str = ""
+
+    def waits(self, params: Mapping[str, Any]) -> bool:
+        """Whether a job with these settings waits for the device."""
+        return self.needs_device and not params.get(self.beside)
+
+    @property
+    def work(self) -> Work:
+        """The module, imported."""
+        return cast(Work, importlib.import_module(self.module))
 
 
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
-        Kind("generate", "core.data.generate_job:run"),
-        Kind("simulate", "core.data.simulate_job:run"),
-        Kind("train", "core.training.train_job:run", faults="core.training.faults:of_run"),
-        Kind("merge", "core.weights.merge_job:run"),
-        Kind("export", "core.weights.merge_job:run_export", needs_device=False),
-        Kind("evaluate", "core.evaluation.score_job:run"),
-        Kind("sweep", "core.evaluation.score_job:run_sweep"),
+        Kind("generate", "core.data.generate_job"),
+        Kind("simulate", "core.data.simulate_job"),
+        Kind("train", "core.training.train_job", faults="core.training.faults:of_run"),
+        Kind("merge", "core.weights.merge_job"),
+        Kind("export", "core.weights.export_job", needs_device=False),
+        Kind("evaluate", "core.evaluation.score_job"),
+        Kind("sweep", "core.evaluation.sweep_job", beside="follow"),
         # An argv of the user's own (from the command line only), watched like the others: it
         # has to write result.json, or it counts as incomplete whatever it exits with.
         Kind("command", "", faults="core.training.faults:of_run"),
@@ -52,9 +84,3 @@ def kind_of(name: str) -> Kind:
     if name not in KINDS:
         raise UserError(f"there is no job kind {name!r}", fix=f"use one of {', '.join(KINDS)}")
     return KINDS[name]
-
-
-def load(function: str) -> Any:
-    """Import a function that is named as ``module:function``."""
-    module, name = function.split(":")
-    return getattr(importlib.import_module(module), name)

@@ -6,6 +6,7 @@ rules and with fixes that fit its settings; it is imported when a run of that ki
 
 from __future__ import annotations
 
+import importlib
 import re
 import signal
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core.errors import ErrorRecord, UserError
-from core.jobs.kinds import kind_of, load
+from core.jobs.kinds import kind_of
 from core.jobs.spec import RunSpec
 from core.jobs.state import Reason
 from core.paths import RunPaths
@@ -151,7 +152,11 @@ COMMON = Table(
 def table_of(spec: RunSpec, run: RunPaths) -> Table:
     """The rules for a run: those of its kind, with fixes that fit its settings."""
     faults = kind_of(spec.kind).faults
-    return load(faults)(spec.params, run) if faults else COMMON
+    if not faults:
+        return COMMON
+    module, function = faults.split(":")
+    made: Table = getattr(importlib.import_module(module), function)(spec.params, run)
+    return made
 
 
 def diagnose(

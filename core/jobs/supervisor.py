@@ -155,7 +155,7 @@ class Supervisor:
             self.finish(State.FAILED, Reason.INCOMPLETE, told.to_dict(), left)
 
     def _supervise(self) -> None:
-        if kind_of(self.spec.kind).needs_device and not self.wait_for_device():
+        if kind_of(self.spec.kind).waits(self.spec.params) and not self.wait_for_device():
             self.finish(State.STOPPED, self._stop_reason())
             return
         try:

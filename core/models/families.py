@@ -5,6 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+#: InternLM2's names of the weights that Llama has as well, to Llama's.
+INTERNLM2_NAMES = {
+    "tok_embeddings": "embed_tokens",
+    "attention.wo": "self_attn.o_proj",
+    "feed_forward.w1": "mlp.gate_proj",
+    "feed_forward.w3": "mlp.up_proj",
+    "feed_forward.w2": "mlp.down_proj",
+    "attention_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "^output": "lm_head",
+}
+
 
 def rope_settings(config: Mapping[str, Any]) -> tuple[float, dict[str, Any]]:
     """Base and scaling of a config's rotary positions (RoPE, arXiv 2104.09864).
@@ -21,3 +36,21 @@ def rope_settings(config: Mapping[str, Any]) -> tuple[float, dict[str, Any]]:
     theta = float(scaling.pop("rope_theta", None) or config.get("rope_theta") or 10000.0)
     kind = str(scaling.pop("rope_type", None) or scaling.pop("type", None) or "default")
     return theta, {"rope_type": kind, **scaling} if scaling or kind != "default" else {}
+
+
+def fused_rows(
+    config: Mapping[str, Any],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Which rows of InternLM2's ``wqkv`` are queries, keys and values, each in Llama's order.
+
+    The rows lie in one group a key head: its query heads, the key head, the value head.
+
+    Returns:
+        Three arrays: (heads * head_dim,), (kv_heads * head_dim,) twice.
+    """
+    heads = int(config["num_attention_heads"])
+    groups = int(config.get("num_key_value_heads") or heads)
+    size = int(config["hidden_size"]) // heads
+    each = heads // groups
+    rows = np.arange((heads + 2 * groups) * size).reshape(groups, each + 2, size)
+    return rows[:, :each].reshape(-1), rows[:, each].reshape(-1), rows[:, each + 1].reshape(-1)

@@ -1,121 +1,59 @@
-"""The main job in one command: dataset, training, convert and merge, scorecard.
+"""The main job in one call: all stages, and an output folder with what they made.
 
-Each stage is the same job that the pages start, kept under the output folder, so a run that was
-interrupted goes on with the first stage that has no checked result.
+The stages' runs and the dataset live in the workspace, where every page lists them. The output
+folder holds the same files a second time (hard links where the disk allows it), so either can be
+deleted without the other, and ``tune.json``: what was asked, and which run made what. A tune that
+was interrupted goes on with the first stage whose result is not there.
 """
 
 from __future__ import annotations
 
-import argparse
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+import os
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import Field
 
 from core import fsio, paths
 from core.console import ProgressLine
 from core.errors import UserError
-
-STAGES = ("dataset", "train", "merge", "evaluate")
-_SPEC = "tune.json"
-_SIZE = "quick"
-
-
-@dataclass(frozen=True)
-class TuneSpec:
-    """What was asked for. Written to ``tune.json``; ``--resume`` refuses another one."""
-
-    persona: str
-    overrides: dict[str, str] = field(default_factory=dict)
-    model: str = "bundled"
-    seed: int = 0
-    training: dict[str, Any] = field(default_factory=dict)
-    dataset: dict[str, Any] = field(default_factory=dict)
+from core.jobs import api
+from core.jobs.state import ACTIVE, State
+from core.paths import RunPaths
+from core.pipeline import stages
+from core.pipeline.stages import PRODUCT, STAGES, Made, Stage, TuneSpec
+from core.records import Record
+from core.weights import staging
 
 
-@dataclass(frozen=True)
-class TunePaths:
-    """Where the stages of one tune keep their results."""
+class Ledger(Record):
+    """``tune.json``."""
 
-    root: Path
+    called: ClassVar[str] = "tune"
+    FILE: ClassVar[str] = "tune.json"
 
-    @property
-    def spec(self) -> Path:
-        """The TuneSpec."""
-        return self.root / _SPEC
+    asked: TuneSpec
+    made: dict[Stage, Made] = Field(default_factory=dict)
 
-    @property
-    def dataset(self) -> Path:
-        """Conversations, probes and the filled persona."""
-        return self.root / "dataset"
+    def with_stage(self, stage: Stage, made: Made, out: Path) -> Ledger:
+        """Note a stage, and write it down."""
+        ledger = self.changed(made={**self.made, stage: made})
+        ledger.write(out)
+        return ledger
 
-    @property
-    def merged(self) -> Path:
-        """The model folder to ship."""
-        return self.root / "merged"
+    def write(self, out: Path) -> None:
+        """Atomic."""
+        fsio.write_json(out / self.FILE, {"schema": 2, **self.to_dict()})
 
-    @property
-    def adapter(self) -> Path:
-        """The PEFT adapter of the checkpoint that was merged."""
-        return self.root / "adapter"
-
-    @property
-    def scorecard(self) -> Path:
-        """The numbers: see docs/results.md for its fields."""
-        return self.root / "scorecard.json"
-
-    def run(self, stage: str) -> Path:
-        """The run directory of a stage."""
-        return self.root / "runs" / stage
-
-
-def prepare(spec: TuneSpec, output: Path, *, resume: bool) -> TunePaths:
-    """Check everything that can be checked before work starts; nothing is written if it fails.
-
-    Raises:
-        UserError: the persona or model is unusable, the output folder exists (or, with
-            ``resume``, was made from another request), or the disk is too small.
-    """
-    from core.models import catalog, folder
-    from core.persona.persona import load_persona
-    from core.training.base import require_trainable
-
-    out = TunePaths(output.resolve())
-    load_persona(Path(spec.persona), spec.overrides)
-    if resume:
-        _check_same(spec, out)
-    elif output.exists():
-        raise UserError(
-            f"output folder {output} exists",
-            why="a tune never writes over an earlier one",
-            fix="choose another --output, or add --resume to go on with that one",
-        )
-    model = catalog.resolve(spec.model)
-    require_trainable(model.path)
-    weights = sum(f.stat().st_size for f in folder.weight_files(model.path))
-    # The merged copy, the checkpoints (adapters with optimizer state), the dataset; 20 % spare.
-    fsio.require_space(output.parent, int(1.2 * (weights + 500_000_000)), "a tuned model")
-    out.root.mkdir(parents=True, exist_ok=True)
-    fsio.write_json(out.spec, {"schema": 1, **asdict(spec)})
-    return out
-
-
-def _check_same(spec: TuneSpec, out: TunePaths) -> None:
-    if not out.spec.is_file():
-        raise UserError(
-            f"{out.root} holds no tune to resume",
-            why=f"it has no {_SPEC}",
-            fix="leave --resume out and give a new --output",
-        )
-    before = fsio.read_json(out.spec)
-    changed = [k for k, v in asdict(spec).items() if before.get(k) != fsio.jsonable(v)]
-    if changed:
-        raise UserError(
-            f"{out.root} was made with other settings",
-            why=f"different: {', '.join(changed)}",
-            fix="give the same arguments, or start anew in another --output",
-        )
+    def finished(self, stage: Stage) -> bool:
+        """Whether the stage is over and nothing is missing of it that is still needed."""
+        made = self.made.get(stage)
+        if made is None or made.result is None:
+            return False
+        later = STAGES[STAGES.index(stage) + 1 :]
+        needed = not later or not all(s in self.made and self.made[s].result for s in later)
+        return not needed or Path(made[PRODUCT[stage]]).exists()
 
 
 def tune(
@@ -126,210 +64,145 @@ def tune(
     Raises:
         UserError: an input is unusable or a stage failed; what is finished stays.
     """
-    out = prepare(spec, output, resume=resume)
-    line = line or ProgressLine()
-    dataset = _stage(out, "dataset", "generate", _dataset_params(spec, out), line)
-    train = _stage(out, "train", "train", _train_params(spec, out), line)
-    merge = _stage(out, "merge", "merge", _merge_params(spec, out, train), line)
-    _stage(out, "evaluate", "evaluate", _evaluate_params(spec, out), line)
-    card: dict[str, Any] = fsio.read_json(out.scorecard)
-    proof = merge["result"]["proof"]
-    card["seconds"] = {
-        "dataset": dataset["seconds"],
-        "train": train["seconds"],
-        "convert": merge["result"]["seconds"]["convert"],
-        "merge": merge["result"]["seconds"]["merge"] + merge["result"]["seconds"]["prove"],
-        "evaluate": fsio.read_json(out.run("evaluate") / "stage.json")["seconds"],
-    }
-    card["merge_check"] = proof
-    fsio.write_json(out.scorecard, card)
+    output, line = output.resolve(), line or ProgressLine()
+    ledger = prepare(spec, output, resume=resume)
+    for stage in STAGES:
+        if ledger.finished(stage):
+            line.finished(stage, ledger.made[stage].seconds or 0.0, note="from the earlier run")
+        else:
+            ledger = _run_stage(stage, ledger, output, line)
+        _deliver(stage, ledger, output)
+    card: dict[str, Any] = fsio.read_json(output / "scorecard.json")
     return card
 
 
-def _dataset_params(spec: TuneSpec, out: TunePaths) -> Callable[[], dict[str, Any]]:
-    return lambda: {
-        "spec": {
-            "persona_path": spec.persona,
-            "overrides": spec.overrides,
-            "model": spec.model,
-            "seed": spec.seed,
-            **spec.dataset,
-        },
-        "out": str(out.dataset),
-    }
-
-
-def _train_params(spec: TuneSpec, out: TunePaths) -> Callable[[], dict[str, Any]]:
-    def params() -> dict[str, Any]:
-        from core.models.device import describe
-        from core.training.defaults import choose
-
-        train, _ = choose(
-            str(out.dataset), spec.model, describe(), {"seed": spec.seed, **spec.training}
-        )
-        return train.to_dict()
-
-    return params
-
-
-def _merge_params(
-    spec: TuneSpec, out: TunePaths, train: Mapping[str, Any]
-) -> Callable[[], dict[str, Any]]:
-    return lambda: {
-        "base": spec.model,
-        "checkpoint": train["result"]["final"],
-        "config": str(paths.RunPaths(out.run("train")).config),
-        "adapter_out": str(out.adapter),
-        "out": str(out.merged),
-        "dataset": str(out.dataset),
-    }
-
-
-def _evaluate_params(spec: TuneSpec, out: TunePaths) -> Callable[[], dict[str, Any]]:
-    return lambda: {
-        "base": spec.model,
-        "merged": str(out.merged),
-        "dataset": str(out.dataset),
-        "size": "quick",
-        "out": str(out.root),
-    }
-
-
-def _stage(
-    out: TunePaths, stage: str, kind: str, params: Callable[[], dict[str, Any]], line: ProgressLine
-) -> dict[str, Any]:
-    """Run one stage as a job, unless it has a checked result already.
-
-    Returns:
-        ``{"seconds": wall time of the stage, "result": what the job returned}``.
-    """
-    from core.jobs import api
-
-    done = out.run(stage) / "stage.json"
-    if done.is_file():
-        record: dict[str, Any] = fsio.read_json(done)
-        line.finished(stage, record["seconds"], note="from the earlier run")
-        return record
-    started = time.monotonic()
-    run = _fresh_run(out, stage, kind, params())
-    api.start(run)
-    try:
-        status = api.wait(run, on_update=lambda s: line.show(stage, s))
-    except KeyboardInterrupt:
-        line.note(f"stopping {stage}")
-        api.stop(run)
-        api.wait(run)
-        raise
-    if status.state != "SUCCEEDED":
-        line.end()
-        raise status.error or UserError(
-            f"{stage} ended as {status.state}",
-            why=status.reason or "",
-            fix=f"read {paths.RunPaths(run.root).log}",
-        )
-    record = {"schema": 1, "seconds": round(time.monotonic() - started, 1), "result": status.result}
-    fsio.write_json(done, record)
-    line.finished(stage, record["seconds"])
-    return record
-
-
-def _fresh_run(out: TunePaths, stage: str, kind: str, params: dict[str, Any]) -> paths.RunPaths:
-    """A new run directory; an unfinished one of an earlier try is kept beside it."""
-    from core.jobs import api
-
-    target = out.run(stage)
-    if target.exists():
-        attempts = len(list(target.parent.glob(f"{stage}.try*")))
-        target.rename(target.with_name(f"{stage}.try{attempts + 1}"))
-    return api.create(kind, params, name=stage, run_dir=target)
-
-
-def register(commands: Any) -> None:
-    """Add the ``tune`` command."""
-    parser = commands.add_parser(
-        "tune",
-        help="persona file in, tuned and scored model out",
-        description="Build the dataset, train, convert, merge, prove and score.",
-    )
-    parser.add_argument("persona", metavar="PERSONA.yaml", help="a pack from data_templates/")
-    parser.add_argument(
-        "--set",
-        metavar="SLOT=VALUE",
-        action="append",
-        default=[],
-        dest="slots",
-        help="fill a slot of the persona, e.g. name=Luna (repeatable)",
-    )
-    parser.add_argument("--model", default="bundled", help="bundled, a folder or a hub id")
-    parser.add_argument("--output", type=Path, help="a new folder (default: a new one in runs)")
-    parser.add_argument("--resume", action="store_true", help="go on with an interrupted --output")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, help="optimizer steps (default: from the dataset)")
-    parser.set_defaults(run=_run)
-
-
-def parse_slots(pairs: list[str]) -> dict[str, str]:
-    """``["name=Luna"]`` -> ``{"name": "Luna"}``.
+def prepare(spec: TuneSpec, output: Path, *, resume: bool) -> Ledger:
+    """Check everything that can be checked before work starts; nothing is written if it fails.
 
     Raises:
-        UserError: a pair has no '=' or no slot name.
+        UserError: the persona or model is unusable, the output folder exists (or, with
+            ``resume``, was made from another request), or the disk is too small.
     """
-    slots = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name.strip():
-            raise UserError(f"--set {pair!r} is not SLOT=VALUE", fix="write it as --set name=Luna")
-        slots[name.strip()] = value
-    return slots
+    from core.models import catalog, folder
+    from core.persona.persona import load_persona
+    from core.training.base import require_trainable
+
+    load_persona(Path(spec.persona), spec.overrides)
+    if resume:
+        return _earlier(spec, output)
+    if output.exists():
+        raise UserError(
+            f"output folder {output} exists",
+            why="a tune never writes over an earlier one",
+            fix="choose another --output, or add --resume to go on with that one",
+        )
+    model = catalog.resolve(spec.model)
+    require_trainable(model.path)
+    weights = sum(f.stat().st_size for f in folder.weight_files(model.path))
+    # The merged copy, the checkpoints (adapters with optimizer state), the dataset; 20 % spare.
+    for place in (paths.runs_dir(), output.parent):
+        fsio.require_space(place, int(1.2 * (weights + 500_000_000)), "a tuned model")
+    output.mkdir(parents=True)
+    ledger = Ledger(asked=spec)
+    ledger.write(output)
+    return ledger
 
 
-def _run(args: argparse.Namespace) -> int:
-    slots = parse_slots(args.slots)
-    spec = TuneSpec(
-        persona=str(Path(args.persona).resolve()),
-        overrides=slots,
-        model=args.model,
-        seed=args.seed,
-        training={"steps": args.steps} if args.steps else {},
-    )
-    if args.resume and not args.output:
-        raise UserError("--resume needs the --output of the interrupted tune")
-    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-tune-{fsio.slug(slots.get('name', 'persona'))}"
-    output = args.output or paths.runs_dir() / stem
+def _earlier(spec: TuneSpec, output: Path) -> Ledger:
+    file = output / Ledger.FILE
+    if not file.is_file():
+        raise UserError(
+            f"{output} holds no tune to resume",
+            why=f"it has no {Ledger.FILE}",
+            fix="leave --resume out and give a new --output",
+        )
+    record = fsio.read_json(file)
+    if not isinstance(record, dict) or record.pop("schema", None) != 2:
+        raise UserError(
+            f"{file} was written by another version", fix="start anew in another --output"
+        )
+    ledger = Ledger.from_dict(record)
+    changed = [name for name, value in ledger.asked if value != getattr(spec, name)]
+    if changed:
+        raise UserError(
+            f"{output} was made with other settings",
+            why=f"different: {', '.join(changed)}",
+            fix="give the same arguments, or start anew in another --output",
+        )
+    return ledger
+
+
+def _run_stage(stage: Stage, ledger: Ledger, output: Path, line: ProgressLine) -> Ledger:
+    """Run one stage to its end, or go on with the run that an earlier try has left."""
+    run = _left_over(stage, ledger) or stages.start(stage, ledger.asked, ledger.made)
+    ledger = ledger.with_stage(stage, Made(run=str(run.root)), output)
     try:
-        card = tune(spec, output, resume=args.resume)
-    except KeyboardInterrupt:
-        print(f"\nstopped; finished stages are kept in {output}")
-        print(
-            "go on with the same command and --resume"
-            + ("" if args.output else f" --output {output}")
-        )
-        return 130
-    _print_card(card, output)
-    return 0
+        result = api.finish(run, lambda now: line.show(stage, now))
+    except (UserError, KeyboardInterrupt):
+        line.end()
+        raise
+    seconds = round(api.status(run).elapsed_seconds or 0.0, 1)
+    line.finished(stage, seconds)
+    return ledger.with_stage(stage, Made(run=str(run.root), seconds=seconds, result=result), output)
 
 
-def _print_card(card: dict[str, Any], output: Path) -> None:
-    print(f"\nverdict: {card['verdict']}")
-    for name in ("base", "merged"):
-        scores = card["models"][name]
-        recall, leak = scores["recall"], scores["leak"]
-        print(
-            f"  {name:7} recall {recall['hits']}/{recall['n']} held-out wordings, "
-            f"leak {leak['hits']}/{leak['n']} general prompts"
-        )
-    check = card["merge_check"]
-    print(
-        f"  merge   largest logit difference {check['max_abs_logit_diff']:.2g}, "
-        f"same greedy replies: {'yes' if check['same_greedy'] else 'NO'}"
-    )
-    seconds = card["seconds"]
-    print(
-        f"  time    {sum(seconds.values()) / 60:.1f} min ("
-        + ", ".join(f"{k} {v:.0f} s" for k, v in seconds.items())
-        + ")"
-    )
-    print(
-        f"model folder: {output / 'merged'}\nchat with it: "
-        f"python -m core compare --merged {output / 'merged'}, or `make run` and open Compare"
-    )
+def _left_over(stage: Stage, ledger: Ledger) -> RunPaths | None:
+    """The run of an earlier try, if it is alive or done; a training goes on from a checkpoint."""
+    from core.training import lifecycle
+
+    made = ledger.made.get(stage)
+    if made is None or made.result is not None or not Path(made.run).is_dir():
+        return None
+    run = RunPaths(Path(made.run))
+    if api.status(run).state in (*ACTIVE, State.SUCCEEDED):
+        return run
+    if stage == "train" and lifecycle.resumable(run):
+        return lifecycle.resume_training(run)
+    return None
+
+
+def _deliver(stage: Stage, ledger: Ledger, output: Path) -> None:
+    """Put what a stage made into the output folder, unless it is there."""
+    made = ledger.made[stage]
+    _point(output / "runs" / stage, Path(made.run))
+    if stage == "dataset":
+        _second(Path(made["dataset"]), output / "dataset")
+    elif stage == "merge":
+        _second(Path(made["adapter"]), output / "adapter")
+        _second(Path(made["merged"]), output / "merged")
+    elif stage == "evaluate" and not (output / "scorecard.json").is_file():
+        for name in ("replies", "report"):
+            source = Path(made[name])
+            fsio.link_or_copy(source, output / source.name)
+        fsio.write_json(output / "scorecard.json", _card(ledger))
+
+
+def _point(link: Path, run: Path) -> None:
+    """``runs/STAGE`` is a link: a run's folder has one place, since it can be at work."""
+    link.parent.mkdir(exist_ok=True)
+    link.unlink(missing_ok=True)
+    os.symlink(run, link)
+
+
+def _second(source: Path, target: Path) -> None:
+    """A folder's files at a second place; whole, or not at all."""
+    if target.exists() or not source.is_dir():
+        return
+    with staging.staged(target) as folder:
+        shutil.copytree(source, folder, copy_function=fsio.link_or_copy, dirs_exist_ok=True)
+
+
+def _card(ledger: Ledger) -> dict[str, Any]:
+    """The scorecard, with the time of each stage and the proof of the merge."""
+    made = ledger.made
+    card: dict[str, Any] = fsio.read_json(Path(made["evaluate"]["scorecard"]))
+    merge = made["merge"]["seconds"]
+    card["seconds"] = {
+        "dataset": made["dataset"].seconds,
+        "train": made["train"].seconds,
+        "convert": merge["convert"],
+        "merge": merge["merge"] + merge["prove"],
+        "evaluate": made["evaluate"].seconds,
+    }
+    card["merge_check"] = made["merge"]["proof"]
+    return card

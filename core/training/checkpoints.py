@@ -112,11 +112,6 @@ def scan(work: Path, accumulation: int = 1) -> list[Checkpoint]:
     return sorted(found, key=lambda c: c.step)
 
 
-def newest_whole(work: Path, accumulation: int = 1) -> Checkpoint | None:
-    """The last checkpoint that opens, whatever mmengine's ``last_checkpoint`` file says."""
-    return next((c for c in reversed(scan(work, accumulation)) if c.whole), None)
-
-
 def _problem(path: Path, size: int, entry: dict[str, Any] | None) -> str:
     if path.is_symlink():
         return "is a link, not a file of this run"
@@ -202,13 +197,6 @@ def _link(source: Path, target: Path) -> None:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_dir():
-        shutil.copytree(source, target, copy_function=_link_file)
+        shutil.copytree(source, target, copy_function=fsio.link_or_copy)
     else:
-        _link_file(str(source), str(target))
-
-
-def _link_file(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another disk, or a file system without hard links
-        shutil.copy2(source, target)
+        fsio.link_or_copy(source, target)

@@ -42,6 +42,13 @@ def importable() -> None:
     transformers.utils.is_safetensors_available = lambda: True  # type: ignore[attr-defined]
 
 
+def own_architectures() -> None:
+    """The Auto classes load what transformers itself does not know: InternLM2."""
+    from core.models import internlm2
+
+    internlm2.register()
+
+
 def cpu_bf16_query() -> None:
     """XTuner asks ``torch.cpu.is_bf16_supported``, which torch does not have.
 
@@ -256,7 +263,7 @@ def loss_on_supervised_tokens() -> None:
 
 
 #: Families whose forward ends with ``logits = lm_head(hidden)``, read in transformers 5.24.
-_PLAIN_HEAD = {"llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen2_moe", "phi3"}
+_PLAIN_HEAD = {"internlm2", "llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen2_moe", "phi3"}
 
 
 def _has_plain_head(llm: Any) -> bool:
@@ -266,6 +273,7 @@ def _has_plain_head(llm: Any) -> bool:
 #: In order of application.
 REPAIRS: tuple[Callable[[], None], ...] = (
     importable,
+    own_architectures,
     cpu_bf16_query,
     nf4.keep_unpacked,
     bos_of_template,

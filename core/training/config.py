@@ -102,7 +102,7 @@ def render(spec: TrainSpec, inputs: ConfigInputs) -> str:
     _edit_settings(editor, spec, inputs)
     _edit_model(editor, spec, inputs)
     _edit_data(editor, spec)
-    _edit_schedule(editor, spec)
+    _edit_schedule(editor, spec, inputs)
     _edit_runtime(editor, spec, inputs)
     return editor.code
 
@@ -281,9 +281,9 @@ _DECAY = """    dict(
 """
 
 
-def _edit_schedule(editor: ConfigEditor, spec: TrainSpec) -> None:
+def _edit_schedule(editor: ConfigEditor, spec: TrainSpec, inputs: ConfigInputs) -> None:
     """Part 4. ``schedule.lr_at_iteration`` is the plan that these two pieces carry out."""
-    if spec.dtype == "float32":
+    if spec.dtype == "float32" or inputs.device == "cpu":  # AmpOptimWrapper asserts a GPU
         editor.ensure_import("mmengine.optim", "OptimWrapper")
         editor.set("optim_wrapper.type", "OptimWrapper")
         editor.remove("optim_wrapper.loss_scale")
@@ -295,6 +295,8 @@ def _edit_schedule(editor: ConfigEditor, spec: TrainSpec) -> None:
         # bf16 has float32's range: a growing scale would only add rounding.
         scale = '"dynamic"' if spec.dtype == "float16" else "1.0"
         editor.set("optim_wrapper.loss_scale", scale)
+    if inputs.device == "cuda" and not spec.deepspeed and editor.value("optim_type") == "AdamW":
+        editor.set("optim_wrapper.optimizer.fused", "True")
     editor.ensure_import("mmengine.optim", "LinearLR")
     editor.ensure_import("mmengine.optim", "CosineAnnealingLR")
     warmup = _WARMUP if spec.warmup_steps else ""

@@ -80,10 +80,21 @@ def shape_of(model: Path) -> Shape:
 def _activations(shape: Shape, spec: TrainSpec, tokens: int, recompute: bool) -> float:
     """Bytes that a micro-batch of ``tokens`` keeps for the backward pass, logits included.
 
-    Per token and layer 20 hidden-sized and 8 intermediate-sized values in float32 (measured: 5.2
-    GB at 1,264 tokens of the 135M model), three quarters of that in 16 bits; recomputed, the
-    layer's input and one layer's worth. Logits and their gradient for the half with a label.
+    The fused step keeps the residual twice, q, k, v, the attention's output, gate and up, and the
+    LoRA products of each layer; without flash attention (float32) the padded q, k, v and output
+    too. Its logits exist in chunks. XTuner's step keeps 20 hidden-sized and 8 intermediate-sized
+    values in float32 (measured: 5.2 GB at 1,264 tokens of the 135M model), three quarters of that
+    in 16 bits, and the logits with their gradient for the half of the tokens with a label.
+    Recomputed: the layer's input, and one layer's worth.
     """
+    if spec.fused_step:
+        width = 4.0 if spec.dtype == "float32" else 2.0
+        padded = 4 * shape.hidden if spec.dtype == "float32" else 0
+        kv = 2 * shape.hidden // shape.heads * shape.kv_heads
+        layer = 4 * shape.hidden + kv + 2 * shape.intermediate + 7 * spec.lora_r + padded
+        working = 6 * shape.intermediate + 8 * shape.hidden
+        saved = shape.layers * shape.hidden + layer if recompute else shape.layers * layer
+        return tokens * (saved + working) * width
     width = 4.0 if spec.dtype == "float32" else 1.5
     layer = 20 * shape.hidden + 8 * shape.intermediate
     saved = shape.layers * shape.hidden + layer if recompute else shape.layers * layer
@@ -93,10 +104,15 @@ def _activations(shape: Shape, spec: TrainSpec, tokens: int, recompute: bool) ->
 def _fixed(shape: Shape, spec: TrainSpec) -> float:
     """Bytes that do not depend on the batch: weights, LoRA with its Adam state, the runtime."""
     # XTuner calls prepare_model_for_kbit_training on every base: what is not NF4 becomes float32.
-    body = shape.body * (0.53 if spec.quantize == "nf4" else 4)
-    embeddings = shape.embedding * (1 if shape.tied else 2) * 4
+    # The fused step keeps it in the compute type.
+    compute = 4 if spec.dtype == "float32" else 2
+    other = compute if spec.fused_step else 4
+    held = compute if spec.hold_weights else 0.53
+    body = shape.body * (held if spec.quantize == "nf4" else other)
+    embeddings = shape.embedding * (1 if shape.tied else 2) * other
     adapter = shape.lora(spec.lora_r) * 16  # weight, gradient, two Adam moments in float32
-    return body + embeddings + adapter + 900e6  # Python, torch, transformers and their buffers
+    # Python, torch, transformers and their buffers, and the chunks of logits
+    return body + embeddings + adapter + 900e6
 
 
 def memory_bytes(shape: Shape, spec: TrainSpec, longest: int) -> int:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from core import fsio
+from core import fsio, paths
 from core.conversation import OnProgress
 from core.paths import RunPaths
 from core.training.spec import TrainSpec
@@ -69,11 +69,13 @@ def train(
 
     from core.models.data_only import data_only
     from core.training import hooks
+    from core.training.step.hook import StepHook
 
     metrics = hooks.MetricsHook(spec.accumulation, spec.steps, spec.world_size, on_progress)
     interval = spec.checkpoint_every * spec.accumulation
     ours: list[Any] = [
         metrics,
+        StepHook(spec),
         hooks.RandomStateHook(work, interval),
         hooks.RecordHook(work, interval),
     ]
@@ -109,6 +111,8 @@ def prepare_environment(spec: TrainSpec, work: Path) -> None:
     os.environ.setdefault("MKL_SERVICE_FORCE_INTEL", "1")
     os.environ.setdefault("MKL_THREADING_LAYER", "GNU")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if spec.compile_step:
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(paths.cache_dir() / "compiled"))
     if spec.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # Rows are tokenized in a second; a cache beyond this run could only be stale.

@@ -22,6 +22,7 @@ from core.inference.resident import Resident
 from core.inference.settings import ChatSettings
 from core.jobs.records import emit
 from core.training import checkpoints
+from core.training.step.hook import supervised_finetune
 
 #: Steps in a row with a loss that is no number before the run is stopped.
 NAN_PATIENCE = 3
@@ -139,14 +140,6 @@ def _peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # kB on Linux, bytes on macOS
 
 
-def _language_model(runner: Any) -> Any:
-    """XTuner's ``llm`` (a PEFT model) below whatever DDP or DeepSpeed wrapped around it."""
-    model = runner.model
-    while not hasattr(model, "llm"):
-        model = model.module if hasattr(model, "module") else model.model
-    return model.llm
-
-
 class RecomputeHook(Hook):
     """Recompute activations in long micro-batches only.
 
@@ -165,7 +158,7 @@ class RecomputeHook(Hook):
         wanted = data_batch["data"]["input_ids"].numel() > self.above
         if wanted == self._on:
             return
-        base = _language_model(runner).get_base_model()
+        base = supervised_finetune(runner).llm.get_base_model()
         if wanted:
             # The reentrant kind needs inputs with gradients, which a frozen base does not have.
             base.gradient_checkpointing_enable({"use_reentrant": False})
@@ -288,7 +281,7 @@ class SampleHook(Hook):
             self._sample(runner, done // self.accumulation)
 
     def _sample(self, runner: Any, step: int) -> None:
-        llm = _language_model(runner)
+        llm = supervised_finetune(runner).llm
         system: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
         conversations: list[list[Message]] = [
             [*system, {"role": "user", "content": prompt}] for prompt in self.prompts

@@ -16,6 +16,7 @@ from core.paths import RunPaths
 
 if TYPE_CHECKING:
     from core.training.checkpoints import Checkpoint
+    from core.training.preflight import Preflight
     from core.training.spec import TrainSpec
 
 
@@ -25,17 +26,15 @@ def options_for(spec: TrainSpec) -> Options:
     return Options(pass_env=("HF_TOKEN",) if downloads else ())
 
 
-def start_training(spec: TrainSpec, *, name: str, parent: str | None = None) -> RunPaths:
-    """Look at everything the run needs, then launch it.
+def start_training(found: Preflight, *, name: str, parent: str | None = None) -> RunPaths:
+    """Launch the run that was looked at.
 
     Raises:
         UserErrors: everything that would go wrong, at once.
         AlreadyStarted: the very same run is active.
     """
-    from core.training.preflight import preflight
-
-    preflight(spec).check()
-    return api.launch("train", spec.to_dict(), name=name, parent=parent, options=options_for(spec))
+    spec = found.check().spec
+    return api.launch(spec, name=name, parent=parent, options=options_for(spec), checked=True)
 
 
 def training_spec(run: RunPaths) -> TrainSpec:
@@ -56,7 +55,7 @@ def change_training(run: RunPaths, changes: Mapping[str, Any]) -> RunPaths:
     """
     old = training_spec(run)
     spec = type(old).from_dict({**old.to_dict(), "resume_from": None, **changes})
-    return start_training(spec, name=read_spec(run).name, parent=run.root.name)
+    return _start(spec, read_spec(run).name, run)
 
 
 def fault_of(run: RunPaths, now: Status) -> Fault:
@@ -64,6 +63,12 @@ def fault_of(run: RunPaths, now: Status) -> Fault:
     code = (read_exit(run) or {}).get("returncode")
     table = reasons.table_of(read_spec(run), run)
     return reasons.diagnose(table, now.log_tail, returncode=code, error=read_error(run))
+
+
+def resumable(run: RunPaths) -> bool:
+    """Whether there is a whole checkpoint to go on from."""
+    steps = training_spec(run).steps
+    return any(c.whole and c.step < steps for c in checkpoints_of(run))
 
 
 def checkpoints_of(run: RunPaths) -> list[Checkpoint]:
@@ -114,7 +119,13 @@ def resume_training(
     spec = type(old).from_dict(
         {**old.to_dict(), **(changes or {}), "resume_from": str(chosen.path)}
     )
-    return start_training(spec, name=name or read_spec(run).name, parent=run.root.name)
+    return _start(spec, name or read_spec(run).name, run)
+
+
+def _start(spec: TrainSpec, name: str, parent: RunPaths) -> RunPaths:
+    from core.training.preflight import preflight
+
+    return start_training(preflight(spec), name=name, parent=parent.root.name)
 
 
 def _missing(run: RunPaths, step: int, found: list[Checkpoint]) -> Checkpoint:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from core import fsio, paths
+from core.conversation import Conversation
 from core.errors import UserError, UserErrors
 from core.models import catalog, device
 from core.models.device import Device
@@ -15,6 +17,7 @@ from core.models.xtuner_template import XTunerTemplate
 from core.training import base, budget, checkpoints, config, cost, deepspeed, record, rows
 from core.training.spec import TrainSpec
 
+T = TypeVar("T")
 #: Start-up: importing XTuner, loading and quantizing the base, tokenizing.
 _STARTUP_SECONDS = 20.0
 
@@ -31,6 +34,7 @@ class Estimate:
 class Preflight:
     """The answer to "what happens if I press Start". Counts are of the whole run."""
 
+    spec: TrainSpec
     steps: int = 0
     rows: int = 0
     exposures: float = 0.0
@@ -60,29 +64,43 @@ def preflight(
     """Look at everything a run needs; never raises UserError, collects instead."""
     found = found or device.describe()
     problems = [*spec.problems(), *_device_problems(spec, found), *_config_problems(spec)]
-    facts: dict[str, Any] = {"steps": spec.steps, "warnings": []}
-    try:
-        loaded = rows.read_rows(Path(spec.dataset))
-        rows.data_pattern(paths.DatasetPaths(Path(spec.dataset)).train.resolve())
-    except UserError as error:
-        loaded = []
-        problems.append(error)
-    try:
-        model = catalog.resolve(spec.model).path
-        template = base.require_trainable(model)
-        facts |= _model_facts(spec, found, model, disk or paths.runs_dir(), problems)
+    report = Preflight(spec, steps=spec.steps, problems=problems)
+    loaded = _collect(problems, lambda: _read(spec))
+    opened = _collect(problems, lambda: _open(spec))
+    if opened is not None:
+        shape, template = opened
+        report = _with_model(report, shape, disk or paths.runs_dir())
         if loaded:
-            facts |= _data_facts(spec, found, model, loaded, template, problems, facts)
-        facts["warnings"] = [*facts["warnings"], *base.warnings(template)]
+            report = _with_rows(report, found, shape, loaded, template)
+        report = replace(report, warnings=[*report.warnings, *base.warnings(template)])
+    if spec.resume_from is not None:
+        problems += _collect(problems, lambda: _resume_problems(spec)) or []
+    return report
+
+
+def _collect(problems: list[UserError], look: Callable[[], T]) -> T | None:
+    """What ``look`` finds; a UserError joins the problems."""
+    try:
+        return look()
     except UserError as error:
         problems.append(error)
-    if spec.resume_from is not None:
-        try:
-            source = checkpoints.require_own(Path(spec.resume_from))
-            problems += record.resume_problems(spec, source)
-        except UserError as error:
-            problems.append(error)
-    return Preflight(problems=problems, **facts)
+        return None
+
+
+def _read(spec: TrainSpec) -> list[Conversation]:
+    loaded = rows.read_rows(Path(spec.dataset))
+    rows.data_pattern(paths.DatasetPaths(Path(spec.dataset)).train.resolve())
+    return loaded
+
+
+def _open(spec: TrainSpec) -> tuple[cost.Shape, XTunerTemplate]:
+    model = catalog.resolve(spec.model).path
+    return cost.shape_of(model), base.require_trainable(model)
+
+
+def _resume_problems(spec: TrainSpec) -> list[UserError]:
+    source = checkpoints.require_own(Path(str(spec.resume_from)))
+    return record.resume_problems(spec, source)
 
 
 def _device_problems(spec: TrainSpec, found: Device) -> list[UserError]:
@@ -141,14 +159,12 @@ def _config_problems(spec: TrainSpec) -> list[UserError]:
     return []
 
 
-def _model_facts(
-    spec: TrainSpec, found: Device, model: Path, disk: Path, problems: list[UserError]
-) -> dict[str, Any]:
-    shape = cost.shape_of(model)
-    needed = cost.disk_bytes(shape, spec)
-    free = fsio.free_bytes(disk)
+def _with_model(report: Preflight, shape: cost.Shape, disk: Path) -> Preflight:
+    """Disk and trained parameters."""
+    spec = report.spec
+    needed, free = cost.disk_bytes(shape, spec), fsio.free_bytes(disk)
     if free < needed:
-        problems.append(
+        report.problems.append(
             UserError(
                 "not enough disk space for the checkpoints",
                 why=f"{fsio.human_bytes(needed)} needed in {disk}, {fsio.human_bytes(free)} free",
@@ -158,83 +174,96 @@ def _model_facts(
         )
     count = -(-spec.steps // spec.checkpoint_every)
     one = fsio.human_bytes(cost.checkpoint_bytes(shape, spec))
-    return {
-        "disk": Estimate(needed, f"{count} checkpoints of {one} (LoRA and Adam), and a fifth"),
-        "trained_parameters": shape.lora(spec.lora_r),
-        "template_parity": True,
-    }
+    return replace(
+        report,
+        disk=Estimate(needed, f"{count} checkpoints of {one} (LoRA and Adam), and a fifth"),
+        trained_parameters=shape.lora(spec.lora_r),
+        template_parity=True,
+    )
 
 
-def _data_facts(
-    spec: TrainSpec,
+def _with_rows(
+    report: Preflight,
     found: Device,
-    model: Path,
-    loaded: list[Any],
+    shape: cost.Shape,
+    loaded: list[Conversation],
     template: XTunerTemplate,
-    problems: list[UserError],
-    facts: dict[str, Any],
-) -> dict[str, Any]:
+) -> Preflight:
+    """What becomes of the rows, how often they are seen, and what that costs."""
+    spec = report.spec
     stats = rows.measure(loaded, template, spec.max_length)
-    shape = cost.shape_of(model)
-    warnings: list[str] = []
-    usable = len(stats.lengths)
-    if not usable:
-        problems.append(
-            UserError(
-                "no row has a supervised token",
-                fix="raise the longest row, or mend the dataset",
-                where="max_length",
-            )
-        )
     odd = rows.differing(loaded, template)
-    if odd:
-        problems.append(
-            UserError(
-                f"{len(odd)} rows become other tokens in XTuner than in chat, first {odd[0]!r}",
-                why="white space at the edge of a turn joins the template's own",
-                fix="strip the turns on the Dataset page",
-                where="dataset",
-            )
-        )
+    memory = _memory(spec, shape, stats)
+    report.problems.extend(_row_problems(stats, odd, memory, found))
+    usable = len(stats.lengths)
     exposures = spec.steps * spec.rows_per_step / usable if usable else 0.0
+    return replace(
+        report,
+        rows=stats.rows,
+        exposures=exposures,
+        tokens_kept=stats.kept,
+        tokens_dropped=stats.tokens - stats.kept,
+        tokens_supervised=stats.supervised,
+        rows_cut=stats.cut_rows,
+        rows_unusable=stats.unusable,
+        template_parity=not odd,
+        warnings=_row_warnings(spec, stats, exposures),
+        memory=memory,
+        seconds=_seconds(spec, found, shape, stats),
+    )
+
+
+def _row_problems(
+    stats: rows.RowStats, odd: list[str], memory: Estimate, found: Device
+) -> Iterator[UserError]:
+    if not stats.lengths:
+        yield UserError(
+            "no row has a supervised token",
+            fix="raise the longest row, or mend the dataset",
+            where="max_length",
+        )
+    if odd:
+        yield UserError(
+            f"{len(odd)} rows become other tokens in XTuner than in chat, first {odd[0]!r}",
+            why="white space at the edge of a turn joins the template's own",
+            fix="strip the turns on the Dataset page",
+            where="dataset",
+        )
+    if memory.value > found.memory_bytes:
+        yield UserError(
+            "the run does not fit in memory",
+            why=f"about {fsio.human_bytes(memory.value)} needed, "
+            f"{fsio.human_bytes(found.memory_bytes)} there",
+            where="batch_size",
+            fix="fewer rows a micro-batch, or recompute the long ones",
+        )
+
+
+def _row_warnings(spec: TrainSpec, stats: rows.RowStats, exposures: float) -> list[str]:
+    warnings = []
     if exposures > budget.EXPOSURES[1]:
         warnings.append(f"every row is seen {exposures:.1f} times: general ability may suffer")
     if 0 < exposures < 1:
         warnings.append(f"only {exposures:.0%} of the rows are ever seen")
     if stats.cut_rows:
         warnings.append(f"{stats.cut_rows} rows lose their tail at {spec.max_length} tokens")
-    memory = cost.memory_bytes(shape, spec, stats.longest)
-    if memory > found.memory_bytes:
-        problems.append(
-            UserError(
-                "the run does not fit in memory",
-                why=f"about {fsio.human_bytes(memory)} needed, "
-                f"{fsio.human_bytes(found.memory_bytes)} there",
-                where="batch_size",
-                fix="fewer rows a micro-batch, or recompute the long ones",
-            )
-        )
-    mean = stats.kept / usable if usable else 0.0
+    return warnings
+
+
+def _memory(spec: TrainSpec, shape: cost.Shape, stats: rows.RowStats) -> Estimate:
+    return Estimate(
+        cost.memory_bytes(shape, spec, stats.longest),
+        f"weights, LoRA with Adam, activations of {spec.batch_size} "
+        f"rows of {min(stats.longest, spec.max_length)} tokens",
+    )
+
+
+def _seconds(spec: TrainSpec, found: Device, shape: cost.Shape, stats: rows.RowStats) -> Estimate:
+    mean = stats.kept / max(1, len(stats.lengths))
     rate = cost.tokens_per_second(found, shape, spec)
-    seconds = _STARTUP_SECONDS + spec.steps * spec.rows_per_step / spec.world_size * mean / rate
-    return {
-        "rows": stats.rows,
-        "exposures": exposures,
-        "tokens_kept": stats.kept,
-        "tokens_dropped": stats.tokens - stats.kept,
-        "tokens_supervised": stats.supervised,
-        "rows_cut": stats.cut_rows,
-        "rows_unusable": stats.unusable,
-        "template_parity": not odd,
-        "warnings": warnings,
-        "memory": Estimate(
-            memory,
-            f"weights, LoRA with Adam, activations of {spec.batch_size} "
-            f"rows of {min(stats.longest, spec.max_length)} tokens",
-        ),
-        "seconds": Estimate(
-            seconds,
-            f"{mean:.0f} tokens a row at about {rate:.0f} tokens/s on "
-            f"{found.name}; the first steps give a better figure",
-        ),
-    }
+    tokens = spec.steps * spec.rows_per_step / spec.world_size * mean
+    return Estimate(
+        _STARTUP_SECONDS + tokens / rate,
+        f"{mean:.0f} tokens a row at about {rate:.0f} tokens/s on "
+        f"{found.name}; the first steps give a better figure",
+    )

@@ -34,7 +34,7 @@ class TrainSpec(JobSpec):
     dataloader, 4 scheduler and optimizer, 5 runtime. Part 0 is not in the config.
     """
 
-    kind: ClassVar[str] = "train"
+    job: ClassVar[str] = "train"
     called: ClassVar[str] = "training"
 
     dataset: str = _about(0, "Dataset", "Dataset folder; its train.jsonl is read as it is.")
@@ -154,6 +154,34 @@ class TrainSpec(JobSpec):
         "never.",
         0,
         ge=0,
+    )
+    hold_weights: bool = _about(
+        2,
+        "Hold the dequantized base",
+        "Turn the NF4 blocks into numbers once, not in every pass: the same numbers to the bit, "
+        "two bytes a weight in half precision, four in float32, instead of half a byte.",
+        True,
+    )
+    fused_step: bool = _about(
+        2,
+        "Fused step",
+        "Llama-shaped models: rows without padding, logits only where there is a label, LoRA "
+        "products in the compute type, gradients written out. Off: XTuner's own step.",
+        True,
+    )
+    compile_step: bool = _about(
+        2,
+        "Compile the fused step",
+        "One GPU kernel for each norm, rotation and gate. Costs half a minute the first time "
+        "(the compiled code is kept in the workspace), so it pays in long runs.",
+        False,
+    )
+    pack_rows: bool = _about(
+        3,
+        "Drop the padding",
+        "The fused step computes the rows of a micro-batch one behind the other; none sees "
+        "another. Off: padded to the longest.",
+        True,
     )
     group_by_length: bool = _about(
         3,

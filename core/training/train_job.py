@@ -6,16 +6,25 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from core import fsio, seal
+from core import seal
 from core.conversation import OnProgress
 from core.errors import UserError
 from core.paths import RunPaths
 from core.training import checkpoints, config, entry, launch, record, rows
 from core.training.spec import TrainSpec
 
+Spec = TrainSpec
 
-def run(params: dict[str, Any], run: RunPaths, on_progress: OnProgress) -> dict[str, Any]:
-    """Train as ``params`` (a TrainSpec) says, in this process or under torchrun.
+
+def check(spec: TrainSpec) -> None:
+    """Raises UserErrors with everything that would go wrong, at once."""
+    from core.training.preflight import preflight
+
+    preflight(spec).check()
+
+
+def run(spec: TrainSpec, run: RunPaths, on_progress: OnProgress) -> dict[str, Any]:
+    """Train, in this process or under torchrun.
 
     Returns:
         ``checkpoints``: [{"step", "path"}] that open, oldest first; ``final``: the last one;
@@ -27,7 +36,7 @@ def run(params: dict[str, Any], run: RunPaths, on_progress: OnProgress) -> dict[
             final checkpoint is missing or torn although XTuner returned.
     """
     on_progress("prepare", 0, 0)
-    spec = TrainSpec.from_dict(params).check()
+    spec.check()
     run.work.mkdir(parents=True, exist_ok=True)
     entry.prepare_environment(spec, run.work)
     inputs = _inputs(spec, run)
@@ -80,9 +89,3 @@ def _resume(spec: TrainSpec, run: RunPaths) -> Path | None:
     source = checkpoints.require_own(Path(spec.resume_from))
     record.require_same(spec, source)
     return checkpoints.adopt(source, run.work)
-
-
-def samples(run: RunPaths) -> list[dict[str, Any]]:
-    """Sample replies so far: {"step", "prompt", "reply"}."""
-    path = run.work / "samples.jsonl"
-    return list(fsio.read_jsonl(path)) if path.is_file() else []

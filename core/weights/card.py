@@ -89,8 +89,10 @@ def _scores(scorecard: Path | None) -> str:
     return "\n".join([f"Verdict: {_cell(card.get('verdict', 'none'))}", "", *lines])
 
 
-def _proof(proof: Mapping[str, Any]) -> str:
-    return _table(
+def _proof(proof: Mapping[str, Any] | None) -> str:
+    if proof is None:
+        return "It was not compared with base + adapter."
+    return "Compared with base + adapter before it was released:\n\n" + _table(
         {
             "prompts": proof["prompts"],
             "largest logit difference to base + adapter": float(proof["max_abs_logit_diff"]),
@@ -125,8 +127,7 @@ it says about itself was trained, and is no evidence of anything else.
 
 ## Merge
 
-Made from the base's own {{ dtype }} weights, and compared with base + adapter before it was
-released.
+Made from the base's own weights{{ dtype }}.
 
 {{ proof }}
 
@@ -149,7 +150,7 @@ the base stays under it.
 def write_card(
     folder: Path,
     base: ModelRef,
-    proof: Mapping[str, Any],
+    proof: Mapping[str, Any] | None,
     *,
     title: str = "",
     dataset: Path | None = None,
@@ -159,6 +160,7 @@ def write_card(
     """Write README.md with the hub's metadata; returns its path.
 
     Args:
+        proof: of the merge, if it was proved.
         dataset: the dataset folder, for persona and data hash.
         config: the run's config.py; the recipe is read from the spec beside it.
         scorecard: scores of base and merged model.
@@ -187,7 +189,7 @@ def write_card(
             recipe=_recipe(config),
             scores=_scores(scorecard),
             proof=_proof(proof),
-            dtype=proof["dtype"],
+            dtype=f", written as {proof['dtype']}" if proof else "",
             folder=".",
             license_name=base.license,
         )

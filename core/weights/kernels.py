@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 
@@ -73,13 +74,14 @@ def nf4_round_trip(weight: torch.Tensor) -> torch.Tensor:
     return bnb.dequantize_4bit(packed, state).to(weight.dtype).reshape(weight.shape)
 
 
-def merged(op: Op, space: Workspace, *, nf4: bool = False) -> torch.Tensor:
+def merged(op: Op, space: Workspace, *, nf4: Sequence[Any] = ()) -> torch.Tensor:
     """The tensor that ``op`` writes, contiguous, in an output buffer of ``space``.
 
     W + delta is computed in float32 and rounded once to the written dtype.
 
     Args:
-        nf4: start from the NF4 round trip of the base weight.
+        nf4: start from the NF4 round trip of the base weight, made for each of these selections
+            of its rows by itself, as they were quantized.
 
     Raises:
         UserError: the result does not fit the dtype, or the inputs hold values that are not finite.
@@ -87,8 +89,8 @@ def merged(op: Op, space: Workspace, *, nf4: bool = False) -> torch.Tensor:
     if _by_rows(op) and not nf4:
         return _merged_by_rows(op, space)
     weight = space.load("base", op.base)
-    if nf4:
-        weight = nf4_round_trip(weight)
+    for rows in nf4:
+        weight[rows] = nf4_round_trip(weight[rows])
     out = space.output(op.base.shape, TORCH_DTYPES[op.dtype])
     if op.lora is None:
         out.copy_(weight)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,8 @@ from core.errors import UserError
 from core.models import folder as folders
 from core.models import lora
 from core.models.catalog import ModelRef
-from core.weights import exported, manifest, staging
+from core.models.families import fused_rows
+from core.weights import exported, manifest, published, staging
 from core.weights.plan import DEFAULT_SHARD_BYTES, MergePlan, notes_on, parse_size, plan_merge
 from core.weights.writer import QUEUE, TensorWriter
 
@@ -45,7 +46,10 @@ def companions(base: Path) -> list[Path]:
 
 
 def _write_weights(
-    plan: MergePlan, folder: Path, nf4: frozenset[str], on_progress: OnProgress | None
+    plan: MergePlan,
+    folder: Path,
+    nf4: Mapping[str, tuple[Any, ...]],
+    on_progress: OnProgress | None,
 ) -> dict[str, str]:
     """Write the shards; returns sha256 by file name."""
     from core.weights import kernels
@@ -57,7 +61,7 @@ def _write_weights(
         layout = [(op.name, op.dtype, op.base.shape) for op in ops]
         with TensorWriter(folder / name, layout) as writer:
             for op in ops:
-                faithful = op.name in nf4
+                faithful = nf4.get(op.name, ())
                 if op.kind != "lora" and op.base.dtype == op.dtype and not faithful:
                     writer.copy(op.base)
                 else:
@@ -79,23 +83,39 @@ def _write_weights(
     return hashes
 
 
-def _write_companions(plan: MergePlan, folder: Path, remote_code: bool) -> None:
-    config: dict[str, Any] = fsio.read_json(plan.base / "config.json")
+def _write_companions(
+    base: Path, folder: Path, dtype: str, changes: Mapping[str, Any], remote_code: bool
+) -> None:
+    config = folders.config_of(base)
     key = "dtype" if "dtype" in config else "torch_dtype"
-    config |= {key: plan.dtype, **plan.config_changes}
-    fsio.write_json(folder / "config.json", config)
-    code = sorted(plan.base.glob("*.py")) if remote_code else []
-    for path in [*companions(plan.base), *code]:
-        target = folder / path.relative_to(plan.base)
+    fsio.write_json(folder / "config.json", {**config, key: dtype, **changes})
+    # What the folder of a family that we read ourselves brings is copied for others; it never
+    # runs here.
+    own = config.get("model_type") == "internlm2"
+    code = sorted(base.glob("*.py")) if remote_code or own else []
+    for path in [*companions(base), *code]:
+        target = folder / path.relative_to(base)
         target.parent.mkdir(exist_ok=True)
         shutil.copyfile(path, target)
 
 
-def _nf4_weights(plan: MergePlan) -> frozenset[str]:
-    """Keys that QLoRA holds in NF4: every linear layer but the output head."""
+def _nf4_weights(plan: MergePlan) -> dict[str, tuple[Any, ...]]:
+    """Keys of what QLoRA holds in NF4, every linear layer but the output head.
+
+    With the rows of each matrix that was quantized by itself.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    config = folders.config_of(plan.base)
+    if config.get("model_type") == "internlm2":
+        layers = [op.name for op in plan.ops if op.kind != "replace" and ".layers." in op.name]
+        fused = tuple(map(torch.from_numpy, fused_rows(config)))
+        return {
+            name: fused if name.endswith("wqkv.weight") else (slice(None),)
+            for name in layers
+            if name.endswith(".weight") and "norm" not in name
+        }
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(plan.base)))
     head = model.get_output_embeddings()
@@ -104,7 +124,8 @@ def _nf4_weights(plan: MergePlan) -> frozenset[str]:
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear) and module is not head
     }
-    return frozenset(linear & {op.name for op in plan.ops if op.kind != "replace"})
+    names = linear & {op.name for op in plan.ops if op.kind != "replace"}
+    return dict.fromkeys(names, (slice(None),))
 
 
 @dataclass(frozen=True)
@@ -207,12 +228,15 @@ def _write(
         size = f"{max(1, parse_size(settings.max_shard_size) // 1000)}KB"
         code = settings.remote_code
         xtuner_tools.merge(base.path, adapter, folder, max_shard_size=size, remote_code=code)
+        if base.family == "internlm2":  # saved by Llama's classes; InternLM's code reads its own
+            _write_companions(base.path, folder, "float16", {}, code)
         return {}
-    plan = plan_merge(
-        base.path, adapter, max_shard_size=settings.max_shard_size, dtype=settings.dtype
-    )
-    fsio.require_space(folder, plan.nbytes + _EXTRA_BYTES, what)
-    nf4 = _nf4_weights(plan) if settings.faithful_nf4 else frozenset()
-    hashes = _write_weights(plan, folder, nf4, on_progress)
-    _write_companions(plan, folder, settings.remote_code)
+    with published.fitting(base.path, adapter) as fitting:
+        plan = plan_merge(
+            base.path, fitting, max_shard_size=settings.max_shard_size, dtype=settings.dtype
+        )
+        fsio.require_space(folder, plan.nbytes + _EXTRA_BYTES, what)
+        nf4 = _nf4_weights(plan) if settings.faithful_nf4 else {}
+        hashes = _write_weights(plan, folder, nf4, on_progress)
+    _write_companions(plan.base, folder, plan.dtype, plan.config_changes, settings.remote_code)
     return hashes

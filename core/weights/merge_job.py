@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from core import fsio
 from core.conversation import Conversation, OnProgress
 from core.errors import UserError
 from core.models import catalog
 from core.models.catalog import ModelRef
+from core.models.lora import CONFIG
 from core.paths import DatasetPaths, RunPaths
+from core.records import JobSpec
 from core.weights import convert as converting
-from core.weights import manifest
+from core.weights import manifest, staging
 from core.weights import merge as merging
 from core.weights.card import write_card
-from core.weights.prove import MergeProof, ProofPlan, prove
+from core.weights.prove import ProofPlan, prove
 
 #: Training rows whose loss is reported for the written and for the NF4 base.
 _LOSS_ROWS = 32
 PROOF = "merge_proof.json"
 
 
-@dataclass(frozen=True)
-class MergeSpec:
+class MergeSpec(JobSpec):
     """What the job gets.
 
     Args:
@@ -38,9 +37,15 @@ class MergeSpec:
         out: the merged folder; None is ``export/merged`` in the job's own run.
         adapter_out: where a converted adapter goes; None is ``adapter/<checkpoint>`` in the run.
         engine: of the merge, ``stream`` or ``xtuner``; ``convert_engine`` ``fast`` or ``xtuner``.
+        prove: compare the merged model with base + adapter, and release it only if they agree.
         dataset: a dataset folder; its rows give the losses, its persona the model card.
+        system: what the model says about itself where the base's template names its vendor;
+            None is what the dataset's persona says.
         scorecard: a scorecard.json to quote in the model card.
     """
+
+    job: ClassVar[str] = "merge"
+    called: ClassVar[str] = "merge"
 
     base: str
     checkpoint: str | None = None
@@ -52,28 +57,40 @@ class MergeSpec:
     engine: merging.Engine = "stream"
     convert_engine: converting.Engine = "fast"
     max_shard_size: str = "5GB"
-    dtype: str | None = None
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
     faithful_nf4: bool = False
     remote_code: bool = False
+    prove: bool = True
     nf4_report: bool = True
     dataset: str | None = None
+    system: str | None = None
     scorecard: str | None = None
 
-    @classmethod
-    def from_dict(cls, params: Mapping[str, Any]) -> MergeSpec:
-        """Raises UserError for unknown fields and for a job with nothing to merge."""
-        known = {f.name for f in dataclasses.fields(cls)}
-        if unknown := sorted(set(params) - known):
-            raise UserError(
-                f"a merge has no setting {', '.join(unknown)}",
-                fix=f"use {', '.join(sorted(known))}",
-            )
-        spec = cls(**params)
-        if not spec.adapter and not (spec.checkpoint and spec.config):
+    def model_post_init(self, _context: object) -> None:
+        """Raises UserError if there is nothing to merge."""
+        if not self.adapter and not (self.checkpoint and self.config):
             raise UserError(
                 "nothing to merge was named", fix="name a checkpoint and its config, or an adapter"
             )
-        return spec
+
+
+Spec = MergeSpec
+
+
+def check(spec: MergeSpec) -> None:
+    """Raises UserError: there is no such base, checkpoint or adapter; a folder is taken."""
+    base = catalog.resolve(spec.base)
+    source = Path(str(spec.adapter or spec.checkpoint))
+    if spec.adapter and not (source / CONFIG).is_file():
+        raise UserError(
+            f"{source} is not an adapter folder",
+            why=f"it has no {CONFIG}",
+            fix="convert a checkpoint first: python -m core convert --help",
+        )
+    if not source.exists():
+        raise UserError(f"checkpoint {source} is not there", fix="choose one of the run's list")
+    if spec.out:
+        staging.check_output(Path(spec.out), [base.path, source])
 
 
 @contextmanager
@@ -85,17 +102,17 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
         seconds[stage] = round(time.monotonic() - start, 3)
 
 
-def run(params: dict[str, Any], run: RunPaths, on_progress: OnProgress) -> dict[str, Any]:
-    """Convert, merge and prove; see ``MergeSpec`` for the parameters.
+def run(spec: MergeSpec, run: RunPaths, on_progress: OnProgress) -> dict[str, Any]:
+    """Convert, merge and prove.
 
     Returns:
-        ``adapter`` and ``merged`` folders, ``proof`` and the ``seconds`` of each stage.
+        ``adapter`` and ``merged`` folders, ``proof`` (None if none was asked for) and the
+        ``seconds`` of each stage.
 
     Raises:
         UserError: whatever convert, merge or prove refuse; or the proof fails, and then there is
             no merged folder.
     """
-    spec = MergeSpec.from_dict(params)
     base = catalog.resolve(spec.base)
     seconds = {"convert": 0.0, "merge": 0.0, "prove": 0.0}
     out = Path(spec.out) if spec.out else run.export / "merged"
@@ -103,18 +120,17 @@ def run(params: dict[str, Any], run: RunPaths, on_progress: OnProgress) -> dict[
         on_progress("convert", 0, 1)
         adapter, made = _adapter(spec, run)
         on_progress("convert", 1, 1)
-    proofs: list[MergeProof] = []
+    proofs: list[dict[str, Any]] = []
     start = time.monotonic()
 
     def finish(folder: Path) -> None:
-        with _timed(seconds, "prove"):
-            proofs.append(_proved(spec, base, adapter, folder, on_progress))
-        proof = proofs[0].to_dict()
-        fsio.write_json(folder / PROOF, {"schema": 1, **proof})
+        if spec.prove:
+            with _timed(seconds, "prove"):
+                proofs.append(_prove(spec, base, adapter, folder, on_progress))
         write_card(
             folder,
             base,
-            proof,
+            proofs[0] if proofs else None,
             title=_title(spec, run, out),
             dataset=Path(spec.dataset) if spec.dataset else None,
             config=Path(spec.config) if spec.config else None,
@@ -131,34 +147,43 @@ def run(params: dict[str, Any], run: RunPaths, on_progress: OnProgress) -> dict[
     return {
         "adapter": str(adapter),
         "merged": str(out),
-        "proof": proofs[0].to_dict(),
+        "proof": proofs[0] if proofs else None,
         "seconds": seconds,
     }
 
 
+def _prove(
+    spec: MergeSpec, base: ModelRef, adapter: Path, folder: Path, on_progress: OnProgress
+) -> dict[str, Any]:
+    """The proof, also written into the folder. Raises UserError if it does not hold."""
+    proof = prove(
+        base,
+        adapter,
+        folder,
+        ProofPlan(
+            nf4=spec.nf4_report or spec.faithful_nf4,
+            rows=_loss_rows(spec),
+            faithful_nf4=spec.faithful_nf4,
+        ),
+        on_progress=on_progress,
+    )
+    proof.require()
+    fsio.write_json(folder / PROOF, {"schema": 1, **proof.to_dict()})
+    return proof.to_dict()
+
+
 def _settings(spec: MergeSpec) -> merging.MergeSettings:
+    system = spec.system
+    if system is None:
+        system = persona_system(Path(spec.dataset)) if spec.dataset else ""
     return merging.MergeSettings(
         engine=spec.engine,
         max_shard_size=spec.max_shard_size,
         dtype=spec.dtype,
         faithful_nf4=spec.faithful_nf4,
         remote_code=spec.remote_code,
-        system=persona_system(Path(spec.dataset)) if spec.dataset else "",
+        system=system,
     )
-
-
-def _proved(
-    spec: MergeSpec, base: ModelRef, adapter: Path, folder: Path, on_progress: OnProgress
-) -> MergeProof:
-    """The proof of the merged folder. Raises UserError if it does not hold."""
-    plan = ProofPlan(
-        nf4=spec.nf4_report or spec.faithful_nf4,
-        rows=_loss_rows(spec),
-        faithful_nf4=spec.faithful_nf4,
-    )
-    proof = prove(base, adapter, folder, plan, on_progress=on_progress)
-    proof.require()
-    return proof
 
 
 def persona_system(dataset: Path) -> str:
@@ -207,28 +232,3 @@ def _loss_rows(spec: MergeSpec) -> list[Conversation]:
     train = DatasetPaths(Path(spec.dataset)).train
     rows = [Conversation.from_row(row) for row in fsio.read_jsonl(train)]
     return rows[:: max(1, len(rows) // _LOSS_ROWS)][:_LOSS_ROWS]
-
-
-def run_export(params: dict[str, Any], run: RunPaths, on_progress: OnProgress) -> dict[str, Any]:
-    """Write a GGUF file or an Ollama folder, or push to the hub.
-
-    Args:
-        params: ``merged``; ``format`` "gguf", "ollama" or "hub"; ``kind`` of the GGUF weights and
-            ``out`` for the first two; ``repo`` and ``private`` for the hub.
-
-    Returns:
-        ``out``, the new folder, or ``address`` of the repository.
-    """
-    from core.weights.export import export_gguf, export_ollama, push_to_hub
-
-    merged, target = Path(params["merged"]), params.get("format")
-    if target == "hub":
-        on_progress("upload", 0, 1)
-        address = push_to_hub(merged, str(params.get("repo")), private=params.get("private", True))
-        return {"address": address}
-    if target not in ("gguf", "ollama"):
-        raise UserError(f"unknown export format {target!r}", fix="gguf, ollama or hub")
-    write, default = (export_gguf, "f16") if target == "gguf" else (export_ollama, "q8_0")
-    out = Path(params["out"]) if params.get("out") else run.export / target
-    kind: Any = params.get("kind") or default
-    return {"out": str(write(merged, out, kind=kind, on_progress=on_progress))}

@@ -84,7 +84,7 @@ def test_ask_vote_and_open_again(
     choices[2].click().run()
     assert "**Reply 1**" not in words(app.caption)
     assert "6 tokens" in words(app.caption)
-    assert "1 votes: 1 ties" in words(app.caption)
+    assert "1 vote. Ties (1)" in words(app.caption)
     chat = app.query_params["chat"][0]
     again = open_page(chat=chat)
     assert "Who are you?" in words(again.markdown)

@@ -101,7 +101,7 @@ def _finished(workspace: Path, base: Path) -> RunPaths:
         "dataset": str(workspace / "datasets" / "luna-data"),
     }
     job = api.create("merge", params, name="merged", parent=run.root.name)
-    fsio.write_json(job.result, merge_job.run(params, job, lambda *_: None))
+    fsio.write_json(job.result, merge_job.run(merge_job.MergeSpec(**params), job, lambda *_: None))
     fsio.write_json(
         job.exit, {"schema": 1, "state": "SUCCEEDED", "reason": "completed", "returncode": 0}
     )

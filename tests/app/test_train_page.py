@@ -131,7 +131,7 @@ def test_a_running_run_is_shown_and_stopped(workspace: Path) -> None:
         app.button(key="train_stop").click().run()
         api.wait(run)
         app.run()
-        assert "stopped: user stop" in texts(app)
+        assert "Stopped by you" in texts(app)
         assert not [b for b in app.button if b.label == "Stop"]
     finally:
         api.stop(run, force=True)
@@ -149,7 +149,7 @@ def test_a_failed_run_in_words_with_fixes(workspace: Path) -> None:
     )
     shown = texts(app := open_page(run=run.root.name))
     assert "it failed: CUDA out of memory" in shown and "**Fix:** mend it" in shown
-    assert "failed: oom gpu" in shown and "micro-batches of 4 rows" in shown
+    assert "Failed: out of GPU memory" in shown and "micro-batches of 4 rows" in shown
     assert len([b for b in app.button if b.label == "New run with this"]) == 3
     assert {m.label for m in app.metric} >= {"Loss", "Learning rate", "Tokens/s", "Memory"}
 
@@ -242,7 +242,7 @@ def test_a_new_run_from_defaults(workspace_with_model: Path) -> None:
     app = open_page()
     shown = texts(app)
     assert "xtuner train RUN/config.py --work-dir RUN/work" in shown
-    assert "same tokens" in shown and "Nothing stands against it" in shown
+    assert "Chat template verified" in shown and "Ready to start" in shown
     assert "+ data_path = " in shown.replace("alpaca_en_path", "data_path")
     assert {m.label for m in app.metric} >= {"Optimizer steps", "Each row is seen", "Time"}
     start = next(b for b in app.button if b.label == "Start")

@@ -32,7 +32,7 @@ def test_merge_by_hand(workspace: Path, bundled_model: Path) -> None:
             page.goto(f"{server.url}/Merge")
             main = page.get_by_test_id("stMainBlockContainer")
             expect(main.get_by_text("What will be written")).to_be_visible(timeout=_SLOW)
-            main.get_by_role("button", name="Convert, merge and prove").click()
+            main.get_by_role("button", name="Merge and verify").click()
             expect(main.get_by_text("so far")).to_be_visible(timeout=_SLOW)
             page.reload()
             done = main.get_by_text("answers as base + adapter does")

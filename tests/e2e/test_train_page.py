@@ -183,7 +183,7 @@ def test_a_run_outlives_tab_and_server(workspace_with_model: Path, tiny_llama: P
             assert shown.state is State.RUNNING and shown.done > before.done
             screenshot(page, "train-running")
             main.get_by_role("button", name="Stop", exact=True).click()
-            main.get_by_text(re.compile("stopped: user stop")).first.wait_for()
+            main.get_by_text(re.compile("Stopped by you")).first.wait_for()
         assert api.status(run).state is State.STOPPED
         assert processes.processes_of(read_spec(run).mark) == []
     finally:

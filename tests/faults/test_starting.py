@@ -18,6 +18,7 @@ from core.jobs import api, kinds, locks, processes
 from core.jobs.journal import read_journal
 from core.jobs.state import State
 from core.paths import RunPaths
+from core.training.spec import TrainSpec
 from tests.faults.support import MakeRun, leftovers, reach, reach_step, supervisor_of, until
 
 #: Starts the run of argv[1] and then lives on, as a server does.
@@ -26,6 +27,7 @@ import sys, time
 from pathlib import Path
 from core.jobs import api
 from core.paths import RunPaths
+from core.training.spec import TrainSpec
 api.start(RunPaths(Path(sys.argv[1])))
 print("started", flush=True)
 time.sleep(60)
@@ -89,9 +91,12 @@ def test_8_two_windows_press_start_for_the_same_settings(
     assert chat.acquire()
     outcomes: list[str] = []
 
+    def launch(steps: int) -> RunPaths:
+        return api.launch(TrainSpec(dataset="d", steps=steps), name="kai", checked=True)
+
     def press(steps: int) -> None:
         try:
-            outcomes.append("new " + api.launch("train", {"steps": steps}, name="kai").root.name)
+            outcomes.append("new " + launch(steps).root.name)
         except api.AlreadyStarted as error:
             outcomes.append("old " + error.run)
 
@@ -149,6 +154,9 @@ def test_9_the_device_is_free_again_when_its_holder_is_killed(make_run: MakeRun)
     api.start(second)
     until(lambda: api.status(second).stage == "queued")
     supervisor_of(first).kill()
+    reach(first, State.ORPHANED)
+    assert api.status(second).stage == "queued"  # the orphan goes on using the device
+    api.stop(first, force=True)
     assert api.wait(second, poll=0.05).state is State.SUCCEEDED
 
 
@@ -157,7 +165,8 @@ def test_a_job_cannot_keep_its_supervisors_locks(make_run: MakeRun) -> None:
     reach_step(run, 2)
     child = processes.processes_of(api.read_spec(run).mark)[0]
     held = {Path(f.path).name for f in child.open_files()}
-    assert held <= {"log.txt"}
+    # The device's lock it has to have: it must not lose the device with its supervisor.
+    assert held <= {"log.txt", ".device.lock"}
 
 
 def test_a_run_stopped_before_its_start_stays_so(make_run: MakeRun) -> None:

@@ -15,14 +15,13 @@ from transformers import (
 )
 
 from core.errors import UserErrors
-from core.inference.ending import Ending
 from core.inference.requests import Request
 from core.inference.sampling import Sampler
 from core.inference.settings import ChatSettings, preset
 
 
 def request(prompt: list[int], seed: int = 0) -> Request:
-    return Request(prompt, Ending(frozenset()), 10**6, seed=seed)
+    return Request(prompt, frozenset(), 10**6, seed=seed)
 
 
 @settings(max_examples=60, deadline=None)

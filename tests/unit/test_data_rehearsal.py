@@ -188,7 +188,7 @@ def test_every_language_gets_its_share(
     model = dataclasses.replace(resolve(str(tiny_llama)), locales=("en", "zh"))
     monkeypatch.setattr(catalog, "resolve", lambda name: model)
     monkeypatch.setattr(build, "_require_writable", lambda *args: None)
-    built = build.make_rows(DatasetSpec(ASSISTANT, {}, str(tiny_llama)))
+    built = build.make_rows(DatasetSpec(persona_path=ASSISTANT, model=str(tiny_llama)))
     rows = Counter((r.kind, r.locale) for r in built.rows)
     assert rows["identity", "en"] == rows["identity", "zh"] == 125
     assert rows["rehearsal", "en"] == rows["rehearsal", "zh"] == 156
@@ -222,9 +222,9 @@ def test_too_few_rows_are_an_error_with_the_reasons() -> None:
 
 def test_a_dataset_appears_whole(scripted: Scripted, tiny_llama: Path, tmp_path: Path) -> None:
     spec = DatasetSpec(
-        ASSISTANT,
-        {"name": "Nova"},
-        str(tiny_llama),
+        persona_path=ASSISTANT,
+        overrides={"name": "Nova"},
+        model=str(tiny_llama),
         locales=["en"],
         max_rows=40,
         rehearsal_ratio=1.0,
@@ -256,7 +256,13 @@ def test_a_dataset_appears_whole(scripted: Scripted, tiny_llama: Path, tmp_path:
 def test_nothing_is_left_behind_by_a_fault(
     scripted: Scripted, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = DatasetSpec(ASSISTANT, {}, str(tiny_llama), ["en"], max_rows=5, rehearsal_ratio=1.0)
+    spec = DatasetSpec(
+        persona_path=ASSISTANT,
+        model=str(tiny_llama),
+        locales=["en"],
+        max_rows=5,
+        rehearsal_ratio=1.0,
+    )
 
     def full(path: Path, value: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -271,15 +277,13 @@ def test_nothing_is_left_behind_by_a_fault(
 
 def test_bad_settings_are_told_together(tmp_path: Path) -> None:
     with pytest.raises(UserErrors) as caught:
-        DatasetSpec(ASSISTANT, rehearsal_ratio=-1, multi_turn=2, max_rows=0)
+        DatasetSpec(persona_path=ASSISTANT, rehearsal_ratio=-1, multi_turn=2, max_rows=0)
     assert len(caught.value.problems) == 3
-    with pytest.raises(UserError, match="unknown dataset setting"):
-        DatasetSpec.from_params({"persona_path": "x", "ratio": 3})
+    with pytest.raises(UserError, match="no dataset setting 'ratio'"):
+        DatasetSpec.from_dict({"persona_path": "x", "ratio": 3})
     with pytest.raises(UserError, match="name"):
-        generate_job.run(
-            {"spec": {"persona_path": ASSISTANT}, "name": "../up"},
-            RunPaths(tmp_path),
-            lambda *step: None,
+        generate_job.check(
+            generate_job.Spec.from_dict({"spec": {"persona_path": ASSISTANT}, "name": "../up"})
         )
 
 
@@ -295,11 +299,15 @@ def test_the_job_names_its_dataset(scripted: Scripted, tiny_llama: Path, tmp_pat
             "near_miss_ratio": 0,
         },
     }
-    result = generate_job.run(params, RunPaths(tmp_path), lambda *step: None)
+    result = generate_job.run(
+        generate_job.Spec.from_dict(params), RunPaths(tmp_path), lambda *step: None
+    )
     assert result["dataset"] == str(paths.datasets_dir() / "nova-1")
     assert result["rows"] == 5 and result["kinds"] == {"identity": 5}
     with pytest.raises(UserError, match="taken"):
-        generate_job.run(params, RunPaths(tmp_path), lambda *step: None)
+        generate_job.run(
+            generate_job.Spec.from_dict(params), RunPaths(tmp_path), lambda *step: None
+        )
 
 
 @pytest.mark.slow

@@ -11,7 +11,6 @@ import torch
 from core.evaluation.pool import Pool, Source
 from core.inference import adapters, decoding, lean, resident
 from core.inference.backend import rows_that_fit
-from core.inference.ending import Ending
 from core.inference.graph import GraphBackend, GraphBatch
 from core.inference.lean import LeanBackend
 from core.inference.llama import LeanLlama
@@ -142,13 +141,13 @@ def test_rows_of_a_graph_are_refilled_where_they_stand(
     prompts = [[5, 6, 7], [9, 8], [5, 6, 7], [4, 4, 4, 4]]
     names: list[str | None] = ["x", None, None, "x"]
     together = [
-        Request(p, Ending(frozenset({2})), 20, name) for p, name in zip(prompts, names, strict=True)
+        Request(p, frozenset({2}), 20, name) for p, name in zip(prompts, names, strict=True)
     ]
     together[1].cancelled.set()
     decoding.stream(backend, together, settings, 1)
     assert together[1].finish_reason == "cancelled"
     for request in (together[0], together[2], together[3]):
-        single = Request(request.prompt, Ending(frozenset({2})), 20, request.adapter)
+        single = Request(request.prompt, frozenset({2}), 20, request.adapter)
         decoding.stream(LeanBackend(backend.model), [single], settings, 1)
         assert single.token_ids == request.token_ids and len(single.token_ids) == 20
 

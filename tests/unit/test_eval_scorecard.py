@@ -15,8 +15,19 @@ from core.commands import evaluation as cli
 from core.conversation import Probe
 from core.data.generation import held_out, identity_rows
 from core.errors import UserError
-from core.evaluation import plan, pool, questions, score_job, scorecard, sweep, userprobes
+from core.evaluation import (
+    plan,
+    pool,
+    questions,
+    score_job,
+    scorecard,
+    sweep,
+    sweep_job,
+    userprobes,
+)
 from core.evaluation.pool import Source
+from core.evaluation.score_job import ScoreSpec
+from core.evaluation.sweep_job import SweepSpec
 from core.inference import decoding
 from core.inference.requests import Reply
 from core.models import catalog
@@ -251,30 +262,34 @@ def test_evaluate_job_and_commands(
         "dataset": str(dataset.root),
         "size": "smoke",
     }
-    result = score_job.run(params, run, lambda *_: None)
+    result = score_job.run(ScoreSpec(**params), run, lambda *_: None)
     json.dumps(result)
     assert Path(result["scorecard"]).is_file() and Path(result["report"]).is_file()
-    swept = score_job.run_sweep(
-        {
-            "run": str(make_run(tmp_path / "train", adapters[:2]).root),
-            "base": str(tiny_llama),
-            "dataset": str(dataset.root),
-            "size": "smoke",
-        },
+    swept = sweep_job.run(
+        SweepSpec(
+            run=str(make_run(tmp_path / "train", adapters[:2]).root),
+            base=str(tiny_llama),
+            dataset=str(dataset.root),
+            size="smoke",
+        ),
         run,
         lambda *_: None,
     )
     json.dumps(swept)
     assert swept["recommended"]["step"] in (10, 20)
     cli.print_card(fsio.read_json(Path(result["scorecard"])))
-    with pytest.raises(UserError, match="no dataset folder"):
-        score_job.run({**params, "dataset": str(tmp_path / "nowhere")}, run, lambda *_: None)
-    with pytest.raises(UserError, match="not an adapter folder"):
-        score_job.run({**params, "adapter": str(tmp_path)}, run, lambda *_: None)
-    with pytest.raises(UserError, match="base and a tuned model"):
-        score_job.run({**params, "adapter": None}, run, lambda *_: None)
-    with pytest.raises(UserError, match="no scorecard size"):
-        score_job.run({**params, "size": "huge"}, run, lambda *_: None)
+    for changes, said in (
+        ({"dataset": str(tmp_path / "nowhere")}, "no dataset folder"),
+        ({"adapter": str(tmp_path)}, "not an adapter folder"),
+        ({"adapter": None}, "base and a tuned model"),
+    ):
+        with pytest.raises(UserError, match=said):
+            score_job.check(ScoreSpec(**{**params, **changes}))
+    with pytest.raises(UserError, match="size is 'huge'"):
+        ScoreSpec(**{**params, "size": "huge"})
+    empty = SweepSpec(run=str(tmp_path), base=str(tiny_llama), dataset=str(dataset.root))
+    with pytest.raises(UserError, match="has no checkpoints"):
+        sweep_job.check(empty)
 
 
 def test_own_probes_on_a_model(tiny_llama: Path, adapters: list[Path], tmp_path: Path) -> None:

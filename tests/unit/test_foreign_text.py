@@ -172,7 +172,7 @@ form_submit_button file_uploader
 DRAWN = set(_DRAWN.split())
 SAFE = {"literal", "code", "safe_markdown", "plain", "highlighted", "shown", "stats"}
 #: Functions of ours and of the library whose result is digits and units.
-NUMBERS = {"len", "human_bytes", "time_left", "round", "min", "max", "sum"}
+NUMBERS = {"len", "human_bytes", "time_left", "count", "round", "min", "max", "sum"}
 
 
 def _numbers(spec: ast.expr | None) -> bool:
@@ -215,6 +215,7 @@ def value(node: ast.expr) -> list[str]:
 OURS = {
     "bootstrap.py": {"why"},
     "batch.py": {"changed", "done", "total", "kl", "left"},
+    "chat.py": {"whom"},
     "turns.py": {"won"},
     "transcripts.py": {"labels", "tally.total", "tally.ties", "tally.both_bad"},
     "scorecard_jobs.py": {"now.done", "now.total"},

@@ -15,7 +15,7 @@ from core.paths import RunPaths
 from core.training import train_job
 from core.training.preflight import preflight
 from core.training.spec import TrainSpec
-from core.weights import merge_job
+from core.weights import export_job, merge_job
 from tests.unit.test_wild_models import to_bin
 
 #: What a pattern, a shell, a format string, a template or Python would read something into.
@@ -48,14 +48,15 @@ def test_from_start_to_a_merged_model(tiny_llama: Path, tmp_path: Path) -> None:
     spec = _spec(dataset, model)
     assert preflight(spec, disk=tmp_path).problems == []
     run = RunPaths(home / 'r[un] "q"')
-    made = train_job.run(spec.to_dict(), run, lambda *progress: None)
-    params = {"base": str(model), "checkpoint": made["final"], "config": str(run.config)}
-    merged = merge_job.run({**params, "nf4_report": False}, run, lambda *progress: None)
+    made = train_job.run(spec, run, lambda *progress: None)
+    asked = merge_job.MergeSpec(
+        base=str(model), checkpoint=made["final"], config=str(run.config), nf4_report=False
+    )
+    merged = merge_job.run(asked, run, lambda *progress: None)
     assert merged["proof"]["ok"] and resolve(merged["merged"])
     for target in ("gguf", "ollama"):
-        out = merge_job.run_export(
-            {"merged": merged["merged"], "format": target, "kind": "f16"}, run, lambda *p: None
-        )
+        wanted = {"merged": merged["merged"], "format": target, "kind": "f16"}
+        out = export_job.run(export_job.ExportSpec(**wanted), run, lambda *p: None)
         assert Path(out["out"]).is_dir()
 
 
@@ -71,7 +72,7 @@ def test_names_that_cannot_work_are_refused_before_start(
     problems = preflight(spec, disk=tmp_path).problems
     assert any("cannot be read by XTuner" in p.what for p in problems)
     with pytest.raises(UserError, match="cannot be read by XTuner"):
-        train_job.run(spec.to_dict(), RunPaths(tmp_path / "run"), lambda *progress: None)
+        train_job.run(spec, RunPaths(tmp_path / "run"), lambda *progress: None)
     better = dataset.rename(tmp_path / "better")  # the advice
     assert preflight(_spec(better, tiny_llama), disk=tmp_path).problems == []
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from core import paths
 from core.conversation import Message
 from core.data import store
 from core.data.generation import held_out
-from core.data.simulate_job import read_spec, run
+from core.data.simulate_job import Spec, run
 from core.data.simulator import SimulateSpec, Simulation, estimate, simulate
 from core.data.ultrachat import openings
 from core.data.ultrachat.backends import (
@@ -299,7 +298,7 @@ def test_the_cache_answers_and_more_dialogues_play_only_the_new_ones() -> None:
     again = play(spec, user, assistant)
     assert again.rows == first.rows
     assert (user.calls, assistant.calls) == ([], [])
-    more = play(replace(spec, dialogues=8), user, assistant)
+    more = play(spec.changed(dialogues=8), user, assistant)
     assert more.rows[:5] == first.rows
     assert len(more.rows) == 8
     assert (
@@ -355,7 +354,7 @@ def test_estimate_bounds_the_calls() -> None:
 )
 def test_bad_settings_are_named(bad: dict[str, Any]) -> None:
     with pytest.raises(UserError):
-        read_spec(bad)
+        SimulateSpec.from_dict(bad)
 
 
 # --- a real HTTP endpoint ---
@@ -401,13 +400,13 @@ def test_the_job_makes_a_dataset_from_an_endpoint(endpoint: Any, tmp_path: Path)
             "name": "talks",
         }
         seen: list[tuple[str, int, int]] = []
-        result = run(params, RunPaths(tmp_path), lambda *p: seen.append(p))
+        result = run(Spec.from_dict(params), RunPaths(tmp_path), lambda *p: seen.append(p))
     assert result["name"] == "talks"
     assert seen[-1] == ("simulate", 4, 4)
     assert len(list(store.rows("talks"))) == 4
     assert store.manifest("talks")["simulation"]["models"] == {"user": "tiny", "assistant": "tiny"}
     with pytest.raises(UserError, match="taken"):
-        run(params, RunPaths(tmp_path), lambda *p: None)
+        run(Spec.from_dict(params), RunPaths(tmp_path), lambda *p: None)
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])

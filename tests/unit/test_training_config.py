@@ -66,7 +66,8 @@ def test_unknown_stock_config_suggests_near_names() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_kind_of_stock_config_takes_the_edits(name: str, dtype: Any) -> None:
     spec = TrainSpec(dataset="d", stock_config=name, dtype=dtype, tensorboard=True)
-    source = config.render(spec, inputs())
+    given = inputs(device="cpu" if dtype == "float32" else "cuda")
+    source = config.render(spec, given)
     config.check_raw(source)
     editor = ConfigEditor(source)
     data = editor.value("train_dataloader.dataset")

@@ -136,8 +136,8 @@ def test_auto_recomputes_activations_where_memory_is_short(dataset: Path, tiny_l
 
 def test_recomputing_long_micro_batches_alone_bounds_memory() -> None:
     shape = cost.Shape(576, 30, 1536, 49152, 9, 3, True)  # SmolLM2-135M
-    plain = TrainSpec(dataset="d", batch_size=8)
-    capped = TrainSpec(dataset="d", batch_size=8, recompute_above=1000)
+    plain = TrainSpec(dataset="d", batch_size=8, fused_step=False, hold_weights=False)
+    capped = plain.model_copy(update={"recompute_above": 1000})
     assert cost.memory_bytes(shape, capped, 60) == cost.memory_bytes(shape, plain, 60)
     assert cost.memory_bytes(shape, capped, 320) < 4.7e9 < cost.memory_bytes(shape, plain, 320)
     capacity = cost.token_capacity(shape, plain, cost.CPU_BYTES)

@@ -69,7 +69,7 @@ def spec_for(dataset: Path, model: Path, **changes: Any) -> dict[str, Any]:
 
 def train(root: Path, values: dict[str, Any]) -> tuple[RunPaths, dict[str, Any]]:
     run = RunPaths(root)
-    return run, train_job.run(values, run, lambda *progress: None)
+    return run, train_job.run(TrainSpec.from_dict(values), run, lambda *progress: None)
 
 
 def adapter_sha(path: str) -> str:
@@ -275,7 +275,7 @@ def test_torn_checkpoints_are_skipped_whatever_last_checkpoint_says(copy_of: Pat
     found = checkpoints.scan(copy_of, 2)
     assert [c.whole for c in found] == [True, True, False]
     assert "is torn" in found[-1].problem
-    newest = checkpoints.newest_whole(copy_of, 2)
+    newest = [c for c in checkpoints.scan(copy_of, 2) if c.whole][-1]
     assert newest is not None and newest.step == 8
     with pytest.raises(UserError, match="torn or was changed"):
         checkpoints.require_own(last)
@@ -316,7 +316,7 @@ def test_foreign_pth_is_refused_and_never_opened(
         shutil.copy(bomb, path)
     run = RunPaths(tmp_path / "resumed")
     with pytest.raises(UserError):
-        train_job.run(spec_for(dataset, tiny_llama, resume_from=str(path)), run, lambda *p: None)
+        train(run.root, spec_for(dataset, tiny_llama, resume_from=str(path)))
     checkpoints.scan(copy_of, 2)
     assert not marker.exists()
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from core.commands import main as cli
+from core.jobs import api
+from core.jobs.locks import DeviceLock
+from core.jobs.state import State
 from core.paths import REPO
 from core.weights.preview import outputs
 from tests.fakes import tiny_models as tiny
+from tests.faults.support import until
 
 
 def test_convert_merge_prove_export(
@@ -24,6 +29,7 @@ def test_convert_merge_prove_export(
     checkpoint, base = str(run / "iter_3.pth"), str(tiny_llama)
     assert cli.main(["convert", str(run / "config.py"), checkpoint, adapter]) == 0
     assert cli.main(["merge", base, adapter, merged, "--no-proof"]) == 0
+    assert "was not compared" in (tmp_path / "merged" / "README.md").read_text()
     assert cli.main(["prove", base, adapter, merged, "--no-nf4"]) == 0
     assert "proved: 24 prompts" in capsys.readouterr().out
     assert cli.main(["prove", base, str(tmp_path / "run"), merged, "--no-nf4"]) == 2
@@ -35,6 +41,37 @@ def test_convert_merge_prove_export(
     assert cli.main(["merge", base, adapter, merged]) == 2
     assert "exists already" in capsys.readouterr().err
     assert cli.main(["convert", str(run / "config.py"), str(run / "gone.pth"), "x"]) == 2
+
+
+@pytest.mark.slow
+def test_merge_is_a_job_as_on_the_page(
+    tmp_path: Path, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It waits for the device, leaves a run folder, a proof and a model card; Ctrl-C stops it."""
+    peft = tiny.attach(tiny.load(tiny_llama), target_modules=["q_proj"], std=0.2)
+    tiny.save_checkpoint(peft, tmp_path / "run" / "iter_3.pth")
+    tiny.save_config(tmp_path / "run" / "config.py", tiny_llama)
+    adapter, out = str(tmp_path / "adapter"), tmp_path / "luna"
+    checkpoint = str(tmp_path / "run" / "iter_3.pth")
+    assert cli.main(["convert", str(tmp_path / "run" / "config.py"), checkpoint, adapter]) == 0
+    chat = DeviceLock("chat")
+    assert chat.acquire()
+    codes: list[int] = []
+    command = ["merge", str(tiny_llama), adapter, str(out)]
+    merging = threading.Thread(target=lambda: codes.append(cli.main(command)))
+    merging.start()
+    until(lambda: [s for s in api.list_runs() if s.kind == "merge"], 60)
+    run = api.open_run("latest")
+    until(lambda: api.status(run).waiting_for == "chat", 30)
+    assert not out.exists()
+    chat.release()
+    merging.join(120)
+    assert codes == [0]
+    assert (out / "merge_proof.json").is_file() and "# luna" in (out / "README.md").read_text()
+    assert api.status(run).state is State.SUCCEEDED
+    assert cli.main(["runs"]) == 0
+    shown = capsys.readouterr().out
+    assert run.root.name in shown and "proved: 24 prompts" in shown
 
 
 def test_preview_is_what_is_written(tmp_path: Path, tiny_llama: Path) -> None:

@@ -110,7 +110,9 @@ def trained(tiny_llama: Path, tmp_path: Path) -> dict[str, Any]:
 
 def test_job_converts_merges_and_proves(trained: dict[str, Any], tmp_path: Path) -> None:
     stages: list[str] = []
-    result = run(trained, RunPaths(tmp_path / "job"), lambda stage, *_: stages.append(stage))
+    result = run(
+        MergeSpec(**trained), RunPaths(tmp_path / "job"), lambda stage, *_: stages.append(stage)
+    )
     assert [s for i, s in enumerate(stages) if s not in stages[:i]] == ["convert", "merge", "prove"]
     assert result["proof"]["ok"] and result["proof"]["same_greedy"]
     assert set(result["seconds"]) == {"convert", "merge", "prove"}
@@ -119,7 +121,7 @@ def test_job_converts_merges_and_proves(trained: dict[str, Any], tmp_path: Path)
     assert Path(result["merged"], "merge_proof.json").is_file()
     # Again into another place: the adapter of the first attempt does not stand in the way.
     again = {**trained, "out": str(tmp_path / "second"), "adapter_out": result["adapter"]}
-    assert run(again, RunPaths(tmp_path / "job2"), lambda *_: None)["proof"]["ok"]
+    assert run(MergeSpec(**again), RunPaths(tmp_path / "job2"), lambda *_: None)["proof"]["ok"]
 
 
 def test_job_with_a_failed_proof_leaves_no_model(
@@ -130,13 +132,13 @@ def test_job_with_a_failed_proof_leaves_no_model(
     right = kernels.merged
     monkeypatch.setattr(kernels, "merged", lambda op, space, nf4=False: right(op, space) * 1.3)
     with pytest.raises(UserError, match="does not answer as"):
-        run(trained, RunPaths(tmp_path / "job"), lambda *_: None)
+        run(MergeSpec(**trained), RunPaths(tmp_path / "job"), lambda *_: None)
     assert not (tmp_path / "job" / "export" / "merged").exists()
     assert not list((tmp_path / "job").rglob("*.partial"))
 
 
 def test_job_parameters(trained: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="no setting foo"):
+    with pytest.raises(UserError, match="no merge setting 'foo'"):
         MergeSpec.from_dict({**trained, "foo": 1})
     with pytest.raises(UserError, match="nothing to merge"):
         MergeSpec.from_dict({"base": "bundled"})

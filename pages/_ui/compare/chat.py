@@ -38,7 +38,8 @@ def draw(sides: list[SideSpec], settings: ChatSettings, system: str) -> None:
         if live is not None:
             _stream(session, live, blind)
         _confirm_cut(session, settings)
-    prompt = st.chat_input("Ask all columns", key="compare_prompt")
+    whom = "both" if len(sides) == 2 else "all"
+    prompt = st.chat_input(f"Message {whom} models", key="compare_prompt")
     if prompt:
         _submit(prompt, sides, settings, system)
 
@@ -116,10 +117,10 @@ def _turn(
 
 def _edit(session: ChatSession, index: int, settings: ChatSettings) -> None:
     with st.form(f"compare_edit_form_{index}"):
-        text = st.text_area("Message", session.transcript.turns[index].prompt, height=120)
+        text = st.text_area("Edit question", session.transcript.turns[index].prompt, height=120)
         left, right = st.columns(2)
-        resend = left.form_submit_button("Send from here", icon=":material/send:")
-        cancel = right.form_submit_button("Keep as it was")
+        resend = left.form_submit_button("Resend", icon=":material/send:")
+        cancel = right.form_submit_button("Cancel")
     if cancel:
         del st.session_state["compare_editing"]
         st.rerun()

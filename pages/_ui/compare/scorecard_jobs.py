@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import streamlit as st
 
 from core.chat.render import literal
 from core.errors import UserError
 from core.evaluation import sweep
+from core.evaluation.plan import Size
+from core.evaluation.score_job import ScoreSpec
+from core.evaluation.sweep_job import SweepSpec
 from core.jobs import api
 from core.jobs.spec import read_spec
 from core.jobs.state import ACTIVE, State, Status, Summary
 from core.paths import RunPaths
+from core.records import JobSpec
 from pages._ui.compare.scorecard_view import draw_sweep
 from pages._ui.shell.common import errors_shown, run_label, show_error, time_left
 
 #: Seconds between looks while a job is alive.
 _EVERY = 2.0
-_SIZES = {
+_SIZES: dict[Size, str] = {
     "quick": "quick: held-out wordings, general and near-miss prompts; a few minutes",
     "full": "full: every suite, attacks, long talks, knowledge; up to 20 minutes on a laptop",
 }
@@ -56,11 +59,11 @@ def _score_form(merged: list[Summary]) -> None:
     if st.button("Score it", icon=":material/fact_check:", key="score_start"):
         with errors_shown():
             run = RunPaths(by_id[chosen].root)
-            _launch("evaluate", {**evaluate_params(run), "size": size}, by_id[chosen])
+            _launch(score_spec(run, size), by_id[chosen])
 
 
-def evaluate_params(run: RunPaths) -> dict[str, Any]:
-    """What the evaluate job needs of a merge run.
+def score_spec(run: RunPaths, size: Size) -> ScoreSpec:
+    """What the evaluate job is asked about a merge run.
 
     Raises:
         UserError: the merge run does not know its dataset.
@@ -72,11 +75,13 @@ def evaluate_params(run: RunPaths) -> dict[str, Any]:
             "this merge does not say which dataset it was trained on",
             fix="score it with `python -m core score --dataset DIR`",
         )
-    return {"base": params["base"], "merged": result["merged"], "dataset": params["dataset"]}
+    return ScoreSpec(
+        base=params["base"], merged=result["merged"], dataset=params["dataset"], size=size
+    )
 
 
 def _sweep_form(trained: list[Summary]) -> None:
-    st.markdown("**Sweep the checkpoints of a run**")
+    st.markdown("**Find the best checkpoint of a run**")
     if not trained:
         st.caption("Train first (page Train).")
         return
@@ -89,22 +94,19 @@ def _sweep_form(trained: list[Summary]) -> None:
         with errors_shown():
             root = by_id[chosen].root
             params = read_spec(RunPaths(root)).params
-            _launch(
-                "sweep",
-                {
-                    "run": str(root),
-                    "base": params["model"],
-                    "dataset": params["dataset"],
-                    "stop_when_passed": stop,
-                },
-                by_id[chosen],
+            spec = SweepSpec(
+                run=str(root),
+                base=params["model"],
+                dataset=params["dataset"],
+                stop_when_passed=stop,
             )
+            _launch(spec, by_id[chosen])
     if (by_id[chosen].root / sweep.FILE).is_file():
         draw_sweep(RunPaths(by_id[chosen].root))
 
 
-def _launch(kind: str, params: dict[str, Any], parent: Summary) -> None:
-    api.launch(kind, params, name=f"{kind} {parent.name}"[:48], parent=parent.id)
+def _launch(spec: JobSpec, parent: Summary) -> None:
+    api.launch(spec, name=f"{spec.job} {parent.name}"[:48], parent=parent.id)
     st.rerun()
 
 

@@ -12,6 +12,7 @@ import streamlit as st
 from core.chat.render import literal
 from core.evaluation import report, sweep
 from core.paths import RunPaths
+from pages._ui.shell import words
 from pages._ui.shell.common import errors_shown
 
 _ICON = {
@@ -121,7 +122,7 @@ def _changes(card: dict[str, Any], replies: Path) -> None:
     for change in changes:
         with st.container(border=True):
             tags = [
-                change.suite,
+                words.suite(change.suite),
                 *(["leak"] if change.leak else []),
                 *([f"KL {change.kl:.3f}"] if change.kl is not None else []),
             ]
@@ -169,7 +170,8 @@ def _files(card: dict[str, Any], path: Path) -> None:
         f"{card['timing']['cold_total']:.0f} s of computing"
     )
     st.dataframe(
-        pd.DataFrame([{"suite": k, **v} for k, v in card["suites"].items()]), hide_index=True
+        pd.DataFrame([{"suite": words.suite(k), **v} for k, v in card["suites"].items()]),
+        hide_index=True,
     )
 
 

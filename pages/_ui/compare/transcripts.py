@@ -12,6 +12,7 @@ from core.chat.render import safe_markdown
 from core.errors import UserError
 from pages._ui.compare import state as compare_state
 from pages._ui.shell.common import errors_shown
+from pages._ui.shell.words import count
 
 
 def draw() -> None:
@@ -106,6 +107,7 @@ def _votes(ids: list[str]) -> None:
         hide_index=True,
     )
     st.caption(
-        f"{tally.total} votes: {tally.ties} ties and {tally.both_bad} times all bad count for "
-        "nobody. Wilson score interval of the share among the decided votes."
+        f"{count(tally.total, 'vote')}. Ties ({tally.ties}) and “all bad” ({tally.both_bad}) are "
+        "left out; "
+        "the interval (Wilson) is of the share among the decided votes."
     )

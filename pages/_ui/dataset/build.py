@@ -9,8 +9,9 @@ import streamlit as st
 
 from core.data import store
 from core.data.build import DatasetSpec
+from core.data.generate_job import Spec
 from core.data.own_identity import FEW, MANY
-from core.fsio import check_name, slug
+from core.fsio import check_name
 from core.jobs import api
 from core.persona import packs
 from core.persona.persona import Persona
@@ -51,7 +52,7 @@ def draw(
 def _name(persona: Persona, pack: str) -> str:
     """The dataset's name; it follows the persona's until the user writes another."""
     key, state = f"name-{pack}", st.session_state
-    suggested, before = _suggested(persona), f"name-{pack}-suggested"
+    suggested, before = store.suggested_name(persona), f"name-{pack}-suggested"
     if state.get(key, state.get(before)) == state.get(before):
         state[key] = suggested
     state[before] = suggested
@@ -133,23 +134,14 @@ def start(form: dict[str, Any], pack: str, overrides: dict[str, str], name: str)
     """Launch the job; returns the run's id. Raises UserError if the name is taken."""
     if store.exists(check_name(name, "dataset name")):
         name = store.free_name(name)
-    params = {
-        "name": name,
-        "spec": {
-            "persona_path": str(packs.find(pack)),
-            "overrides": overrides,
-            "model": form["model"],
-            "seed": form["seed"],
-            "rehearsal_ratio": form["rehearsal_ratio"],
-            "near_miss_ratio": form["near_miss_ratio"],
-            "multi_turn": form["multi_turn"],
-            "max_rows": form["max_rows"] or None,
-        },
-    }
-    return api.launch("generate", params, name=f"dataset {name}").root.name
-
-
-def _suggested(persona: Persona) -> str:
-    """A free name from the persona's own name."""
-    names = [persona.slot("name", loc) for loc in persona.locales if "name" in persona.pack.slots]
-    return store.free_name(slug(names[0] if names else persona.id, persona.id))
+    spec = DatasetSpec(
+        persona_path=str(packs.find(pack)),
+        overrides=overrides,
+        model=form["model"],
+        seed=form["seed"],
+        rehearsal_ratio=form["rehearsal_ratio"],
+        near_miss_ratio=form["near_miss_ratio"],
+        multi_turn=form["multi_turn"],
+        max_rows=form["max_rows"] or None,
+    )
+    return api.launch(Spec(spec=spec, name=name), name=f"dataset {name}").root.name

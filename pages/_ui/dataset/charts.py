@@ -9,9 +9,10 @@ import pandas as pd
 import streamlit as st
 
 from core.data.report import DatasetReport
+from pages._ui.shell.words import KINDS
 
 #: One colour a kind, the same in every picture.
-_KINDS = ["identity", "near_miss", "rehearsal", "own"]
+_KINDS = list(KINDS.values())
 _COLORS = ["#2f6f6a", "#c98a2b", "#8aa6b4", "#8d6a9f"]
 _COLOR = alt.Color(
     "kind:N",
@@ -25,7 +26,11 @@ def mix(report: DatasetReport) -> None:
     bars = {"rows": report.kinds, "learned tokens": report.loss_tokens}
     if len(report.locales) > 1:
         bars |= {f"rows, {locale}": kinds for locale, kinds in report.locales.items()}
-    rows = [{"by": by, "kind": k, "count": n} for by, ks in bars.items() for k, n in ks.items()]
+    rows = [
+        {"by": by, "kind": KINDS.get(k, k), "count": n}
+        for by, ks in bars.items()
+        for k, n in ks.items()
+    ]
     chart = (
         alt.Chart(pd.DataFrame(rows))
         .mark_bar()

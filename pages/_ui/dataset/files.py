@@ -17,6 +17,7 @@ from core.data.tables import Table
 from core.persona import packs
 from pages._ui.dataset.state import bubbles, choose_dataset, go
 from pages._ui.shell.common import errors_shown, folder_tree
+from pages._ui.shell.words import KINDS, count
 
 
 def draw() -> None:
@@ -36,9 +37,9 @@ def draw() -> None:
 
 def _files(name: str) -> None:
     summary = next(s for s in store.list_datasets() if s.name == name)
-    kinds = ", ".join(f"{v:,} {k}" for k, v in summary.kinds.items())
+    kinds = ", ".join(f"{KINDS.get(k, k)} {v:,}" for k, v in summary.kinds.items())
     parts = [
-        f"{summary.rows:,} rows" + (f" ({literal(kinds)})" if kinds else ""),
+        count(summary.rows, "row") + (f" ({literal(kinds)})" if kinds else ""),
         f"made {literal(summary.created)}" if summary.created else "",
         f"from {code(summary.parent)}" if summary.parent else "",
         literal(summary.note),
@@ -135,7 +136,7 @@ def _columns(table: Table, file_id: str) -> dict[str, str]:
         options = ["", *dict.fromkeys(table.columns)]
         used = table.used.get(what, "")
         chosen[what] = place.selectbox(
-            f"{what.capitalize()} column",
+            f"{literal(what.capitalize())} column",
             options,
             index=options.index(used) if used in options else 0,
             key=f"import-{file_id}-{what}",
@@ -154,7 +155,7 @@ def _report(report: ImportReport) -> None:
     for line in report.lines():
         st.text(line)
     if report.bad:
-        st.warning(f"{report.bad:,} rows left out", icon=":material/rule:")
+        st.warning(f"{count(report.bad, 'row')} left out", icon=":material/rule:")
         st.dataframe(
             [
                 {"Line": p.line, "Field": p.field, "Problem": p.what, "Fix": p.fix}
@@ -179,6 +180,6 @@ def _take(report: ImportReport, name: str, filename: str) -> None:
         draft = Draft(name)
         draft.write(
             list(map(UniqueIds(draft.ids()), report.rows)),
-            label=f"{len(report.rows)} rows from {literal(filename)}",
+            label=f"{count(len(report.rows), 'row')} from {literal(filename)}",
         )
         go("rows", name)

@@ -13,10 +13,10 @@ from core.data.grid import COLUMNS, from_table, to_table
 from core.text.normalize import locale_of
 from pages._ui.dataset.state import bubbles, choose_dataset, go
 from pages._ui.shell.common import errors_shown
+from pages._ui.shell.words import KINDS
 
 #: Conversations on a page: with their rounds about 200 lines at most, which a browser draws fast.
 PAGE = 50
-KINDS = ("identity", "near_miss", "rehearsal", "own")
 
 
 def draw() -> None:
@@ -84,7 +84,7 @@ def _select(draft: Draft) -> list[Conversation]:
     search, kind, look, page = st.columns([3, 2, 2, 2], vertical_alignment="bottom")
     text = search.text_input("Search", key=f"search-{draft.name}", placeholder="words in any turn")
     chosen = kind.selectbox(
-        "Kind", ["", *KINDS], format_func=lambda k: k or "all", key=f"kind-{draft.name}"
+        "Kind", ["", *KINDS], format_func=lambda k: KINDS.get(k, "all"), key=f"kind-{draft.name}"
     )
     look.segmented_control("Show as", ["Grid", "Chat"], default="Grid", key="rows-as")
     if text:
@@ -113,7 +113,9 @@ def _grid(draft: Draft, rows: list[Conversation]) -> None:
         column_config={
             "id": st.column_config.TextColumn("Row", disabled=True, width="small"),
             "round": st.column_config.NumberColumn("Round", disabled=True, width=60),
-            "kind": st.column_config.SelectboxColumn("Kind", options=list(KINDS), width="small"),
+            "kind": st.column_config.SelectboxColumn(
+                "Kind", options=list(KINDS), format_func=KINDS.get, width="small"
+            ),
             "system": st.column_config.TextColumn("System", width="small"),
             "user": st.column_config.TextColumn("User", width=360),
             "reply": st.column_config.TextColumn("Reply", width=420),

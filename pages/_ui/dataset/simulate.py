@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
 
 import streamlit as st
 
 from core.data import store
+from core.data.simulate_job import Spec
 from core.data.simulator import SimulateSpec, estimate
 from core.data.ultrachat import openings
 from core.data.ultrachat.backends import ENDPOINT_PREFIX, KEY_VARIABLE, URL_VARIABLE
@@ -122,15 +122,8 @@ def _outcome(spec: SimulateSpec, base: str, calls: int, max_calls: int, max_toke
     )
     if st.button("Simulate", type="primary", icon=":material/forum:"):
         check_name(name, "dataset name")
-        params = {
-            "spec": asdict(spec),
-            "name": name,
-            "dataset": parent,
-            "base": base,
-        }
         run = api.launch(
-            "simulate",
-            params,
+            Spec(spec=spec, name=name, dataset=parent, base=base),
             name=f"dialogues {name}",
             options=Options(pass_env=(URL_VARIABLE, KEY_VARIABLE)),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import streamlit as st
 
@@ -14,6 +14,7 @@ from core.jobs import api
 from core.jobs.spec import read_spec
 from core.jobs.state import ACTIVE, Summary
 from core.paths import RunPaths
+from core.weights.export_job import ExportSpec
 from pages._ui.shell.common import errors_shown, folder_tree, show_error
 from pages._ui.train.state import badge
 
@@ -29,18 +30,13 @@ def draw(run: RunPaths, folder: Path) -> None:
     """The choices, and the exports of this merge so far."""
     left, right = st.columns([2, 3], gap="large")
     with left, errors_shown():
-        params = _choices(folder)
+        spec = _choices(folder)
         pressed = st.button(
-            "Export", icon=":material/ios_share:", key="merge_export", disabled=params is None
+            "Export", icon=":material/ios_share:", key="merge_export", disabled=spec is None
         )
-        if pressed and params is not None:
-            job = api.create(
-                "export",
-                params,
-                name=f"{params['format']} of {read_spec(run).name}",
-                parent=run.root.name,
-            )
-            api.start(job)
+        if pressed and spec is not None:
+            name = f"{spec.format} of {read_spec(run).name}"
+            api.launch(spec, name=name, parent=run.root.name)
             st.rerun()
     with right:
         jobs = [s for s in api.list_runs() if s.kind == "export" and s.parent == run.root.name]
@@ -49,8 +45,8 @@ def draw(run: RunPaths, folder: Path) -> None:
         panel(jobs, live)
 
 
-def _choices(folder: Path) -> dict[str, Any] | None:
-    """Parameters of the export job, or None while something is missing."""
+def _choices(folder: Path) -> ExportSpec | None:
+    """What the export job is asked, or None while something is missing."""
     target = st.segmented_control(
         "To",
         ["Ollama", "GGUF", "Hugging Face hub"],
@@ -64,7 +60,7 @@ def _choices(folder: Path) -> dict[str, Any] | None:
         private = st.toggle("Private", value=True, key="merge_private")
         if not repo:
             return None
-        return {"merged": str(folder), "format": "hub", "repo": repo, "private": private}
+        return ExportSpec(merged=str(folder), format="hub", repo=repo, private=private)
     kind = st.selectbox(
         "Type of the weights", list(_KINDS), format_func=_KINDS.__getitem__, key="merge_gguf_kind"
     )
@@ -72,11 +68,8 @@ def _choices(folder: Path) -> dict[str, Any] | None:
         st.caption("A GGUF file and a Modelfile with the chat template and stop tokens.")
     else:
         st.caption("One file for llama.cpp and what is built on it.")
-    return {
-        "merged": str(folder),
-        "format": "ollama" if target == "Ollama" else "gguf",
-        "kind": kind,
-    }
+    target_format: Literal["ollama", "gguf"] = "ollama" if target == "Ollama" else "gguf"
+    return ExportSpec(merged=str(folder), format=target_format, kind=kind)
 
 
 def _jobs(jobs: list[Summary], live: bool) -> None:
@@ -110,7 +103,8 @@ def _done(result: dict[str, Any], params: dict[str, Any]) -> None:
         return
     folder_tree(fsio.tree(out))
     if params["format"] == "ollama":
-        name = fsio.slug(paths.RunPaths(out.parent.parent).root.name)
+        # The job is called "ollama of <the merged model>".
+        name = fsio.slug(read_spec(paths.RunPaths(out.parent.parent)).name.rpartition(" of ")[2])
         st.code(f"cd {out}\nollama create {name} -f Modelfile\nollama run {name}", language="bash")
     else:
         st.code(str(out), language=None)

@@ -13,6 +13,7 @@ from core.jobs import api
 from core.models import catalog
 from core.paths import RunPaths
 from core.training import lifecycle
+from core.weights.merge_job import MergeSpec
 from core.weights.preview import outputs
 from pages._ui.merge.state import RESULTS, Source, checkpoints, go_to, trained
 from pages._ui.shell.common import errors_shown, run_label
@@ -31,7 +32,7 @@ def draw() -> None:
     with right, errors_shown():
         _preview(source, options)
         if st.button(
-            "Convert, merge and prove",
+            "Merge and verify",
             type="primary",
             icon=":material/merge:",
             key="merge_start",
@@ -146,19 +147,13 @@ def _preview(source: Source, options: dict[str, Any]) -> None:
 
 
 def _start(source: Source, options: dict[str, Any]) -> None:
-    params = {key: value for key, value in options.items() if key != "name"}
-    job = api.create(
-        "merge",
-        {
-            **params,
-            "base": source.model,
-            "checkpoint": str(source.checkpoint.path),
-            "config": str(source.run.config),
-            "dataset": source.dataset,
-        },
-        name=options["name"],
-        parent=source.run.root.name,
+    spec = MergeSpec(
+        base=source.model,
+        checkpoint=str(source.checkpoint.path),
+        config=str(source.run.config),
+        dataset=source.dataset,
+        **{key: value for key, value in options.items() if key != "name"},
     )
-    api.start(job)
+    job = api.launch(spec, name=options["name"], parent=source.run.root.name)
     go_to(RESULTS, job.root.name)
     st.rerun()

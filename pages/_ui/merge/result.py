@@ -127,7 +127,11 @@ def _proof(proof: dict[str, Any], seconds: dict[str, float]) -> None:
     limit, kl_limit = proof["tolerance"]
     rows = [
         ("Largest logit difference", f"{proof['max_abs_logit_diff']:.2g}", f"at most {limit:g}"),
-        ("KL to base + adapter, nats", f"{proof['kl']:.1g}", f"at most {kl_limit:g}"),
+        (
+            "Difference from adapter (KL, 0 = identical)",
+            f"{proof['kl']:.1g}",
+            f"at most {kl_limit:g}",
+        ),
         ("Same greedy replies", _replies(proof), "all, but for ties"),
         ("Written / computed in", f"{proof['dtype']} / {proof['compute_dtype']}", ""),
     ]

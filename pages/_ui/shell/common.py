@@ -13,6 +13,7 @@ from core.errors import UserError, UserErrors
 from core.jobs.spec import run_title
 from core.jobs.state import ACTIVE, Summary
 from core.models.device import Device
+from pages._ui.shell import words
 
 
 @st.cache_resource(show_spinner="Loading torch and transformers (once a server)")
@@ -41,7 +42,10 @@ def device() -> Device:
 
 def device_line() -> None:
     """One line under the title: what was found, and what follows."""
-    st.caption(f":material/memory: {literal(device().line())}")
+    found = device()
+    st.caption(
+        f":material/memory: {literal(found.line())}", help=literal(found.compute_dtype.reason)
+    )
 
 
 def show_error(error: UserError) -> None:
@@ -77,7 +81,7 @@ def run_label(summary: Summary) -> str:
     Without a state that will change: the browser shows the chosen line as it was when it was
     chosen, so a run that has ended would go on being called running.
     """
-    end = "" if summary.state in ACTIVE else f" · {summary.state.lower()}"
+    end = "" if summary.state in ACTIVE else f" · {words.ending(summary.state).lower()}"
     return run_title(summary.name, summary.id) + end
 
 

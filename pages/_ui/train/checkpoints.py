@@ -36,14 +36,15 @@ def draw(run: RunPaths, now: Status) -> None:
         steps = lifecycle.training_spec(run).steps
         usable = [c.step for c in found if c.whole and c.step < steps]
         if not usable:
-            st.caption(
-                "Nothing to resume: only a whole checkpoint before the last step can be "
-                "gone on from."
-            )
+            st.caption("You can resume only from a complete checkpoint before the last step.")
             return
         with st.container(horizontal=True, vertical_alignment="bottom"):
             step = st.selectbox(
-                "Go on from step", usable, index=len(usable) - 1, key="train_resume_step", width=200
+                "Resume from checkpoint",
+                usable,
+                index=len(usable) - 1,
+                key="train_resume_step",
+                width=200,
             )
             pressed = st.button(
                 "Resume",

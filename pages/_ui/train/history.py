@@ -9,6 +9,7 @@ import streamlit as st
 from core.jobs import api
 from core.jobs.state import ACTIVE, State, Summary
 from core.paths import RunPaths
+from pages._ui.shell import words
 from pages._ui.shell.common import errors_shown
 from pages._ui.train.state import NEW, WATCH, go_to, training_runs
 
@@ -42,15 +43,16 @@ def draw() -> None:
         column_config={"created": st.column_config.DatetimeColumn(format="YYYY-MM-DD HH:mm")},
     )
     picked = [shown[i] for i in event.selection.rows if i < len(shown)]
-    st.caption(f"{len(shown)} of {len(runs)} runs. Select rows to open or delete them.")
+    st.caption(
+        f"{len(shown)} of {words.count(len(runs), 'run')}. Select rows to open or delete them."
+    )
     _actions(picked)
 
 
 def _row(summary: Summary) -> dict[str, object]:
     return {
         "name": summary.name,
-        "state": summary.state.lower(),
-        "reason": (summary.reason or "").replace("_", " "),
+        "state": words.ending(summary.state, summary.reason),
         "created": datetime.datetime.fromtimestamp(summary.created),
         "minutes": None
         if summary.elapsed_seconds is None
@@ -80,7 +82,7 @@ def _actions(picked: list[Summary]) -> None:
 @st.dialog("Delete runs")
 def _confirm(runs: list[Summary]) -> None:
     st.write(
-        f"{len(runs)} runs with their checkpoints and logs are removed from the disk. "
+        f"{words.count(len(runs), 'run')} and all checkpoints and logs in it will be removed. "
         "Merged models and datasets stay."
     )
     if st.button("Delete", type="primary", key="train_delete_sure"):

@@ -8,6 +8,7 @@ from core.chat.render import literal
 from core.errors import UserError
 from core.jobs import api, locks
 from core.training import lifecycle
+from core.training.preflight import Preflight
 from core.training.spec import TrainSpec
 from pages._ui.shell.common import errors_shown, model_libraries, show_error
 from pages._ui.train import (
@@ -52,11 +53,10 @@ def draw() -> None:
     st.divider()
     with errors_shown():
         name = train_form.run_name(spec.dataset)
-        ready = train_preflight.draw(spec)
-        _start(spec, name, ready)
+        _start(train_preflight.draw(spec), name)
 
 
-def _start(spec: TrainSpec, name: str, ready: bool) -> None:
+def _start(found: Preflight, name: str) -> None:
     holder = locks.device_holder()
     if holder is not None:
         st.info(
@@ -66,11 +66,15 @@ def _start(spec: TrainSpec, name: str, ready: bool) -> None:
         )
     parent = st.session_state.get("train_parent")
     if not st.button(
-        "Start", type="primary", icon=":material/play_arrow:", key="train_start", disabled=not ready
+        "Start",
+        type="primary",
+        icon=":material/play_arrow:",
+        key="train_start",
+        disabled=bool(found.problems),
     ):
         return
     try:
-        run = lifecycle.start_training(spec, name=name, parent=parent)
+        run = lifecycle.start_training(found, name=name, parent=parent)
     except api.AlreadyStarted as error:
         st.toast(f"Already started as {literal(error.run)}", icon=":material/info:")
         go_to(WATCH, error.run)

@@ -22,8 +22,8 @@ def _look(values: dict[str, Any], stamp: int) -> Preflight:
     return preflight(TrainSpec.from_dict(values), device())
 
 
-def draw(spec: TrainSpec) -> bool:
-    """Draw all of it; True if nothing stands against the run."""
+def draw(spec: TrainSpec) -> Preflight:
+    """Draw all of it; what was found is what Start passes on."""
     train = paths.DatasetPaths(Path(spec.dataset)).train
     found = _look(spec.to_dict(), train.stat().st_mtime_ns if train.is_file() else 0)
     st.subheader("Before you start")
@@ -33,9 +33,9 @@ def draw(spec: TrainSpec) -> bool:
     if found.problems:
         show_error(UserErrors(found.problems))
     elif not found.warnings:
-        st.caption(":material/check: Nothing stands against it.")
+        st.caption(":material/check: Ready to start.")
     command(spec)
-    return not found.problems
+    return found
 
 
 def _figures(found: Preflight) -> None:
@@ -65,7 +65,7 @@ def _figures(found: Preflight) -> None:
         for title, text, basis in shown:
             st.metric(title, text, help=basis, width="content")
     st.caption(
-        ":material/check: Training and chat render a conversation to the same tokens."
+        ":material/check: Chat template verified: training and chat see the same tokens."
         if found.template_parity
         else ":material/close: Training and chat would see different tokens."
     )

@@ -13,6 +13,7 @@ from core.jobs import api
 from core.jobs.spec import read_spec
 from core.jobs.state import ACTIVE, State, Summary
 from core.paths import RunPaths
+from pages._ui.shell import words
 
 NEW, WATCH, HISTORY = "New run", "Watch", "History"
 VIEWS = (NEW, WATCH, HISTORY)
@@ -33,8 +34,7 @@ _BADGES = {
 def badge(state: State, reason: str | None = None) -> None:
     """The state as a coloured label."""
     color, icon = _BADGES[state]
-    text = state.lower() + (f": {literal(reason.replace('_', ' '))}" if reason else "")
-    st.badge(text, icon=icon, color=color)  # type: ignore[arg-type]
+    st.badge(literal(words.ending(state, reason)), icon=icon, color=color)  # type: ignore[arg-type]
 
 
 def training_runs() -> list[Summary]:

@@ -46,7 +46,7 @@ def draw() -> None:
         on_change=lambda: st.query_params.update(run=st.session_state["train_run"]),
     )
     others = right.multiselect(
-        "Lay over it",
+        "Compare with",
         [i for i in by_id if i != run_id],
         format_func=lambda i: run_title(by_id[i].name, i),
         placeholder="other runs",

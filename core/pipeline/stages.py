@@ -1,0 +1,137 @@
+"""The stages from a persona to a scored model, each a job in the workspace.
+
+They are started with what the pages start, so they have the same preflight, wait for the same
+device, and are listed on every page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from core.jobs import api
+from core.paths import RunPaths
+from core.records import Record
+
+Stage = Literal["dataset", "train", "merge", "evaluate"]
+STAGES: tuple[Stage, ...] = ("dataset", "train", "merge", "evaluate")
+
+
+class TuneSpec(Record):
+    """What was asked for.
+
+    Args:
+        persona: the pack (YAML). ``overrides``: its slots, as ``load_persona`` takes them.
+        training, dataset: settings of TrainSpec and DatasetSpec that differ from the defaults.
+    """
+
+    called: ClassVar[str] = "tune"
+
+    persona: str
+    overrides: dict[str, str] = Field(default_factory=dict)
+    model: str = "bundled"
+    seed: int = 0
+    training: dict[str, Any] = Field(default_factory=dict)
+    dataset: dict[str, Any] = Field(default_factory=dict)
+
+
+class Made(Record):
+    """What is known of one stage: its run's folder, and once it is over, what came of it."""
+
+    run: str
+    seconds: float | None = None
+    result: dict[str, Any] | None = None
+
+    @property
+    def id(self) -> str:
+        """The run's id, by which other runs name it as their parent."""
+        return Path(self.run).name
+
+    def __getitem__(self, key: str) -> Any:
+        """A part of the result; for stages that are over."""
+        assert self.result is not None, f"{self.id} is not over"
+        return self.result[key]
+
+
+#: The part of a stage's result that later stages and the user need.
+PRODUCT: dict[Stage, str] = {
+    "dataset": "dataset",
+    "train": "final",
+    "merge": "merged",
+    "evaluate": "scorecard",
+}
+
+
+def start(stage: Stage, spec: TuneSpec, made: Mapping[Stage, Made]) -> RunPaths:
+    """Start a stage as a job.
+
+    Args:
+        made: the stages before it.
+
+    Raises:
+        UserError: what the kind's own check finds.
+    """
+    return _START[stage](spec, made)
+
+
+def _dataset(spec: TuneSpec, made: Mapping[Stage, Made]) -> RunPaths:
+    from core.data import store
+    from core.data.build import DatasetSpec
+    from core.data.generate_job import Spec
+    from core.persona.persona import load_persona
+
+    built = DatasetSpec.from_dict(
+        {
+            "persona_path": spec.persona,
+            "overrides": spec.overrides,
+            "model": spec.model,
+            "seed": spec.seed,
+            **spec.dataset,
+        }
+    )
+    name = store.suggested_name(load_persona(Path(spec.persona), spec.overrides))
+    return api.launch(Spec(spec=built, name=name), name=f"dataset {name}")
+
+
+def _train(spec: TuneSpec, made: Mapping[Stage, Made]) -> RunPaths:
+    from core.models.device import describe
+    from core.training import defaults, lifecycle
+    from core.training.preflight import preflight
+
+    dataset, device = made["dataset"]["dataset"], describe()
+    asked = {"seed": spec.seed, **spec.training}
+    chosen, _ = defaults.choose(dataset, spec.model, device, asked)
+    return lifecycle.start_training(preflight(chosen, device), name=made["dataset"]["name"])
+
+
+def _merge(spec: TuneSpec, made: Mapping[Stage, Made]) -> RunPaths:
+    from core.weights.merge_job import MergeSpec
+
+    train = made["train"]
+    merge = MergeSpec(
+        base=spec.model,
+        checkpoint=train["final"],
+        config=train["config"],
+        dataset=made["dataset"]["dataset"],
+    )
+    return api.launch(merge, name=made["dataset"]["name"], parent=train.id)
+
+
+def _evaluate(spec: TuneSpec, made: Mapping[Stage, Made]) -> RunPaths:
+    from core.evaluation.score_job import ScoreSpec
+
+    score = ScoreSpec(
+        base=spec.model, merged=made["merge"]["merged"], dataset=made["dataset"]["dataset"]
+    )
+    return api.launch(score, name=f"evaluate {made['dataset']['name']}", parent=made["merge"].id)
+
+
+_START: dict[Stage, Callable[[TuneSpec, Mapping[Stage, Made]], RunPaths]] = {
+    "dataset": _dataset,
+    "train": _train,
+    "merge": _merge,
+    "evaluate": _evaluate,
+}

@@ -1,0 +1,54 @@
+"""The NF4 base, dequantized once and kept: the numbers of bitsandbytes' forward, without its work.
+
+``bitsandbytes.autograd.MatMul4Bit`` turns the same blocks into the same numbers in every forward
+and again in every backward. On two CPU cores that is a third of a step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def is_quantized(linear: Any) -> bool:
+    """Whether this linear layer holds bitsandbytes' 4-bit blocks."""
+    return getattr(getattr(linear, "weight", None), "quant_state", None) is not None
+
+
+def dense(linear: Any, dtype: torch.dtype) -> Tensor:
+    """The weight (out_features, in_features) that the layer multiplies with.
+
+    As ``MatMul4Bit`` computes it: dequantized to the type that was quantized, then cast to the
+    type of the input. A layer that is not quantized gives its own weight in ``dtype``.
+    """
+    weight = linear.weight
+    if not is_quantized(linear):
+        return weight.detach().to(dtype)
+    import bitsandbytes.functional as bnb
+
+    state = weight.quant_state
+    full: Tensor = bnb.dequantize_4bit(weight.data.view(-1, 1), state)
+    return full.to(dtype).reshape(state.shape)
+
+
+def hold(model: nn.Module, dtype: torch.dtype) -> int:
+    """Put an ordinary linear layer in the place of every 4-bit one; returns how many.
+
+    The blocks are freed. LoRA layers around them, and with them the checkpoints, stay as they are.
+    """
+    from bitsandbytes.nn import modules
+
+    quantized = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, modules.Linear4bit)
+    ]
+    for parent, name, child in quantized:
+        plain = nn.Linear(child.in_features, child.out_features, bias=False, device="meta")
+        plain.weight = nn.Parameter(dense(child, dtype), requires_grad=False)
+        plain.bias = child.bias
+        setattr(parent, name, plain.train(child.training))
+    return len(quantized)

@@ -1,0 +1,55 @@
+"""The mmengine hook that puts held weights and the fused step into XTuner's model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+
+from core.training.spec import TrainSpec
+from core.training.step import pointwise
+from core.training.step.fused import FusedStep, unsupported
+from core.training.step.held import hold
+
+
+def supervised_finetune(runner: Any) -> Any:
+    """XTuner's model below whatever DDP or DeepSpeed wrapped around it."""
+    model = runner.model
+    while not hasattr(model, "llm"):
+        model = model.module if hasattr(model, "module") else model.model
+    return model
+
+
+class StepHook(Hook):
+    """Changes the model once, after a resume has loaded its weights and before the first step.
+
+    DeepSpeed keeps XTuner's own step: it moves and casts the weights itself.
+    """
+
+    priority = "VERY_HIGH"
+
+    def __init__(self, spec: TrainSpec) -> None:
+        self.spec = spec
+
+    def before_train(self, runner: Any) -> None:
+        if self.spec.deepspeed:
+            return
+        model, spec = supervised_finetune(runner), self.spec
+        dtype = getattr(torch, spec.dtype)
+        if spec.hold_weights:
+            print_log(f"{hold(model.llm, dtype)} dequantized layers are held", "current")
+        if not spec.fused_step:
+            return
+        reason = unsupported(model.llm)
+        if reason:
+            print_log(f"XTuner's own step is used: {reason}", "current")
+            return
+        model.compute_loss = FusedStep(
+            model.llm,
+            dtype,
+            run=pointwise.compiled() if spec.compile_step else pointwise.EAGER,
+            recompute_above=0 if spec.activation_checkpointing else spec.recompute_above or None,
+            keep_padding=not spec.pack_rows,
+        )

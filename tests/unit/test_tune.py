@@ -1,0 +1,160 @@
+"""``tune`` at toy size: real jobs on a tiny model, seen on every list, interrupted and gone on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from core import fsio, paths
+from core.commands import main as cli
+from core.data import store
+from core.errors import UserError
+from core.jobs import api
+from core.jobs.state import State
+from core.paths import REPO, TEMPLATES
+from core.pipeline.stages import STAGES, TuneSpec
+from core.pipeline.tune import prepare, tune
+from tests.faults.support import until
+
+ASSISTANT = str(TEMPLATES / "assistant.yaml")
+
+
+def spec_of(model: Path, **changes: object) -> TuneSpec:
+    """A few rows, a few steps; rehearsal needs a model that can talk, so there is none."""
+    values: dict[str, object] = {
+        "persona": ASSISTANT,
+        "overrides": {"name": "Luna", "author": "Riverside Lab"},
+        "model": str(model),
+        "dataset": {
+            "locales": ["en"],
+            "max_rows": 12,
+            "rehearsal_ratio": 0.0,
+            "near_miss_ratio": 0.0,
+            "multi_turn": 0.0,
+        },
+        "training": {"steps": 4, "checkpoint_every": 2, "warmup_steps": 1, "lora_r": 4},
+        **changes,
+    }
+    return TuneSpec.from_dict(values)
+
+
+def page(path: str, **query: str) -> str:
+    """Every text that a page shows."""
+    app = AppTest.from_file(str(REPO / "streamlit_app.py"), default_timeout=120).run()
+    for key, value in query.items():
+        app.query_params[key] = value
+    app = app.switch_page(f"pages/{path}").run()
+    assert not app.exception
+    boxes = [option for box in app.selectbox for option in box.options]
+    return "\n".join(boxes)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_tune_makes_all_and_every_list_shows_it(
+    workspace: Path, tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "my-luna"
+    card = tune(spec_of(tiny_llama), out)
+    assert {p.name for p in out.iterdir()} == {
+        "dataset", "train.jsonl", "runs", "adapter", "merged", "scorecard.json", "replies.jsonl",
+        "report.html", "tune.json",
+    } - {"train.jsonl"}  # fmt: skip
+    assert (out / "dataset" / "train.jsonl").is_file()
+    assert (out / "adapter" / "adapter_model.safetensors").is_file()
+    assert "Riverside" in (out / "dataset" / "persona.yaml").read_text()
+    assert "Compared with base" in (out / "merged" / "README.md").read_text()
+    assert set(card["seconds"]) == {"dataset", "train", "convert", "merge", "evaluate"}
+    assert card["merge_check"]["ok"] and fsio.read_json(out / "scorecard.json") == card
+
+    runs = {s.kind: s for s in api.list_runs()}
+    assert set(runs) == {"generate", "train", "merge", "evaluate"}
+    assert all(s.state is State.SUCCEEDED and s.root.parent == paths.runs_dir() for s in
+               runs.values())  # fmt: skip
+    assert runs["merge"].parent == runs["train"].id
+    assert runs["evaluate"].parent == runs["merge"].id
+    assert [s.name for s in store.list_datasets()] == ["luna"]
+    for stage, kind in zip(STAGES, ("generate", "train", "merge", "evaluate"), strict=True):
+        assert (out / "runs" / stage).resolve() == runs[kind].root
+    assert cli.main(["runs"]) == 0
+    listed = capsys.readouterr().out
+    assert all(s.id in listed for s in runs.values())
+
+    assert "luna" in page("1_Dataset.py", view="rows")
+    assert f"luna · {runs['train'].id[-4:]}" in page("2_Train.py", run=runs["train"].id)
+    assert f"luna · {runs['train'].id[-4:]}" in page("3_Merge.py")
+    assert f"luna · {runs['merge'].id[-4:]}" in page("4_Compare.py")
+
+    # Two homes: neither needs the other. Nothing is done twice.
+    shutil.rmtree(out / "merged")
+    (out / "scorecard.json").unlink()
+    before = {s.id for s in api.list_runs()}
+    assert tune(spec_of(tiny_llama), out, resume=True) == card
+    assert (out / "merged" / "model.safetensors").is_file()
+    assert {s.id for s in api.list_runs()} == before
+    for summary in runs.values():
+        api.delete(api.open_run(summary.id))
+    store.delete("luna")
+    assert (out / "merged" / "model.safetensors").is_file()
+    assert (out / "dataset" / "train.jsonl").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_an_interrupted_training_goes_on_from_its_checkpoint(
+    workspace: Path, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The terminal dies in the middle of training: the command is killed, its run stopped."""
+    out = tmp_path / "out"
+    spec = spec_of(
+        tiny_llama,
+        training={"steps": 400, "checkpoint_every": 2, "warmup_steps": 1, "lora_r": 4},
+    )
+    fsio.write_json(tmp_path / "spec.json", spec.to_dict())
+    code = (
+        "import json,sys; from pathlib import Path; from core.pipeline.tune import tune; "
+        "from core.pipeline.stages import TuneSpec; "
+        f"tune(TuneSpec(**json.loads(Path({str(tmp_path / 'spec.json')!r}).read_text())), "
+        f"Path({str(out)!r}))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=REPO, stderr=subprocess.DEVNULL)
+    until(lambda: [s for s in api.list_runs() if s.kind == "train" and s.progress.done > 4], 240)
+    os.kill(process.pid, signal.SIGINT)
+    process.wait(60)
+    (stopped,) = [s for s in api.list_runs() if s.kind == "train"]
+    assert stopped.state is State.STOPPED
+    with pytest.raises(UserError, match="different: training"):
+        tune(spec_of(tiny_llama), out, resume=True)
+    # Enough was seen of training: what counts is where the second try begins.
+    begun: list[str] = []
+    monkeypatch.setattr(api, "finish", lambda run, _: begun.append(run.root.name) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        tune(spec, out, resume=True)
+    (resumed,) = begun
+    run = api.open_run(resumed)
+    params = api.read_spec(run).params
+    assert api.read_spec(run).parent == stopped.id
+    assert Path(params["resume_from"]).parent == stopped.root / "work"
+    api.stop(run, force=True)
+
+
+def test_what_cannot_work_is_said_before_anything_is_made(tiny_llama: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="holds no tune to resume"):
+        prepare(spec_of(tiny_llama), out, resume=True)
+    with pytest.raises(UserError):
+        prepare(spec_of(tmp_path / "nowhere"), out, resume=False)
+    assert not out.exists()
+    prepare(spec_of(tiny_llama), out, resume=False)
+    with pytest.raises(UserError, match="exists"):
+        prepare(spec_of(tiny_llama), out, resume=False)
+    with pytest.raises(UserError, match="different: seed"):
+        prepare(spec_of(tiny_llama, seed=3), out, resume=True)
+    assert cli.main(["tune", ASSISTANT, "--resume"]) == 2
