@@ -150,6 +150,7 @@ class Engine:
             head=asked.head,
             at_limit="length" if limit == settings.max_new_tokens else "context",
             cancelled=self._cancel[side],
+            stop_texts=voice.resident.template.stop_texts,
             side=side,
             tokenizer=voice.resident.tokenizer,
             emit=emit,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from core.conversation import Message, OnProgress
 from core.inference.backend import Backend, Part, rows_that_fit
-from core.inference.requests import Reply, Request, common_start, text_of
+from core.inference.requests import Reply, Request, common_start
 from core.inference.resident import Voice, release_memory
 from core.inference.sampling import Sampler
 from core.inference.settings import ChatSettings
@@ -62,6 +62,8 @@ def continuations(
             resident.stop_ids,
             settings.max_new_tokens,
             voice.adapter,
+            stop_texts=resident.template.stop_texts,
+            tokenizer=resident.tokenizer,
             seed=(settings.seed * 1_000_003 + place) % 2**63,
             head=head,
         )
@@ -77,13 +79,7 @@ def continuations(
     for request in requests:
         if request.error:
             raise request.error
-    return [_reply(resident.tokenizer, request) for request in requests]
-
-
-def _reply(tokenizer: object, request: Request) -> Reply:
-    assert request.finish_reason is not None
-    text = text_of(tokenizer, request.token_ids).strip()
-    return Reply(text, request.token_ids, request.finish_reason)
+    return [Reply(r.text.strip(), r.token_ids, r.finish_reason or "error") for r in requests]
 
 
 def stream(

@@ -10,6 +10,8 @@ from typing import Any, Literal
 #: ``stop``: the model ended its turn; ``length``: the reply was cut at the length asked for;
 #: ``context``: the model can read no more; ``cancelled``: somebody stopped it.
 FinishReason = Literal["stop", "length", "context", "cancelled", "error"]
+#: Last tokens among which an end in words is looked for; none is longer.
+_TAIL = 32
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Request:
 
     Attributes:
         prompt: token ids that are fed.
+        stop_texts: what ends a reply too, where no token of its own does (``ChatTemplate``).
         limit: longest reply in tokens; ``at_limit`` says why it is not longer.
         seed: start of the random numbers of this reply, and of no other thing: equal seeds over
             equal distributions draw equal tokens.
@@ -42,12 +45,22 @@ class Request:
     head: int = 0
     at_limit: FinishReason = "length"
     cancelled: threading.Event = field(default_factory=threading.Event)
+    stop_texts: tuple[str, ...] = ()
+    tokenizer: Any = None
 
     def __post_init__(self) -> None:
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
         self.error: Exception | None = None
         self.random: Any = None
+        self._before_stop: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The reply so far, without what ended it."""
+        if self._before_stop is not None:
+            return self._before_stop
+        return text_of(self.tokenizer, self.token_ids)
 
     @property
     def finished(self) -> bool:
@@ -60,10 +73,22 @@ class Request:
             self.finish("stop")
             return
         self.token_ids.append(token)
-        if self.cancelled.is_set():
+        if self._stops_in_text():
+            self.finish("stop")
+        elif self.cancelled.is_set():
             self.finish("cancelled")
         elif len(self.token_ids) >= self.limit:
             self.finish(self.at_limit)
+
+    def _stops_in_text(self) -> bool:
+        """Whether the reply has ended in words; its tokens are then those before the end."""
+        if not any(s in text_of(self.tokenizer, self.token_ids[-_TAIL:]) for s in self.stop_texts):
+            return False
+        text = self.text
+        self._before_stop = text[: min(at for s in self.stop_texts if (at := text.find(s)) >= 0)]
+        while len(text_of(self.tokenizer, self.token_ids)) > len(self._before_stop):
+            self.token_ids.pop()
+        return True
 
     def finish(self, reason: FinishReason) -> None:
         """End the reply; what was written so far stands."""

@@ -31,13 +31,13 @@ class Stream(Request):
     """
 
     side: str = ""
-    tokenizer: Any = None
     emit: Emit = _ignore
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._text = TextStream(self.tokenizer)
         self._unsent = ""
+        self._sent = 0  # characters
         self._sent_at = 0.0
         self._started = time.monotonic()
         self._first = self._last = 0.0
@@ -46,23 +46,32 @@ class Stream(Request):
         """Take the next token and send its text."""
         self._last = time.monotonic()
         self._first = self._first or self._last
-        if token not in self.stop_ids:
-            self._send(self._text.push(token))
         super().push(token)
+        if not self.finished:
+            self._unsent += self._text.push(token)
+            self._send(len(self._unsent) - self._beginning_of_a_stop())
+
+    def _beginning_of_a_stop(self) -> int:
+        """Last characters that may turn out to be no part of the reply."""
+        lengths = range(max(map(len, self.stop_texts), default=0), 0, -1)
+        starts = tuple(self.stop_texts)
+        return next((n for n in lengths if any(s.startswith(self._unsent[-n:]) for s in starts)), 0)
 
     def finish(self, reason: FinishReason) -> None:
         """End the reply and send the whole of it."""
         if self.finished:
             return
         super().finish(reason)
-        self._send(self._text.finish(), flush=True)
+        text = self.text
+        self._unsent = text[self._sent :]
+        self._send(len(self._unsent), flush=True)
         record = {"error": error_record(self.error)} if self.error else {}
         self.emit(
             {
                 "type": "error" if self.error else "done",
                 "side": self.side,
                 **record,
-                "text": text_of(self.tokenizer, self.token_ids),
+                "text": text,
                 "token_ids": self.token_ids,
                 "finish_reason": reason,
                 "prompt_tokens": len(self.prompt),
@@ -70,13 +79,13 @@ class Stream(Request):
             }
         )
 
-    def _send(self, text: str, flush: bool = False) -> None:
-        self._unsent += text
+    def _send(self, count: int, flush: bool = False) -> None:
+        """Emit the first ``count`` characters that were not sent, if it is time to."""
         now = time.monotonic()
-        if self._unsent and (flush or now - self._sent_at >= _EVENT_EVERY_S):
-            event = {"type": "token", "side": self.side, "text": self._unsent, **self._pace()}
-            self._unsent, self._sent_at = "", now
-            self.emit(event)
+        if count > 0 and (flush or now - self._sent_at >= _EVENT_EVERY_S):
+            text, self._unsent = self._unsent[:count], self._unsent[count:]
+            self._sent, self._sent_at = self._sent + count, now
+            self.emit({"type": "token", "side": self.side, "text": text, **self._pace()})
 
     @property
     def ttft_s(self) -> float | None:
@@ -119,13 +128,13 @@ class TextStream:
         try:
             text = self._stream.step(self._tokenizer.backend_tokenizer, token)
         except Exception:  # its only type: bytes that are no text changed what was sent before
-            return self.finish()
+            return self._restart()
         if text is None:
             return ""
         self._held = []
         return text
 
-    def finish(self) -> str:
+    def _restart(self) -> str:
         """Whatever is still held back, broken bytes as replacement characters."""
         held, self._held = self._held, []
         self._stream = DecodeStream(held, skip_special_tokens=True)  # a space before it stays

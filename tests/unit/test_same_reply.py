@@ -154,6 +154,7 @@ def make_adapter(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, fl
     return make
 
 
+@pytest.mark.timeout(600)  # nine loads of the bundled model
 @pytest.mark.parametrize("which", ["tiny", pytest.param("bundled", marks=pytest.mark.slow)])
 def test_the_greedy_reply_is_the_same_everywhere(
     which: str,

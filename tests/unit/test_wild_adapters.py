@@ -130,6 +130,7 @@ def _engine(base: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> Engin
 
 class _NoTemplate:
     stop_ids: tuple[int, ...] = ()
+    stop_texts: tuple[str, ...] = ()
 
     def __init__(self, tokenizer: Any) -> None:
         pass

@@ -13,7 +13,9 @@ import pytest
 
 from core import fsio
 from core.errors import UserError
-from core.jobs import api, child, kinds
+from core.jobs import api, child, kinds, supervisor
+from core.jobs.spec import read_spec
+from core.jobs.state import Reason, State
 from core.paths import RunPaths
 
 
@@ -53,6 +55,25 @@ def test_11_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
     assert fsio.read_json(path) == {"old": True}
     assert {p.name for p in tmp_path.iterdir()} == {"state.json", "workspace"}
+
+
+def test_11_the_end_of_a_run_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without exit.json a run reads as LOST, so a disk that is full for a moment is waited for."""
+    run = api.create("train", {}, name="x")
+    end = supervisor.Supervisor(run, read_spec(run))
+    write, tries = fsio.write_json, []
+
+    def full_twice(path: Path, value: Any) -> None:
+        tries.append(path)
+        if len(tries) <= 2:
+            raise UserError("cannot write", why="No space left on device")
+        write(path, value)
+
+    monkeypatch.setattr(fsio, "write_json", full_twice)
+    monkeypatch.setattr(supervisor.time, "sleep", lambda _seconds: None)
+    end.finish(State.SUCCEEDED, Reason.COMPLETED)
+    assert tries == [run.exit] * 3
+    assert api.status(run).state is State.SUCCEEDED
 
 
 def test_files_are_readable_as_others_are(tmp_path: Path) -> None:
