@@ -44,6 +44,15 @@ SHAPES: dict[str, dict[str, int]] = {
         "num_key_value_heads": 8,
         "intermediate_size": 8192,
     },
+    # https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct: config.json
+    "smollm2-135m": {
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "intermediate_size": 1536,
+    },
     "toy": {
         "vocab_size": 49152,
         "hidden_size": 64,
@@ -78,14 +87,16 @@ def make_model(folder: Path, shape: str, tokenizer_dir: Path) -> None:
     AutoTokenizer.from_pretrained(tokenizer_dir).save_pretrained(folder)
 
 
-def make_rows(count: int, vocabulary: int) -> list[dict[str, list[int]]]:
-    """Rows of 60 to 600 tokens; frequent tokens are frequent, so there is something to learn."""
+def make_rows(
+    count: int, vocabulary: int, shortest: int = 60, longest: int = 600
+) -> list[dict[str, list[int]]]:
+    """Rows in which frequent tokens are frequent, so that there is something to learn."""
     draw = random.Random(0)
     common = [draw.randrange(3, vocabulary) for _ in range(500)]
     weights = [1 / (rank + 2) for rank in range(len(common))]
     rows = []
     for _ in range(count):
-        length = draw.randint(60, 600)
+        length = draw.randint(shortest, longest)
         ids = draw.choices(common, weights, k=length)
         prompt = length // 3
         rows.append({"input_ids": ids, "labels": [-100] * prompt + ids[prompt:]})
@@ -313,6 +324,8 @@ PEERS: dict[str, Callable[[argparse.Namespace], Step]] = {
     "ours-padded": lambda args: ours(args, pack_rows=False),
     "ours-recompute": lambda args: ours(args, activation_checkpointing=True),
     "ours-8gb": lambda args: ours(args, activation_checkpointing=True, hold_weights=False),
+    "ours-bf16": lambda args: ours(args, dtype="bfloat16"),
+    "ours-held-only": lambda args: ours(args, fused_step=False),
     "ours-plain": lambda args: ours(args, fused_step=False, hold_weights=False),
     "peft": peft,
     "unsloth": unsloth,
@@ -340,7 +353,7 @@ def measure(step: Step, args: argparse.Namespace) -> dict[str, Any]:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - started
         losses.append(float(loss))
-        if index >= min(WARM_UP, args.steps - 1):
+        if index >= min(WARM_UP, args.steps // 3):
             count = sum(len(row["input_ids"]) for row in rows)
             rates.append(count / seconds)
             total, tokens = total + seconds, tokens + count
@@ -474,7 +487,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
     figure.savefig(path)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Run every trainer at every number of rows; write report.json and report.png."""
     import torch
 
@@ -486,11 +499,12 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--peers", nargs="+", default=[*PEERS, "trl"])
     parser.add_argument("--rows", type=int, nargs="+", default=[16, 32])
+    parser.add_argument("--length", type=int, nargs=2, default=[60, 600], help="tokens of a row")
     parser.add_argument("--grouped", action="store_true", help="rows of like length together")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("--limit", type=int, default=240, help="seconds for one trainer")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     args.out = args.out.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -504,7 +518,7 @@ def main() -> None:
 
             args.tokenizer = bundled.ensure()
         make_model(args.out / "model", args.shape, args.tokenizer)
-    rows = make_rows(800, SHAPES[args.shape]["vocab_size"])
+    rows = make_rows(800, SHAPES[args.shape]["vocab_size"], *args.length)
     (args.out / "rows.json").write_text(json.dumps(rows))
     name = torch.cuda.get_device_name(0) if args.device == "cuda" else "cpu"
     report: dict[str, Any] = {"device": name, "torch": torch.__version__, "shape": args.shape}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import time
 from collections import Counter
@@ -23,12 +22,11 @@ from pydantic import Field
 from core import paths
 from core.conversation import Conversation, OnProgress
 from core.conversation import Kind as RowKind
-from core.data.ultrachat import openings
+from core.data.ultrachat import cachefile, openings
 from core.data.ultrachat.backends import Backend, open_backend
 from core.data.ultrachat.cards import PROMPT_VERSION, style_of
 from core.data.ultrachat.loop import RETRIES, Budget, Dialogue, Scripted, Settings, play
 from core.errors import UserError
-from core.fsio import dump_json
 from core.persona.persona import Persona
 from core.records import Record
 
@@ -183,7 +181,7 @@ def simulate(
         user = assistant if same else open_backend(spec.user_model)
     stage = _Stage(spec, persona, user, assistant, supervised=_own_words(spec, persona, base))
     for record in stage.run(on_progress):
-        _append(stage.cache, record)
+        cachefile.append(stage.cache, record)
     report = SimulationReport()
     rows = []
     for record in stage.kept():
@@ -217,7 +215,7 @@ class _Stage:
         self.pairs = _pairs(persona, spec) if persona else []
         self.key = self._key(persona)
         self.cache = paths.cache_dir() / "ultrachat" / f"{self.key[:16]}.jsonl"
-        self.records = {r["index"]: r for r in _read(self.cache)}
+        self.records = {r["index"]: r for r in cachefile.read(self.cache, SCHEMA)}
         self._open: set[int] = set()
         begun = MAX_BEGUN * spec.dialogues
         self.openings = openings.take(begun, spec.seed, spec.locale, spec.kinds)
@@ -379,26 +377,3 @@ def _worst(records: Any) -> str:
     for record in records:
         counts.update({k: v for k, v in record["rejected"].items() if k.startswith("assistant.")})
     return ", ".join(f"{k.split('.')[1]} {v}" for k, v in counts.most_common(3)) or "no reply"
-
-
-def _append(cache: Path, record: dict[str, Any]) -> None:
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    with cache.open("ab") as file:
-        # A leading line break ends a line that a crash may have torn.
-        file.write(f"\n{dump_json(record)}\n".encode())
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _read(cache: Path) -> Iterator[dict[str, Any]]:
-    """Whole records; a dialogue whose line was torn by a crash is played again."""
-    if not cache.is_file():
-        return
-    with cache.open("rb") as file:
-        for line in file:
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(record, dict) and record.get("schema") == SCHEMA:
-                yield record

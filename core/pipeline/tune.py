@@ -173,6 +173,7 @@ def _deliver(stage: Stage, ledger: Ledger, output: Path) -> None:
     elif stage == "evaluate" and not (output / "scorecard.json").is_file():
         for name in ("replies", "report"):
             source = Path(made[name])
+            (output / source.name).unlink(missing_ok=True)  # of a delivery that was interrupted
             fsio.link_or_copy(source, output / source.name)
         fsio.write_json(output / "scorecard.json", _card(ledger))
 

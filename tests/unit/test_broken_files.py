@@ -108,6 +108,12 @@ def test_odd_ids_are_user_errors(name: str) -> None:
             ask(name)
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "é" * 200, "a\0b", "\ud800", "../x"])
+def test_no_path_is_made_of_what_cannot_be_a_name(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError):
+        fsio.safe_join(tmp_path, name)
+
+
 def test_broken_conversations_are_listed_and_deleted() -> None:
     side = SideSpec("a", "base", "Base", "bundled")
     good = transcripts.create([side])

@@ -27,7 +27,7 @@ MARKDOWN = MarkdownIt("commonmark").enable("table").enable("strikethrough")
 #: to right: code that begins before an address is code.
 CODE_OR_ADDRESS = re.compile(
     r"(?P<code>(?<!`)(?P<ticks>`+)(?!`)[^\n]+?(?<!`)(?P=ticks)(?!`))"
-    r"|(?i:(?:https?://|www\.|[\w.+-]+@)[^\s<]*)"
+    r"|(?i:(?<!\]\()(?:https?://|www\.|[\w.+-]+@)[^\s<]*)"
 )
 
 ATTACKS = [

@@ -14,7 +14,7 @@ from core.inference.fused import unsupported
 from core.inference.load import load_model, load_tokenizer
 from core.inference.resident import choose
 from core.models.catalog import resolve
-from core.models.template import ChatTemplate
+from core.models.xtuner_template import XTunerTemplate
 from core.weights.merge import MergeSettings, merge
 from core.weights.prove import ProofPlan, prove
 from tests.fakes import published_internlm2 as published
@@ -52,7 +52,7 @@ def test_a_chat_of_three_turns_is_its_pieces(tokenizer: Any) -> None:
     wanted = [1]
     for role, text in zip(roles, words, strict=True):
         wanted += [92543, *ids(role), 364, *EXPECTED[text], 92542, 364]
-    template = ChatTemplate(tokenizer)
+    template = XTunerTemplate(tokenizer)
     assert template.encode(talk) == [*wanted, 92543, 525, 11353, 364]
     assert wanted[:4] == [1, 92543, 1008, 364]
     assert set(template.stop_ids) == {2, 92542}

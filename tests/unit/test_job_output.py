@@ -24,7 +24,7 @@ def watched(tmp_path: Path, *lines: str) -> tuple[list[dict[str, Any]], list[dic
     """(metrics, events) of a run that printed these lines."""
     events = journal.Journal(tmp_path / "events.jsonl")
     watcher = OutputWatcher(
-        RunSpec("train", "x", {}, 1),
+        RunSpec(kind="train", name="x", params={}, seq=1),
         journal.Journal(tmp_path / "metrics.jsonl"),
         lambda event, **fields: events.append({"event": event, **fields}),
         SECRET,

@@ -27,18 +27,19 @@ from core.persona import packs
 from core.persona.persona import Persona, load_persona, parse_persona
 from core.persona.schema import Pack
 from core.probes.suites import read_probes
+from tests.unit.test_data_persona import PACK
 
-ASSISTANT = (TEMPLATES / "assistant.yaml").read_text("utf-8")
 CASES = Path(__file__).parents[1] / "data" / "cases"
 #: The separators that `str.splitlines` cuts at are as likely as all of the rest.
 CHARACTERS = st.one_of(
     st.sampled_from("\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029\x00\ufeff\uffff"),
     st.characters(exclude_categories=["Cs"]),
 )
-TEXT = st.text(CHARACTERS, min_size=1, max_size=30).filter(str.strip)
-FIELD = st.text(CHARACTERS, max_size=12)
+# Lists, because `st.text` melts the two alphabets into one, where separators hardly ever come.
+TEXT = st.lists(CHARACTERS, min_size=1, max_size=20).map("".join).filter(str.strip)
+FIELD = st.lists(CHARACTERS, max_size=8).map("".join)
 fast = settings(
-    max_examples=40,
+    max_examples=20,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
@@ -71,6 +72,7 @@ def test_rows_and_manifest(rows: list[Conversation], note: str) -> None:
     assert [store.manifest(name)[key] for key in ("note", "text")] == [note, note]
     summary = next(s for s in store.list_datasets() if s.name == name)
     assert (summary.problem, summary.note) == ("", note)
+    store.delete(name)
 
 
 @fast
@@ -81,6 +83,7 @@ def test_edits_of_rows(rows: list[Conversation], label: str) -> None:
     Draft(name).write(rows[1:], label=label)
     assert list(Draft(name).rows()) == rows
     assert [edit.label for edit in Draft(name).done] == ([label] if rows[1:] else [])
+    store.delete(name)
 
 
 @fast
@@ -113,18 +116,18 @@ def test_transcripts_and_votes(prompt: str, reply: str, system: str) -> None:
     assert transcripts.read(chat.id) == chat
     assert chat.id in [listed[0] for listed in transcripts.list_chats()]
     assert votes.tally([transcripts.read(chat.id)]) == votes.tally([chat])
+    transcripts.delete(chat.id)
 
 
 @fast
 @given(value=TEXT)
 def test_a_persona(value: str) -> None:
-    pack = yaml.load(ASSISTANT, yaml.CSafeLoader)
-    pack["slots"]["name"]["text"] = {"en": f"Ab{value}", "zh": "米拉"}
-    pack["slots"]["author"]["text"] = {"en": f"Ab{value}", "zh": f"米拉{value}"}
+    pack = yaml.safe_load(PACK)
+    pack["slots"]["name"]["text"]["en"] = pack["slots"]["author"]["text"]["en"] = f"Ab{value}"
     persona = Persona(Pack.model_validate(pack))
     again = parse_persona(persona.dump())
     assert again.pack == persona.pack
-    assert again.slot("author", "zh") == f"米拉{value}"
+    assert again.slot("author", "en") == f"Ab{value}"
 
 
 @fast
@@ -132,10 +135,8 @@ def test_a_persona(value: str) -> None:
 def test_an_own_pack_of_the_editor(text: str) -> None:
     path = packs.find("mine") if "mine" in packs.all_packs() else packs.duplicate("tutor", "mine")
     written = yaml.safe_dump(text, allow_unicode=False, default_style='"').strip()
-    pack = (TEMPLATES / "tutor.yaml").read_text("utf-8") + f"\nforbid_self: [{written}]\n"
-    if pack.count("forbid_self") == 1:
-        packs.write("mine", pack)
-        assert load_persona(path).pack.forbid_self == [text]
+    packs.write("mine", PACK.replace("forbid_self: [ChatGPT,", f"forbid_self: [{written},"))
+    assert load_persona(path).pack.forbid_self[0] == text
 
 
 @fast

@@ -134,6 +134,28 @@ def test_auto_recomputes_activations_where_memory_is_short(dataset: Path, tiny_l
     assert {choice.name for choice in choices} >= {"batch_size", "recompute_above"}
 
 
+def test_step_is_chosen_for_the_device_and_says_why(
+    dataset: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from core.training import defaults
+
+    monkeypatch.setattr(defaults, "cpu_has_bf16", lambda: True)
+    for gain, dtype in ((2.0, "bfloat16"), (1.1, "float32")):
+        monkeypatch.setattr(defaults, "bf16_gain", lambda gain=gain: gain)
+        spec, _ = choose(str(dataset), str(tiny_llama), CPU)
+        assert spec.dtype == dtype
+    assert spec.hold_weights and spec.fused_step and spec.pack_rows and not spec.compile_step
+    assert spec.group_by_length
+    on_gpu, choices = choose(str(dataset), str(tiny_llama), GPUS)
+    assert not on_gpu.group_by_length
+    reasons = {choice.name: choice.reason for choice in choices}
+    assert "dequantized once" in reasons["hold_weights"]
+    full = Device("cpu", "full", 1, 2**30, 2, CPU.compute_dtype)
+    spec, choices = choose(str(dataset), str(tiny_llama), full)
+    assert not spec.hold_weights
+    assert "too little memory" in {c.name: c.reason for c in choices}["hold_weights"]
+
+
 def test_recomputing_long_micro_batches_alone_bounds_memory() -> None:
     shape = cost.Shape(576, 30, 1536, 49152, 9, 3, True)  # SmolLM2-135M
     plain = TrainSpec(dataset="d", batch_size=8, fused_step=False, hold_weights=False)
