@@ -11,7 +11,9 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 
 from core import fsio, paths
+from core.conversation import Message
 from core.data.filters import AI_NAMES
+from core.inference.settings import ChatSettings
 from core.models.catalog import ModelRef
 from core.text import claims, normalize
 
@@ -88,16 +90,13 @@ def ask(model: ModelRef) -> OwnIdentity:
 
 
 def _answers(model: ModelRef, prompts: list[str]) -> list[str]:
-    from core.inference.generate import generate
-    from core.inference.load import load_model, load_tokenizer
+    from core.inference import decoding
+    from core.inference.resident import Resident
 
-    replies = generate(
-        load_model(model.path),
-        load_tokenizer(model.path),
-        [[{"role": "user", "content": p}] for p in prompts],
-        max_new_tokens=_TOKENS,
-    )
-    return [reply.text for reply in replies]
+    voice = Resident.load(model.path).voice()
+    asked: list[list[Message]] = [[{"role": "user", "content": p}] for p in prompts]
+    made = decoding.replies(voice, asked, ChatSettings(max_new_tokens=_TOKENS))
+    return [reply.text for reply in made]
 
 
 def judge(replies: list[str]) -> OwnIdentity:
