@@ -67,7 +67,8 @@ def run_trial(trial: Trial, folder: Path, model: str) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     built = shared_dataset(trial, folder.parent / "datasets", model)
     dataset_seconds = time.monotonic() - started
-    chosen, _ = choose(str(built.root), model, describe(), {"seed": trial.seed, **trial.train})
+    settings = {"seed": trial.seed, "evaluation_inputs": [], **trial.train}
+    chosen, _ = choose(str(built.root), model, describe(), settings)
     run = RunPaths(folder / "run")
     run.root.mkdir(exist_ok=True)
     begun = time.monotonic()
