@@ -13,6 +13,7 @@ replies, and lets ten times as many leaks through; hence off by default.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from xtuner.model import SupervisedFinetune
 from core.inference.fused import inner_model
 
 IGNORED = -100
+_HALF = (torch.bfloat16, torch.float16)
 
 
 def collate(instances: Sequence[Mapping[str, Any]], **options: Any) -> dict[str, Any]:
@@ -81,8 +83,12 @@ class AnchoredFinetune(SupervisedFinetune):
         """Logits (N, vocabulary) at the given places only."""
         head = inner_model(self.llm).get_output_embeddings()
         handle = head.register_forward_pre_hook(lambda module, args: (args[0][rows, at],))
+        dtype = next((p.dtype for p in self.llm.parameters() if p.dtype in _HALF), None)
+        # mmengine opens autocast on a GPU only; a held 16-bit base meets float32 norms on a CPU.
+        cast = torch.autocast(rows.device.type, dtype) if dtype else nullcontext()
         try:
-            logits: torch.Tensor = self.llm(**given).logits
+            with cast:
+                logits: torch.Tensor = self.llm(**given).logits
         finally:
             handle.remove()
         return logits
