@@ -53,9 +53,9 @@ def _configs(args: argparse.Namespace) -> int:
 
 
 def _config(args: argparse.Namespace) -> int:
-    from core.training import config
+    from core.training import config, configdiff
 
     spec, _ = spec_of(args)
     source = config.render(spec, config.resolve_inputs(spec))
-    print(source if args.action == "show" else config.unified_diff(spec, source), end="")
+    print(source if args.action == "show" else configdiff.unified_diff(spec, source), end="")
     return 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -19,9 +18,18 @@ import psutil
 from core import fsio, paths
 from core.errors import UserError
 from core.jobs import locks, processes
-from core.jobs.journal import parse_record, read_tail_records, tail
+from core.jobs.ending import close, heard
+from core.jobs.journal import tail
 from core.jobs.kinds import kind_of
-from core.jobs.observe import elapsed, last_sign, observe, progress_of, read_exit
+from core.jobs.observe import (
+    elapsed,
+    lost_at,
+    observe,
+    progress_of,
+    read_exit,
+    read_record,
+    stalled,
+)
 from core.jobs.spec import Options, RunSpec, read_spec
 from core.jobs.state import ACTIVE, FINAL, Progress, Reason, State, Status, Summary, derive
 from core.jobs.supervisor import ALREADY_STARTED
@@ -47,7 +55,6 @@ def create(
     params: Mapping[str, Any],
     *,
     name: str,
-    run_dir: Path | None = None,
     parent: str | None = None,
     options: Options | None = None,
     argv: Sequence[str] = (),
@@ -57,23 +64,18 @@ def create(
     Args:
         params: what the job's function gets; JSON-able.
         name: for people; its slug becomes part of the folder's name.
-        run_dir: the very folder to use, which must not hold a run yet; else a new one among the
-            runs of the workspace.
         parent: id of the run that this one changes or resumes.
         argv: the command, for the kind ``command`` only.
 
     Raises:
-        UserError: unknown kind, an argv where none is allowed, a folder that is taken.
+        UserError: unknown kind, or an argv where none is allowed.
     """
     kind_of(kind)
     if bool(argv) != (kind == "command"):
         raise UserError("a job of the kind 'command', and no other, has an argv")
     with locks.creation_lock():
-        seq = _next_seq()
-        run = RunPaths(run_dir.resolve() if run_dir else _new_root(paths.runs_dir(), name))
-        if run.spec.exists():
-            raise UserError(f"{run.root} already holds a run", fix="choose another folder")
-        run.root.mkdir(parents=True, exist_ok=run_dir is not None)
+        seq, run = _next_seq(), RunPaths(_new_root(paths.runs_dir(), name))
+        run.root.mkdir(parents=True)
         RunSpec(
             kind=kind,
             name=name,
@@ -124,7 +126,7 @@ def start(run: RunPaths, timeout: float = 10.0) -> None:
     threading.Thread(target=process.wait, daemon=True).start()
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
-        record = _read_record(run.supervisor)
+        record = read_record(run.supervisor)
         if record is not None and record.get("pid") == process.pid:
             return
         if process.returncode == ALREADY_STARTED:
@@ -229,7 +231,7 @@ def status(run: RunPaths) -> Status:
     spec = read_spec(run)
     seen = observe(run, spec)
     state, reason = derive(seen)
-    record = _read_record(run.supervisor) or {}
+    record = read_record(run.supervisor) or {}
     over = seen.exit or {}
     progress = progress_of(run) if state is not State.CREATED else Progress()
     holder = locks.device_holder() if state is State.STARTING else None
@@ -244,35 +246,15 @@ def status(run: RunPaths) -> Status:
         total=progress.total,
         started=record.get("started"),
         ended=over.get("ended"),
-        elapsed_seconds=elapsed(record, seen.exit, _lost_at(run, state)),
+        elapsed_seconds=elapsed(record, seen.exit, lost_at(run, state)),
         eta_seconds=progress.eta_seconds if state is State.RUNNING else None,
-        result=_read_record(run.result) if state in FINAL else None,
+        result=read_record(run.result) if state in FINAL else None,
         error=UserError.from_dict(over["error"]) if over.get("error") else None,
         log_tail=tail(run.log),
         waiting_for=holder.what if holder and holder.run != run.root.name else "",
-        stalled=state is State.RUNNING and _stalled(run),
+        stalled=state is State.RUNNING and stalled(run),
         left_over=tuple(over.get("left_over", ())),
     )
-
-
-def _lost_at(run: RunPaths, state: State) -> float | None:
-    return last_sign(run) if state is State.LOST else None
-
-
-def _stalled(run: RunPaths) -> bool:
-    seen = [
-        r["event"]
-        for r in read_tail_records(run.events)
-        if str(r.get("event")) in ("stalled", "active")
-    ]
-    return bool(seen) and seen[-1] == "stalled"
-
-
-def _read_record(path: Path) -> dict[str, Any] | None:
-    try:
-        return parse_record(path.read_bytes())
-    except OSError:
-        return None
 
 
 def list_runs(root: Path | None = None) -> list[Summary]:
@@ -315,7 +297,7 @@ def _summary(
         )
     seen = observe(run, spec, over, marks)
     state, reason = derive(seen)
-    record = _read_record(run.supervisor) or {} if over is None else {}
+    record = read_record(run.supervisor) or {} if over is None else {}
     return Summary(
         id=run.root.name,
         root=run.root,
@@ -325,7 +307,7 @@ def _summary(
         reason=reason,
         seq=spec.seq,
         created=spec.created,
-        elapsed_seconds=elapsed(record, seen.exit, _lost_at(run, state)),
+        elapsed_seconds=elapsed(record, seen.exit, lost_at(run, state)),
         parent=spec.parent,
         progress=progress_of(run) if state in ACTIVE else Progress(),
     )
@@ -390,52 +372,13 @@ def stop(run: RunPaths, force: bool = False) -> None:
         return
     if force or not run.stop.exists():
         fsio.write_json(run.stop, {"schema": 1, "force": force, "time": time.time()})
-    if force and state is not State.ORPHANED and not _heard(run):
+    if force and state is not State.ORPHANED and not heard(run):
         state = State.ORPHANED
     if state is State.ORPHANED:
         left = processes.end_processes(
             lambda: processes.processes_of(spec.mark), 0.0 if force else spec.options.grace_seconds
         )
-        _close(run, left)
-
-
-def _heard(run: RunPaths, seconds: float = 8.0) -> bool:
-    """Whether the supervisor ends the run; if it does not (stopped, stuck), it is killed."""
-    record = _read_record(run.supervisor) or {}
-    supervisor = processes.same_process(record.get("pid"), record.get("start_time"))
-    if supervisor is None:
-        return True  # it is not there yet, or gone: its lock says more
-    processes.signal_all([supervisor], signal.SIGCONT)  # a stopped process hears nothing
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if run.exit.exists() or not run.spec.exists():
-            return True
-        time.sleep(0.1)
-    processes.signal_all([supervisor], signal.SIGKILL)
-    return False
-
-
-def _close(run: RunPaths, left: list[int]) -> None:
-    """Write the end of a run whose supervisor is gone and whose processes we have ended."""
-    lock = locks.FileLock(run.lock)
-    if not lock.acquire(timeout=2.0):
-        return
-    try:
-        if not run.exit.exists():
-            record = _read_record(run.supervisor) or {}
-            fsio.write_json(
-                run.exit,
-                {
-                    "schema": 1,
-                    "state": State.STOPPED,
-                    "reason": Reason.USER_STOP,
-                    "ended": time.time(),
-                    "elapsed": elapsed(record, None, time.time()) or 0.0,
-                    "left_over": left,
-                },
-            )
-    finally:
-        lock.release()
+        close(run, left)
 
 
 def delete(run: RunPaths) -> None:

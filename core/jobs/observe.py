@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -155,3 +156,26 @@ def _count(record: dict[str, Any]) -> tuple[str, int, int, float] | None:
     except (KeyError, TypeError, ValueError, OverflowError):
         return None
     return None
+
+
+def lost_at(run: RunPaths, state: State) -> float | None:
+    """When a LOST run was last heard of; None for all others."""
+    return last_sign(run) if state is State.LOST else None
+
+
+def stalled(run: RunPaths) -> bool:
+    """Whether the run has been silent for longer than it should be."""
+    seen = [
+        r["event"]
+        for r in read_tail_records(run.events)
+        if str(r.get("event")) in ("stalled", "active")
+    ]
+    return bool(seen) and seen[-1] == "stalled"
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """A record of one line; None if there is none that can be read."""
+    try:
+        return parse_record(path.read_bytes())
+    except OSError:
+        return None

@@ -17,8 +17,8 @@ from typing import Any
 
 from core import fsio
 from core.errors import UserError
-from core.training import base
-from core.training.edits import ConfigEditor, literal, parse
+from core.training import base, rawconfig
+from core.training.edits import ConfigEditor, literal
 from core.training.rows import data_pattern
 from core.training.spec import TrainSpec
 
@@ -89,7 +89,7 @@ def write_config(spec: TrainSpec, path: Path, inputs: ConfigInputs | None = None
         UserError: the stock config is unknown, or the raw text is not a usable config.
     """
     if spec.config_text is not None:
-        check_raw(spec.config_text)
+        rawconfig.check_raw(spec.config_text)
         fsio.atomic_write_text(path, spec.config_text)
     else:
         fsio.atomic_write_text(path, render(spec, inputs or resolve_inputs(spec)))
@@ -335,109 +335,3 @@ def _edit_runtime(editor: ConfigEditor, spec: TrainSpec, inputs: ConfigInputs) -
             "dict(\n    type=Visualizer,\n    vis_backends=[dict(type=TensorboardVisBackend)],\n)",
             after="env_cfg",
         )
-
-
-#: Names that XTuner's train reads; a raw config without one of them cannot run.
-_REQUIRED = (
-    "tokenizer",
-    "model",
-    "train_dataloader",
-    "optim_wrapper",
-    "param_scheduler",
-    "train_cfg",
-    "default_hooks",
-)
-
-
-def check_raw(source: str, where: str = "config.py") -> None:
-    """Check a hand-written config without running it.
-
-    Raises:
-        UserError: not Python, a required name is missing, or an imported module is not there.
-    """
-    parse(source, where)
-    tree = ast.parse(source)
-    if missing := [name for name in _REQUIRED if not _binds(tree, name)]:
-        raise UserError(
-            f"the config does not set {', '.join(missing)}",
-            where=where,
-            fix="start again from a stock config and change only what you need",
-        )
-    for node in ast.walk(tree):
-        names = (
-            [node.module]
-            if isinstance(node, ast.ImportFrom) and node.module
-            else [alias.name for alias in node.names]
-            if isinstance(node, ast.Import)
-            else []
-        )
-        for name in names:
-            _require_module(name, f"{where}:{getattr(node, 'lineno', 0)}")
-        if (
-            isinstance(node, ast.Constant)
-            and isinstance(node.value, str)
-            and "{{" in node.value
-            and "$" in node.value
-        ):
-            raise UserError(
-                "a string of the config asks for an environment variable",
-                where=f"{where}:{node.lineno}",
-                why="mmengine replaces '{{ $NAME:default }}' in configs",
-                fix="write the value itself",
-            )
-
-
-def _binds(tree: ast.Module, name: str) -> bool:
-    targets = [t for node in tree.body if isinstance(node, ast.Assign) for t in node.targets]
-    return any(isinstance(t, ast.Name) and t.id == name for t in targets)
-
-
-def _require_module(name: str, where: str) -> None:
-    # Only the top package is looked up: find_spec of a submodule would import its parents.
-    top = name.split(".")[0]
-    if importlib.util.find_spec(top) is None:
-        raise UserError(
-            f"the config imports {name}, which is not installed",
-            where=where,
-            fix=f"install {top}, or take the line out",
-        )
-
-
-@dataclass(frozen=True)
-class DiffLine:
-    """One line of the config beside its stock file. ``kind``: same, added, removed."""
-
-    kind: str
-    stock_line: int | None
-    line: int | None
-    text: str
-
-
-def diff(stock: str, edited: str) -> list[DiffLine]:
-    """Line by line, edits marked; lines count from 1."""
-    old, new = stock.splitlines(), edited.splitlines()
-    lines: list[DiffLine] = []
-    for tag, a0, a1, b0, b1 in difflib.SequenceMatcher(None, old, new, False).get_opcodes():
-        if tag == "equal":
-            lines += [
-                DiffLine("same", a + 1, b + 1, new[b])
-                for a, b in zip(range(a0, a1), range(b0, b1), strict=True)
-            ]
-            continue
-        lines += [DiffLine("removed", a + 1, None, old[a]) for a in range(a0, a1)]
-        lines += [DiffLine("added", None, b + 1, new[b]) for b in range(b0, b1)]
-    return lines
-
-
-def unified_diff(spec: TrainSpec, edited: str) -> str:
-    """The edits as a patch against the stock file."""
-    stock = stock_source(spec.stock_config)
-    return "".join(
-        difflib.unified_diff(
-            stock.splitlines(True),
-            edited.splitlines(True),
-            f"{spec.stock_config}.py (XTuner)",
-            "config.py (this run)",
-            n=2,
-        )
-    )

@@ -14,7 +14,17 @@ from core.errors import UserError, UserErrors
 from core.models import catalog, device
 from core.models.device import Device
 from core.models.xtuner_template import XTunerTemplate
-from core.training import base, budget, checkpoints, config, cost, deepspeed, record, rows
+from core.training import (
+    base,
+    budget,
+    checkpoints,
+    config,
+    cost,
+    deepspeed,
+    rawconfig,
+    record,
+    rows,
+)
 from core.training.spec import TrainSpec
 
 T = TypeVar("T")
@@ -151,7 +161,7 @@ def _device_problems(spec: TrainSpec, found: Device) -> list[UserError]:
 def _config_problems(spec: TrainSpec) -> list[UserError]:
     try:
         if spec.config_text is not None:
-            config.check_raw(spec.config_text)
+            rawconfig.check_raw(spec.config_text)
         else:
             config.stock_source(spec.stock_config)
     except UserError as error:

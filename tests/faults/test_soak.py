@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from core.errors import UserError
-from core.jobs import api, locks
+from core.jobs import api, locks, observe
 from core.jobs.spec import Options, read_spec
 from core.jobs.state import FINAL, State
 from core.paths import RunPaths
@@ -69,7 +69,7 @@ class Walk:
 
     def _signal(self, number: signal.Signals, key: str) -> None:
         if run := self.any():
-            record = api._read_record(run.supervisor) or {}
+            record = observe.read_record(run.supervisor) or {}
             start = "start_time" if key == "pid" else "child_start_time"
             process = api.processes.same_process(record.get(key), record.get(start))
             if process is not None:

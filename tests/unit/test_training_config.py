@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import UserError, UserErrors
-from core.training import config, schedule
+from core.training import config, configdiff, rawconfig, schedule
 from core.training.config import ConfigInputs
 from core.training.edits import ConfigEditor, literal
 from core.training.fields import FIELDS, parse_assignment
@@ -68,7 +68,7 @@ def test_every_kind_of_stock_config_takes_the_edits(name: str, dtype: Any) -> No
     spec = TrainSpec(dataset="d", stock_config=name, dtype=dtype, tensorboard=True)
     given = inputs(device="cpu" if dtype == "float32" else "cuda")
     source = config.render(spec, given)
-    config.check_raw(source)
+    rawconfig.check_raw(source)
     editor = ConfigEditor(source)
     data = editor.value("train_dataloader.dataset")
     assert editor.value(f"{data}.dataset_map_fn") == "openai_map_fn"
@@ -101,7 +101,7 @@ def _undefined_names(source: str) -> set[str]:
 def test_edits_keep_the_stock_files_comments_and_order() -> None:
     spec = TrainSpec(dataset="d")
     stock = config.stock_source(spec.stock_config)
-    lines = config.diff(stock, config.render(spec, inputs()))
+    lines = configdiff.diff(stock, config.render(spec, inputs()))
     kept = [line.text for line in lines if line.kind == "same"]
     assert "#                          PART 1  Settings                           #" in kept
     assert "    # record the time of every iteration." in kept
@@ -177,7 +177,7 @@ def test_editor_sets_adds_and_removes_in_nested_dicts() -> None:
 def test_raw_text_is_checked_without_running_it(text: str, message: str) -> None:
     raw = config.render(TrainSpec(dataset="d"), inputs())
     with pytest.raises(UserError, match=message) as caught:
-        config.check_raw(text.replace("{raw}", raw))
+        rawconfig.check_raw(text.replace("{raw}", raw))
     assert caught.value.where.startswith("config.py")
 
 

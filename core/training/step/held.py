@@ -33,8 +33,22 @@ def dense(linear: Any, dtype: torch.dtype) -> Tensor:
     return full.to(dtype).reshape(state.shape)
 
 
+class HeldLinear(nn.Linear):
+    """A held layer takes and gives the type of its input, as ``Linear4bit`` does.
+
+    The step computes in one type; sample replies, and steps of families that XTuner's own step
+    trains, come with float32 from norms that were raised for training.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` (..., in_features) -> (..., out_features), in the type of ``x``."""
+        kind = self.weight.dtype
+        bias = None if self.bias is None else self.bias.to(kind)
+        return nn.functional.linear(x.to(kind), self.weight, bias).to(x.dtype)
+
+
 def hold(model: nn.Module, dtype: torch.dtype) -> int:
-    """Put an ordinary linear layer in the place of every 4-bit one; returns how many.
+    """Put a ``HeldLinear`` in the place of every 4-bit one; returns how many.
 
     The blocks are freed. LoRA layers around them, and with them the checkpoints, stay as they are.
     """
@@ -47,7 +61,7 @@ def hold(model: nn.Module, dtype: torch.dtype) -> int:
         if isinstance(child, modules.Linear4bit)
     ]
     for parent, name, child in quantized:
-        plain = nn.Linear(child.in_features, child.out_features, bias=False, device="meta")
+        plain = HeldLinear(child.in_features, child.out_features, bias=False, device="meta")
         plain.weight = nn.Parameter(dense(child, dtype), requires_grad=False)
         plain.bias = child.bias
         setattr(parent, name, plain.train(child.training))

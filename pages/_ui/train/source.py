@@ -7,7 +7,7 @@ from typing import Any
 import streamlit as st
 
 from core.chat.render import code
-from core.training import config
+from core.training import config, configdiff, rawconfig
 from core.training.spec import TrainSpec
 
 _RAW = "train_raw_text"
@@ -34,14 +34,14 @@ def draw(spec: TrainSpec) -> TrainSpec:
     )
     if raw:
         return _raw(spec, text)
-    lines = config.diff(stock, text)
+    lines = configdiff.diff(stock, text)
     changed = sum(line.kind == "added" for line in lines)
     marked, plain, only = st.tabs(["Edits marked", "Config", "Edits only"])
     marked.code(
         "\n".join(f"{_MARKS[line.kind]} {line.text}" for line in lines), language="diff", height=620
     )
     plain.code(text, language="python", line_numbers=True, height=620)
-    only.code(config.unified_diff(spec, text), language="diff", height=620)
+    only.code(configdiff.unified_diff(spec, text), language="diff", height=620)
     st.caption(
         f"{changed} lines differ from XTuner's {code(spec.stock_config + '.py')}; its comments and "
         "order are kept."
@@ -65,7 +65,7 @@ def _raw(spec: TrainSpec, text: str) -> TrainSpec:
         on_click=lambda: st.session_state.pop(_RAW, None),
     ):
         edited = text
-    config.check_raw(edited)  # a UserError with the line is shown in place of the start button
+    rawconfig.check_raw(edited)  # a UserError with the line is shown in place of the start button
     if edited == text:
         st.caption("Nothing is changed yet.")
         return spec
