@@ -232,3 +232,14 @@ def test_held_weights_are_those_of_bitsandbytes_to_the_bit(tmp_path: Path) -> No
     after, found = plain(model, data)
     assert after == before
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_a_held_layer_takes_and_gives_the_type_of_its_input(tmp_path: Path) -> None:
+    """Sample replies come with float32 from norms that were raised for training."""
+    model = small_model(tmp_path)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        before = model(input_ids=ids).logits.float()
+        held.hold(model, torch.bfloat16)
+        after = model(input_ids=ids).logits.float()
+    assert (after - before).abs().max() < 0.05 * before.abs().max()
