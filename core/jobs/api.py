@@ -21,6 +21,7 @@ from core.jobs import locks, processes
 from core.jobs.ending import close, heard
 from core.jobs.journal import tail
 from core.jobs.kinds import kind_of
+from core.jobs.numbering import new_root, next_seq
 from core.jobs.observe import (
     elapsed,
     lost_at,
@@ -55,6 +56,7 @@ def create(
     params: Mapping[str, Any],
     *,
     name: str,
+    run_dir: Path | None = None,
     parent: str | None = None,
     options: Options | None = None,
     argv: Sequence[str] = (),
@@ -64,18 +66,23 @@ def create(
     Args:
         params: what the job's function gets; JSON-able.
         name: for people; its slug becomes part of the folder's name.
+        run_dir: the very folder to use, which must not hold a run yet; else a new one among the
+            runs of the workspace.
         parent: id of the run that this one changes or resumes.
         argv: the command, for the kind ``command`` only.
 
     Raises:
-        UserError: unknown kind, or an argv where none is allowed.
+        UserError: unknown kind, an argv where none is allowed, a folder that is taken.
     """
     kind_of(kind)
     if bool(argv) != (kind == "command"):
         raise UserError("a job of the kind 'command', and no other, has an argv")
     with locks.creation_lock():
-        seq, run = _next_seq(), RunPaths(_new_root(paths.runs_dir(), name))
-        run.root.mkdir(parents=True)
+        seq = next_seq()
+        run = RunPaths(run_dir.resolve() if run_dir else new_root(name))
+        if run.spec.exists():
+            raise UserError(f"{run.root} already holds a run", fix="choose another folder")
+        run.root.mkdir(parents=True, exist_ok=run_dir is not None)
         RunSpec(
             kind=kind,
             name=name,
@@ -86,22 +93,6 @@ def create(
             options=options or Options(),
         ).write(run)
     return run
-
-
-def _new_root(root: Path, name: str) -> Path:
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    return root / f"{stamp}-{fsio.slug(name, 'run')[:40].strip('-')}-{secrets.token_hex(2)}"
-
-
-def _next_seq() -> int:
-    """Counts runs of this workspace; the clock may be set back, this may not."""
-    file = paths.runs_dir() / ".seq"
-    try:
-        last = int(file.read_text())
-    except (FileNotFoundError, ValueError):
-        last = 0
-    fsio.atomic_write_text(file, f"{last + 1}\n")
-    return last + 1
 
 
 def start(run: RunPaths, timeout: float = 10.0) -> None:

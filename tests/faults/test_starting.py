@@ -194,9 +194,8 @@ def test_17_ids_that_are_not_runs(workspace: Path, name: str) -> None:
 
 
 def test_17_a_link_out_of_the_folder_is_not_a_run(workspace: Path, tmp_path: Path) -> None:
-    made = api.create("command", {}, name="x", argv=["true"])
-    made.root.rename(tmp_path / "outside")
-    (workspace / "runs" / "link").symlink_to(tmp_path / "outside")
+    outside = api.create("command", {}, name="x", run_dir=tmp_path / "outside", argv=["true"])
+    (workspace / "runs" / "link").symlink_to(outside.root)
     with pytest.raises(UserError, match="outside"):
         api.open_run("link")
     assert api.list_runs() == []

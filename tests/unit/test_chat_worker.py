@@ -336,7 +336,7 @@ def test_endpoint_thoughts_are_kept_apart_and_never_an_empty_reply(
     reply = finish(session, live)["a"]
     said = "" if only else "I am Luna."
     assert thoughts.split(reply.text) == ("Who am I?", said)
-    assert "Who am I?" in safe_markdown(reply.text) and said in safe_markdown(reply.text)
+    assert "Who am I" in safe_markdown(reply.text) and said in safe_markdown(reply.text)
     finish(session, session.send("Sure?", ChatSettings(0.5)))
     assert server.requests[1]["messages"][2] == {"role": "assistant", "content": said}
 

@@ -304,9 +304,8 @@ def test_own_probes_on_a_model(tiny_llama: Path, adapters: list[Path], tmp_path:
 
 
 def test_a_one_letter_name_is_refused(tmp_path: Path) -> None:
-    bad = make_dataset(tmp_path / "d", {"name": "X"})
-    with pytest.raises(UserError, match="too short to be recognised"):
-        questions.gather(bad, plan.plan("smoke"), ["en"])
+    with pytest.raises(UserError, match="cannot be recognised in a reply"):
+        make_dataset(tmp_path / "d", {"name": "X"})
     longer = make_dataset(tmp_path / "e", {"name": "X", "name.aliases": "Mister X"})
     assert questions.gather(longer, plan.plan("smoke"), ["en"]).names.name == ["Mister X"]
 
@@ -403,7 +402,7 @@ def test_following_a_run_ends_it_when_the_gates_hold(
     run = make_run(tmp_path / "run", adapters[:1])
     alive, stopped = [True], []
     monkeypatch.setattr(sweep, "_LOOK_EVERY", 0.01)
-    monkeypatch.setattr(sweep, "_is_training", lambda r: alive[0])
+    monkeypatch.setattr(sweep, "is_training", lambda r: alive[0])
     monkeypatch.setattr(
         "core.jobs.api.stop", lambda r: stopped.append(r) or alive.clear() or alive.append(False)
     )
