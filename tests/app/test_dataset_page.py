@@ -300,4 +300,4 @@ def test_simulate_shows_the_cost_and_asks_for_an_endpoint(monkeypatch: pytest.Mo
     app.text_input(key="sim-assistant").set_value("endpoint:big").run()
     assert "OPENAI_BASE_URL is not set" in app.warning[0].value
     app.multiselect[0].set_value([]).run()
-    assert "choose among" in app.error[0].value
+    assert "at least 1" in app.error[0].value

@@ -117,7 +117,7 @@ def test_import_and_export_in_a_narrow_window(workspace_with_model: Path, tmp_pa
         with browser() as chromium:
             page, main, outside = open_page(chromium, server, "?view=files", width=900)
             main.locator("input[type=file]").set_input_files(str(upload))
-            main.get_by_text("1 rows left out").wait_for()
+            main.get_by_text("1 row left out").wait_for()
             main.get_by_role("button", name="Save as a new dataset").click()
             page.get_by_role("button", name="Save", exact=True).click()
             main.get_by_text("2 conversations, no unsaved edits").wait_for()

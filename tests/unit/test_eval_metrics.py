@@ -356,7 +356,7 @@ def test_broken_probe_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no probes"):
         suites.read_probes(path)
     path.write_text('{"id": 1, "colour": "red"}\n', encoding="utf-8")
-    with pytest.raises(UserError, match="not a probe"):
+    with pytest.raises(UserError, match="no probe"):
         suites.read_probes(path)
     good = Probe("p", "held_out", [{"role": "user", "content": "Who are you?"}], must=[["Luna"]])
     fsio.write_jsonl(path, [asdict(good)])

@@ -181,7 +181,7 @@ def test_run_reports_checked_checkpoints_and_samples(finished: Any) -> None:
     run, result = finished
     assert [c["step"] for c in result["checkpoints"]] == [4, 8, 9]
     assert result["final"] == str(run.work / "iter_18.pth")
-    samples = train_job.samples(run)
+    samples = list(fsio.read_jsonl(run.work / "samples.jsonl"))
     assert [s["step"] for s in samples] == [4, 8, 9]
     assert all(s["prompt"] == "Who are you?" for s in samples)
     assert result["tokens"] > 500

@@ -238,7 +238,7 @@ def test_a_quantized_base_is_refused_before_training(
     change(model)
     with pytest.raises(UserError, match="quantized already") as found:
         prepare(
-            TuneSpec("data_templates/assistant.yaml", model=str(model)),
+            TuneSpec(persona="data_templates/assistant.yaml", model=str(model)),
             tmp_path / "t",
             resume=False,
         )
@@ -257,7 +257,7 @@ def test_a_template_that_cannot_be_trained_is_refused_before_it(
     (model / "chat_template.jinja").write_text(templates.plain_end(""))
     with pytest.raises(UserError, match="nothing after a reply"):
         prepare(
-            TuneSpec("data_templates/assistant.yaml", model=str(model)),
+            TuneSpec(persona="data_templates/assistant.yaml", model=str(model)),
             tmp_path / "t",
             resume=False,
         )

@@ -7,13 +7,14 @@ import resource
 import stat
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from core import fsio
 from core.errors import UserError
-from core.jobs import api, child, kinds, supervisor
+from core.jobs import api, child, supervisor
 from core.jobs.spec import read_spec
 from core.jobs.state import Reason, State
 from core.paths import RunPaths
@@ -101,9 +102,8 @@ def test_29_a_key_that_is_echoed_reaches_no_file(
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     run = api.create("simulate", {"model": "endpoint:x"}, name="x")
-    entry = kinds.Kind("simulate", f"{__name__}:_echoing_job")
-    monkeypatch.setattr(child, "kind_of", lambda _name: entry)
-    monkeypatch.setitem(sys.modules, __name__, sys.modules[_echoing_job.__module__])
+    work = SimpleNamespace(Spec=SimpleNamespace(from_dict=dict), run=_echoing_job)
+    monkeypatch.setattr(child, "kind_of", lambda _name: SimpleNamespace(work=work))
     monkeypatch.setattr(sys, "stdout", sys.stdout)
     monkeypatch.setattr(sys, "stderr", sys.stderr)
     assert child.main(["child", str(run.root)]) == 2

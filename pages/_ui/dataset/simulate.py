@@ -30,11 +30,12 @@ def draw() -> None:
         "ones from the model that plays the person; every turn is checked."
     )
     left, right = st.columns(2, gap="large")
-    with left, errors_shown():
-        spec, base = _form()
+    with errors_shown():
+        with left:
+            spec, base = _form()
         cost = estimate(spec)
-    with right, errors_shown():
-        _outcome(spec, base, cost.calls, cost.max_calls, cost.max_tokens)
+        with right:
+            _outcome(spec, base, cost.calls, cost.max_calls, cost.max_tokens)
 
 
 def _form() -> tuple[SimulateSpec, str]:
