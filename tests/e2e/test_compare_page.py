@@ -49,7 +49,7 @@ HOSTILE = (
     "a ` | ![x](http://127.0.0.1:{port}/d.png) | ` b\n\n"
     "[click](javascript:window.pwned=1) :red[red?] :material/home: costs $5 and $6\n\n"
     "- item\n\n  ```\n  code\n![x](http://127.0.0.1:{port}/e.png)\n\n"
-    "a line: " + "x" * 200_000 + "\n\nthe end ```js\nunclosed"
+    "a line: " + "x" * 20_000 + "\n\nthe end ```js\nunclosed"
 )
 
 
