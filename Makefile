@@ -4,10 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 8501
 
-.PHONY: run test check install install-dev clean
+.PHONY: run test test-fast check install install-dev clean
 
 run: install
 	$(BIN)/streamlit run streamlit_app.py --server.port $(PORT)
+
+# The quick unit tests: no model is loaded, no process started.
+FAST := architecture errors jobs_state training_faults formats eval_metrics eval_scorer chat_render
+test-fast: install-dev
+	$(BIN)/python -m pytest -x -m "not slow" $(FAST:%=tests/unit/test_%.py)
 
 test: install-dev
 	$(BIN)/python -m pytest
