@@ -7,7 +7,7 @@ become views of it. LoRA weights stay apart, by name, and are added to the rows 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,17 +63,23 @@ class Layer:
     k_norm: Tensor | None
 
 
-def unsupported(model: Any) -> str:
-    """Why ``LeanLlama`` cannot compute this model ('' if it can)."""
-    inner = inner_model(model)
+def unlike_llama(inner: Any, families: Container[str], ropes: Container[str]) -> str:
+    """Why a causal model is none of these Llama-shaped families ('' if it is one)."""
     config = inner.config
-    if config.model_type not in _FAMILIES:
+    if config.model_type not in families:
         return f"model type {config.model_type}"
     if getattr(config, "hidden_act", "silu") != "silu":
         return f"activation {config.hidden_act}"
     rope = getattr(inner.model.rotary_emb, "rope_type", "default")
-    if rope not in _FIXED_ROPE:
-        return f"rotary embedding {rope}"
+    return "" if rope in ropes else f"rotary embedding {rope}"
+
+
+def unsupported(model: Any) -> str:
+    """Why ``LeanLlama`` cannot compute this model ('' if it can)."""
+    inner = inner_model(model)
+    config = inner.config
+    if reason := unlike_llama(inner, _FAMILIES, _FIXED_ROPE):
+        return reason
     head = int(
         getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from core.inference.fused import inner_model
+from core.inference.fused import inner_model, unlike_llama
 from core.training.step import FAMILIES
 from core.training.step.layer import Layer, Rotary, forward
 from core.training.step.linear import Group, refresh, unlike
@@ -27,13 +27,8 @@ def unsupported(model: Any) -> str:
     """Why ``FusedStep`` cannot train this PEFT model ('' if it can)."""
     inner = inner_model(model)
     config = inner.config
-    if config.model_type not in FAMILIES:
-        return f"model type {config.model_type}"
-    if getattr(config, "hidden_act", "silu") != "silu":
-        return f"activation {config.hidden_act}"
-    rope = getattr(inner.model.rotary_emb, "rope_type", "default")
-    if rope not in _FIXED_ROPE:
-        return f"rotary embedding {rope}"
+    if reason := unlike_llama(inner, FAMILIES, _FIXED_ROPE):
+        return reason
     window = getattr(config, "sliding_window", None)
     if window and window < config.max_position_embeddings:
         return "sliding window"
