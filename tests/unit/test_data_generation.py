@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 
 from core import fsio, paths
 from core.conversation import Conversation
@@ -395,7 +395,8 @@ def _tokenizer(folder: Path) -> Any:
 @given(name=any_text, author=any_text)
 @example(name="{{ $HOME:x }}", author='Nor "{"\n}😀')
 @example(name="مرحبا ‏$(id)", author="a\r\nb\t\\n")
-@settings(max_examples=40, deadline=None)
+# Two of three drawn texts hold a character that this tokenizer cannot write: refused, not tested.
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 def test_slot_text_reaches_the_tokenizer_unchanged(
     bundled_model: Path, name: str, author: str
 ) -> None:
