@@ -32,7 +32,7 @@ _KINDS: dict[Step, tuple[str, ...]] = {
     "merged": ("merge",),
     "verdict": ("evaluate",),
 }
-#: What a run of a kind is called: "Mei Lan, run 3".
+#: What a run of a kind is called where a person reads it: "Mei Lan, run 3".
 WORDS = {
     "generate": "build",
     "simulate": "simulation",
@@ -59,9 +59,8 @@ class Said:
     resumed: int = 0
 
     def __str__(self) -> str:
-        again = f", resumed {self.resumed} times" if self.resumed > 1 else ", resumed"
         word = WORDS.get(self.kind, self.kind)
-        return f"{self.persona}, {word} {self.number}" + (again if self.resumed else "")
+        return f"{self.persona}, {word} {self.number}" + (" (resumed)" if self.resumed else "")
 
 
 @dataclass(frozen=True)

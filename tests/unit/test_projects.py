@@ -76,7 +76,7 @@ def test_runs_are_counted_by_persona_and_a_resumed_one_keeps_its_number(workspac
         "Luna, run 1",
         "Mei Lan, run 1",
         "Mei Lan, run 2",
-        "Mei Lan, run 2, resumed",
+        "Mei Lan, run 2 (resumed)",
         "Mei Lan, run 3",
     ]
 

@@ -35,24 +35,35 @@ import streamlit as st
 
 from core.chat.render import code
 from core.pipeline import projects
-from core.pipeline.projects import Overview, Project
+from core.pipeline.projects import Overview, Project, Said
+from pages._ui.shell.language import N_, t
 
 Kind = Literal["dataset", "run", "merge", "score", "build"]
 Next = Literal["dataset", "train", "merge", "compare"]
 
 _KINDS: tuple[Kind, ...] = get_args(Kind)
-_CALLED = {
-    "dataset": "dataset",
-    "run": "run",
-    "merge": "merge",
-    "score": "scorecard",
-    "build": "build",
+_GONE: dict[Kind, str] = {
+    "dataset": N_("There is no dataset {name} here."),
+    "run": N_("There is no training run {name} here."),
+    "merge": N_("There is no merge {name} here."),
+    "score": N_("There is no scorecard {name} here."),
+    "build": N_("There is no build {name} here."),
 }
 _NEXT: dict[Next, tuple[str, Kind | None, str, str]] = {
-    "dataset": ("pages/1_Dataset.py", None, "Build the dataset", ":material/edit_note:"),
-    "train": ("pages/2_Train.py", "dataset", "Train it", ":material/model_training:"),
-    "merge": ("pages/3_Merge.py", "run", "Merge it", ":material/merge:"),
-    "compare": ("pages/4_Compare.py", "merge", "Talk to it", ":material/forum:"),
+    "dataset": ("pages/1_Dataset.py", None, N_("Build the dataset"), ":material/edit_note:"),
+    "train": ("pages/2_Train.py", "dataset", N_("Train it"), ":material/model_training:"),
+    "merge": ("pages/3_Merge.py", "run", N_("Merge it"), ":material/merge:"),
+    "compare": ("pages/4_Compare.py", "merge", N_("Talk to it"), ":material/forum:"),
+}
+_NAMES = {
+    "generate": N_("{persona}, build {n}"),
+    "simulate": N_("{persona}, simulation {n}"),
+    "train": N_("{persona}, run {n}"),
+    "sweep": N_("{persona}, checkpoint search {n}"),
+    "merge": N_("{persona}, merge {n}"),
+    "evaluate": N_("{persona}, scorecard {n}"),
+    "export": N_("{persona}, export {n}"),
+    "tune": N_("{persona}, run all {n}"),
 }
 _PERSONA, _CHOSEN = "current_persona", "current_objects"
 
@@ -94,11 +105,8 @@ def chosen(kind: Kind, known: Sequence[str]) -> str:
         _remember(kind, asked)
         return asked
     if asked:
-        st.warning(
-            f"There is no {_CALLED[kind]} {code(asked[:80])} here. It may have been deleted, or "
-            "the address has a slip.",
-            icon=":material/search_off:",
-        )
+        gone, why = t(_GONE[kind], name=code(asked[:80])), t("Was it deleted?")
+        st.warning(f"{gone} {why}", icon=":material/search_off:")
     project = current()
     before = st.session_state.get(_CHOSEN, {}).get(kind, "")
     if before in known:
@@ -128,8 +136,16 @@ def _remember(kind: str, name: str) -> None:
 
 
 def name_of(run_id: str) -> str:
-    """ "Mei Lan, run 3": plain text, of the user's making."""
-    return seen().name_of(run_id)
+    """A run as a person calls it, "Mei Lan, run 3", in plain text that holds the user's words."""
+    workspace = seen()
+    said = workspace.names.get(run_id)
+    return said_in_words(said) if said else workspace.name_of(run_id)
+
+
+def said_in_words(said: Said) -> str:
+    """A run's name in the language of the session."""
+    name = t(_NAMES[said.kind], persona=said.persona, n=said.number)
+    return t("{name} (resumed)", name=name) if said.resumed else name
 
 
 def link_to_next(step: Next, object: str = "", *, label: str = "", key: str = "") -> None:
@@ -141,7 +157,7 @@ def link_to_next(step: Next, object: str = "", *, label: str = "", key: str = ""
         key: where one page draws the same button twice.
     """
     page, kind, words, icon = _NEXT[step]
-    if st.button(label or words, type="primary", icon=icon, key=key or f"next_{step}_{object}"):
+    if st.button(label or t(words), type="primary", icon=icon, key=key or f"next_{step}_{object}"):
         go(page, **({kind: object} if kind and object else {}))
 
 
