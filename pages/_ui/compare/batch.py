@@ -13,7 +13,8 @@ from core.inference.settings import ChatSettings
 from pages._ui.compare import columns as compare_columns
 from pages._ui.compare import state as compare_state
 from pages._ui.compare.turns import DIFFERENCES, FORMATTED, PERSONA, shown, stats
-from pages._ui.shell.common import errors_shown, show_error, time_left
+from pages._ui.shell.common import errors_shown, show_error
+from pages._ui.shell.language import time_left
 
 #: Rows drawn at once; a page of a thousand replies would be slow to scroll.
 _PAGE = 20

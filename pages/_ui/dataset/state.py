@@ -12,7 +12,8 @@ from core.data import store
 from core.errors import UserError
 from core.jobs import api
 from core.jobs.state import ACTIVE, Status
-from pages._ui.shell.common import errors_shown, show_error, time_left
+from pages._ui.shell.common import errors_shown, show_error
+from pages._ui.shell.language import time_left
 
 #: Job kinds that make datasets.
 KINDS = ("generate", "simulate")

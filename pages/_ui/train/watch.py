@@ -13,7 +13,8 @@ from core.jobs.metrics import series_of
 from core.jobs.spec import run_title
 from core.jobs.state import ACTIVE, State, Status, Summary
 from core.paths import RunPaths
-from pages._ui.shell.common import errors_shown, run_label, time_left
+from pages._ui.shell.common import errors_shown, run_label
+from pages._ui.shell.language import time_left
 from pages._ui.train import charts as train_charts
 from pages._ui.train import details as train_details
 from pages._ui.train.state import NEW, badge, paths_of, run_in_address, take_over, training_runs
