@@ -78,7 +78,7 @@ class Judge:
 
     def _run(self, test: str) -> str:
         """``passed``, ``failed``, ``skipped``, or what came instead of a result."""
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-rs"]
+        command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-rs"]
         command += ["--reruns", "0", "-m", "", test]
         log = self.folder / ".test-output"
         with log.open("wb") as out:
