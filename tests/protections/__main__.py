@@ -12,6 +12,7 @@ with 1 if a protection has no honest test, or if its text is no longer in the so
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -48,6 +49,8 @@ def main() -> int:
     chosen = _chosen(args.only)
     if args.list:
         return _list(chosen)
+    for number in (signal.SIGINT, signal.SIGHUP):  # ignored in the background; children inherit it
+        signal.signal(number, signal.SIG_DFL)
     with tempfile.TemporaryDirectory(prefix="protections-") as name:
         judge = Judge(Path(name))
         for protection in chosen:
