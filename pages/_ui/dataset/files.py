@@ -17,6 +17,7 @@ from core.data.tables import Table
 from core.persona import packs
 from pages._ui.dataset.state import bubbles, choose_dataset, go
 from pages._ui.shell.common import errors_shown, folder_tree
+from pages._ui.shell.uploads import release_uploads
 from pages._ui.shell.words import KINDS, count
 
 
@@ -97,6 +98,7 @@ def _import(name: str) -> None:
         + ", question and answer. At most 50 MB; the command line has no limit."
     )
     upload = st.file_uploader("File", type=["jsonl", "json", "txt", "csv", "tsv", "gz"])
+    release_uploads(keep=upload)
     if upload is None:
         st.session_state.pop(_IMPORTED, None)
         return
@@ -114,6 +116,12 @@ def _import(name: str) -> None:
 
 
 _IMPORTED = "imported-files"
+
+
+def _done() -> None:
+    """What was imported is saved: neither the file nor its rows stay in memory."""
+    release_uploads()
+    st.session_state.pop(_IMPORTED, None)
 
 
 def _read(upload: UploadedFile, columns: dict[str, str], persona: str) -> ImportReport:
@@ -175,6 +183,7 @@ def _take(report: ImportReport, name: str, filename: str) -> None:
         if st.button("Save", type="primary"):
             with errors_shown():
                 store.save(wanted, report.rows, note=f"imported from {filename}")
+                _done()
                 go("rows", wanted)
     if name and add.button(f"Add to {literal(name)}", icon=":material/playlist_add:"):
         draft = Draft(name)
@@ -182,4 +191,5 @@ def _take(report: ImportReport, name: str, filename: str) -> None:
             list(map(UniqueIds(draft.ids()), report.rows)),
             label=f"{count(len(report.rows), 'row')} from {literal(filename)}",
         )
+        _done()
         go("rows", name)
