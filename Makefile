@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 8501
 
-.PHONY: run test test-fast check install install-dev clean
+.PHONY: run test test-fast fuzz soak protections check install install-dev clean
 
 run: install
 	$(BIN)/streamlit run streamlit_app.py --server.port $(PORT)
@@ -16,6 +16,19 @@ test-fast: install-dev
 
 test: install-dev
 	$(BIN)/python -m pytest
+
+# Every parser of foreign files, for SECONDS each (about an hour and a half as it is).
+SECONDS ?= 600
+fuzz: install-dev
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
+
+# A random walk over everything that can happen to runs, for SECONDS.
+soak: install-dev
+	PERSONA_SOAK_SECONDS=$(SECONDS) $(BIN)/python -m pytest -s -m soak tests/faults/test_soak.py
+
+# Takes each protection out and shows that its test fails; writes docs/results/protections.md.
+protections: install-dev
+	$(BIN)/python -m tests.protections
 
 check: install-dev
 	$(BIN)/ruff check .

@@ -129,8 +129,9 @@ def _inspect(path: Path, source: Literal["bundled", "folder", "hub"], name: str)
         )
     config = folder.config_of(path)
     family = str(config.get("model_type", ""))
-    architectures = config.get("architectures") or []
-    if not any(str(a).endswith(("ForCausalLM", "LMHeadModel")) for a in architectures):
+    stored = config.get("architectures")
+    architectures = [str(a) for a in stored] if isinstance(stored, list) else []
+    if not any(a.endswith(("ForCausalLM", "LMHeadModel")) for a in architectures):
         raise UserError(
             f"{path} is not a causal language model",
             why=f"config.json names {', '.join(architectures) or 'no architecture'}",
