@@ -7,6 +7,7 @@ list of runs ask; it reads what has changed since the last look and nothing else
 
 from __future__ import annotations
 
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -140,8 +141,25 @@ class Overview:
         return self.runs[run_id].name if run_id in self.runs else run_id
 
 
+#: How long a look is good for: every page and its sidebar ask several times a redraw.
+_FRESH_SECONDS = 0.5
+_last: tuple[tuple[str, int, int], float, Overview] | None = None
+
+
 def overview() -> Overview:
-    """What is there now. Cheap enough for every redraw; see tests/unit/test_projects.py."""
+    """What is there now, or was half a second ago; a new run or dataset is seen at once."""
+    global _last
+    places = (paths.runs_dir(), paths.datasets_dir())
+    there = (str(paths.home()), *(p.stat().st_mtime_ns if p.is_dir() else 0 for p in places))
+    fresh = _last is not None and time.monotonic() - _last[1] < _FRESH_SECONDS
+    if _last is not None and fresh and _last[0] == there:
+        return _last[2]
+    seen = _look()
+    _last = (there, time.monotonic(), seen)
+    return seen
+
+
+def _look() -> Overview:
     runs = list_runs()
     belonging = Belonging(runs)
     hers: dict[Identity, list[Summary]] = defaultdict(list)
@@ -223,7 +241,8 @@ def _names(title: str, runs: Sequence[Summary]) -> dict[str, Said]:
     names: dict[str, Said] = {}
     counted: Counter[str] = Counter()
     for run in reversed(runs):
-        before = names.get(run.parent or "") if run.params.get("resume_from") else None
+        goes_on = run.kind == "tune" or run.params.get("resume_from")
+        before = names.get(run.parent or "") if goes_on else None
         if before is not None and before.kind == run.kind:
             names[run.id] = Said(title, run.kind, before.number, before.resumed + 1)
             continue

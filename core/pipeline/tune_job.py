@@ -1,0 +1,97 @@
+"""The ``tune`` job: what ``python -m core tune`` does, watched and stopped like any other run.
+
+The stages are runs of their own and outlive this job: whoever resumes it goes on with the stage
+that is at work or that is not finished.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+from core import fsio, paths
+from core.console import ProgressLine
+from core.conversation import OnProgress
+from core.jobs.state import Status
+from core.paths import RunPaths
+from core.pipeline import tune as tuning
+from core.pipeline.stages import TuneSpec
+from core.pipeline.tune import Ledger
+from core.records import JobSpec
+
+
+class Spec(JobSpec):
+    """What is made, and where: '' is a folder of the run's own among the tuned ones.
+
+    A folder that holds an unfinished tune of the same request is gone on with.
+    """
+
+    job: ClassVar[str] = "tune"
+    called: ClassVar[str] = "tune"
+
+    spec: TuneSpec
+    output: str = ""
+
+    def folder(self, run: RunPaths) -> Path:
+        """Where what is made goes."""
+        return Path(self.output) if self.output else paths.tuned_dir() / run.root.name
+
+
+def check(spec: Spec) -> None:
+    """Raises UserError: the persona or the model cannot be used."""
+    tuning.require_usable(spec.spec)
+
+
+def run(spec: Spec, run: RunPaths, on_progress: OnProgress) -> dict[str, Any]:
+    """Go through the stages.
+
+    Returns:
+        ``output`` (folder), ``scorecard`` (file), ``verdict``, and by stage the ``runs``.
+    """
+    output = spec.folder(run)
+    earlier = (output / Ledger.FILE).is_file()
+    with _stopped_by_signal():
+        tuning.tune(spec.spec, output, resume=earlier, line=_Reported(on_progress))
+    card = output / "scorecard.json"
+    verdict = fsio.read_json(card)["verdict"]
+    made = tuning.read_ledger(output).made
+    return {
+        "output": str(output),
+        "scorecard": str(card),
+        "verdict": verdict["name"] if isinstance(verdict, dict) else verdict,
+        "runs": {stage: one.id for stage, one in made.items()},
+    }
+
+
+@contextmanager
+def _stopped_by_signal() -> Iterator[None]:
+    """A stop of this job is a stop of the stage at work, which then says so itself."""
+
+    def interrupt(_signal: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Reported(ProgressLine):
+    """The stages' progress as this job's own."""
+
+    def __init__(self, on_progress: OnProgress) -> None:
+        super().__init__()
+        self._on_progress = on_progress
+
+    def show(self, stage: str, status: Status) -> None:
+        """As ``train: load the model``."""
+        doing = f"{stage}: {status.stage}" if status.stage not in ("", stage) else stage
+        self._on_progress(doing, status.done, status.total)
+
+    def finished(self, stage: str, seconds: float, note: str = "") -> None:
+        """Nothing to add: the next stage's progress follows."""
+        self._on_progress(stage, 1, 1)
