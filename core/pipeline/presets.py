@@ -25,6 +25,7 @@ class Preset:
     rows: int
     size: Size
     dataset: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
 
     def spec(self, persona: str, slots: dict[str, str], model: str, seed: int = 0) -> TuneSpec:
         """What ``tune`` is asked for."""
@@ -34,6 +35,7 @@ class Preset:
             model=model,
             seed=seed,
             dataset={"max_rows": self.rows, **self.dataset},
+            training=dict(self.training),
             size=self.size,
         )
 

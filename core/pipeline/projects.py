@@ -150,7 +150,8 @@ def overview() -> Overview:
     """What is there now, or was half a second ago; a new run or dataset is seen at once."""
     global _last
     places = (paths.runs_dir(), paths.datasets_dir())
-    there = (str(paths.home()), *(p.stat().st_mtime_ns if p.is_dir() else 0 for p in places))
+    runs, datasets = (p.stat().st_mtime_ns if p.is_dir() else 0 for p in places)
+    there = (str(paths.home()), runs, datasets)
     fresh = _last is not None and time.monotonic() - _last[1] < _FRESH_SECONDS
     if _last is not None and fresh and _last[0] == there:
         return _last[2]

@@ -28,7 +28,7 @@ def open_page(
         "request",
         lambda r: r.url.startswith((server.url, "data:", "blob:", "ws")) or outside.append(r.url),
     )
-    page.goto(f"{server.url}/{query}")
+    page.goto(f"{server.url}/Dataset{query}")
     main = page.get_by_test_id("stMainBlockContainer")
     main.get_by_role("radiogroup").or_(main.get_by_text("Persona")).first.wait_for()
     return page, main, outside
@@ -121,7 +121,7 @@ def test_import_and_export_in_a_narrow_window(workspace_with_model: Path, tmp_pa
             main.get_by_role("button", name="Save as a new dataset").click()
             page.get_by_role("button", name="Save", exact=True).click()
             main.get_by_text("2 conversations, no unsaved edits").wait_for()
-            page.goto(f"{server.url}/?view=files&dataset=talks")
+            page.goto(f"{server.url}/Dataset?view=files&dataset=talks")
             main.get_by_text("train.jsonl").wait_for()
             with page.expect_download() as download:
                 main.get_by_role("button", name="Download").click()

@@ -82,6 +82,11 @@ def kind(name: str) -> str:
     return t(KINDS[name]) if name in KINDS else name
 
 
+def language_name(locale: str) -> str:
+    """``en`` -> ``English``, in the language of the session."""
+    return t(_LANGUAGES[locale]) if locale in _LANGUAGES else locale
+
+
 def doing(stage: str) -> str:
     """What a job reports that it is doing, in the language of the session if it is known."""
     return t(_DOING[stage]) if stage in _DOING else stage
@@ -98,8 +103,7 @@ def suite(name: str) -> str:
     word = t(_SUITES[base]) if base in _SUITES else base.replace("_", " ")
     if not locale:
         return word
-    spoken = t(_LANGUAGES[locale]) if locale in _LANGUAGES else locale
-    return t("{suite} ({language})", suite=word, language=spoken)
+    return t("{suite} ({language})", suite=word, language=language_name(locale))
 
 
 def ending(state: State, reason: str | None = None) -> str:
