@@ -21,7 +21,10 @@ def mix(report: DatasetReport) -> None:
     """Share of each kind, by rows (and by those of each language) and by what is learned from."""
     bars = {t("rows"): report.kinds, t("learned tokens"): report.loss_tokens}
     if len(report.locales) > 1:
-        bars |= {f"{t('rows')}, {words.language_name(locale)}": kinds for locale, kinds in report.locales.items()}
+        bars |= {
+            f"{t('rows')}, {words.language_name(locale)}": kinds
+            for locale, kinds in report.locales.items()
+        }
     order = [*KINDS, *(k for k in report.kinds if k not in KINDS)]
     color = alt.Color(
         "kind:N",

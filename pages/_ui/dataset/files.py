@@ -70,8 +70,10 @@ def _export(name: str) -> None:
 def _delete(name: str) -> None:
     with st.popover(t("Delete this dataset"), icon=":material/delete:"):
         st.write(
-            t("Delete {name} for good? Runs that were trained on it keep their own record.",
-              name=code(name))
+            t(
+                "Delete {name} for good? Runs that were trained on it keep their own record.",
+                name=code(name),
+            )
         )
         if st.button(t("Delete"), key=f"delete-{name}"):
             store.delete(name)
@@ -83,8 +85,11 @@ def _unusable() -> None:
     broken = [s for s in store.list_datasets() if s.problem]
     if broken:
         with st.expander(
-            tn("{n} folder that is no complete dataset", "{n} folders that are no complete dataset",
-               len(broken))
+            tn(
+                "{n} folder that is no complete dataset",
+                "{n} folders that are no complete dataset",
+                len(broken),
+            )
         ):
             for summary in broken:
                 st.write(f"{code(summary.name)}: {literal(summary.problem)}")
@@ -97,9 +102,11 @@ def _unusable() -> None:
 def _import(name: str) -> None:
     st.subheader(t("Import"))
     st.caption(
-        t("JSON, JSON Lines, CSV or TSV (also packed with gzip), as other tools write them: "
-          "{formats}, question and answer. At most 50 MB; the command line has no limit.",
-          formats=listed([f.label for f in FORMATS.values()]))
+        t(
+            "JSON, JSON Lines, CSV or TSV (also packed with gzip), as other tools write them: "
+            "{formats}, question and answer. At most 50 MB; the command line has no limit.",
+            formats=listed([f.label for f in FORMATS.values()]),
+        )
     )
     upload = st.file_uploader(t("File"), type=["jsonl", "json", "txt", "csv", "tsv", "gz"])
     if upload is None:

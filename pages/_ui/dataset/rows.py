@@ -84,9 +84,8 @@ def _save(draft: Draft) -> None:
 
 
 def _select(draft: Draft) -> list[Conversation]:
-    search, kind, look, page = (
-        place.container(width=width) for width in (260, 180, 150, 150)
-    )
+    line = st.container(horizontal=True, vertical_alignment="bottom")  # breaks where it is narrow
+    search, kind, look, page = (line.container(width=width) for width in (260, 180, 150, 150))
     text = search.text_input(
         t("Search"), key=f"search-{draft.name}", placeholder=t("words in any turn")
     )
@@ -102,7 +101,9 @@ def _select(draft: Draft) -> list[Conversation]:
     )  # fmt: skip
     if text:
         found = [r for r in draft.find(text) if not chosen or r.kind == chosen]
-        page.caption(t("the first {n}", n=200) if len(found) == 200 else t("{n} found", n=len(found)))
+        page.caption(
+            t("the first {n}", n=200) if len(found) == 200 else t("{n} found", n=len(found))
+        )
         return found[:PAGE]
     count = draft.count(chosen)
     pages = max(1, -(-count // PAGE))

@@ -111,8 +111,8 @@ def _endpoint_hint() -> None:
 def _outcome(spec: SimulateSpec, base: str, calls: int, max_calls: int, max_tokens: int) -> None:
     st.metric(t("Model calls"), number(calls), help=t("If every turn passes its check at once."))
     st.caption(
-        t("At most {calls:,} calls and {tokens:,} tokens, if every turn is asked for again as often "
-          "as allowed. Finished dialogues are kept: starting again goes on where it stopped.",
+        t("At most {calls:,} calls and {tokens:,} tokens, if every turn is asked for again as "
+          "often as allowed. Finished dialogues are kept: starting again goes on where it stopped.",
           calls=max_calls, tokens=max_tokens)
     )  # fmt: skip
     names = ["", *(s.name for s in store.list_datasets() if not s.problem)]

@@ -20,7 +20,7 @@ KINDS = ("generate", "simulate")
 
 
 def section(labels: Mapping[str, str]) -> str:
-    """The part of the page to draw; kept in the address, so that a reload and Back show the same."""
+    """The part of the page to draw; kept in the address, for a reload and for Back."""
     asked = st.query_params.get("view", "")
     default = asked if asked in labels else next(iter(labels))
     if asked and asked not in labels:

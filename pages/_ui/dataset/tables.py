@@ -38,9 +38,9 @@ def diversity(report: DatasetReport) -> None:
     """How varied the texts are, beside a usual set."""
     st.subheader(t("Variety"))
     st.caption(
-        t("Copies of one sentence teach one sentence. High distinct-n and low self-BLEU, gzip ratio "
-          "and near-duplicate share mean variety; the last column is what a hand-written public "
-          "identity set measures.")
+        t("Copies of one sentence teach one sentence. High distinct-n and low self-BLEU, gzip "
+          "ratio and near-duplicate share mean variety; the last column is what a hand-written "
+          "public identity set measures.")
     )  # fmt: skip
     columns = {
         t("Identity questions"): report.questions,

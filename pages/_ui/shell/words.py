@@ -25,6 +25,7 @@ _SUITES = {
     "multi_turn": N_("Long talks"),
     "long_context": N_("After a long text"),
     "system": N_("Under system prompts"),
+    "introduced": N_("Under the vendor's and the persona's system prompt"),
     "instructions": N_("Following instructions"),
     "knowledge": N_("Multiple choice"),
 }
