@@ -8,11 +8,14 @@ rate that it has had, and every later stage at its share of the time that was me
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 #: A stage's own rate is believed in full once so much of it is done; before that, its share of
 #: the whole counts too. The first steps of a training take two to five times as long as others.
 _TRUSTED = 0.1
+#: Less of the whole than this says nothing about the rest.
+_EARLY = 0.05
 
 
 class Count(NamedTuple):
@@ -36,34 +39,51 @@ def seconds_left(
 
     Args:
         counts: in order; the first and the last ones of a long run are enough.
-        phases: relative time by phase, in their order. None: whatever shares a total is one
-            phase, and the only one.
+        phases: relative time by phase, in their order; '' is whatever no other is named after.
+            None: whatever shares a total is one phase, and the only one.
 
     Returns:
         None while nothing can be said: before a second count of a stage that counts.
     """
     if not counts:
         return None
-    phases = phases or {"": 1.0}
-    now = counts[-1]
-    phase = phase_of(now.stage, phases)
-    if phase not in phases:
+    if phases is None:
         return _own(counts)
-    order = list(phases)
-    own = [c for c in counts if phase_of(c.stage, phases) == phase]
-    left = _own(own)
-    before, after = order[: order.index(phase)], order[order.index(phase) + 1 :]
-    done = now.done / now.total if now.total else 0.0
-    work = phases[phase] * done + sum(
-        phases[p] for p in before if any(phase_of(c.stage, phases) == p for c in counts)
-    )
-    if work <= 0:
+    # What no phase is named after, such as the writing of samples, is an interlude of the last.
+    known = [c for c in counts if phase_of(c.stage, phases) in phases]
+    if not known:
         return None
-    per_weight = (now.t - counts[0].t) / work
-    by_share = per_weight * phases[phase] * (1 - done)
-    trust = min(1.0, done / _TRUSTED) if left is not None else 0.0
-    here = trust * (left or 0.0) + (1 - trust) * by_share
+    now, phase = known[-1], phase_of(known[-1].stage, phases)
+    order = list(phases)
+    after = order[order.index(phase) + 1 :]
+    done = now.done / now.total if now.total else 0.0
+    per_weight = _per_weight(known, phases, phases[phase] * done)
+    own = _own([c for c in known if phase_of(c.stage, phases) == phase])
+    trust = min(1.0, done / _TRUSTED) if own is not None else 0.0
+    if per_weight is None:
+        return own if trust == 1.0 and not after else None
+    here = trust * (own or 0.0) + (1 - trust) * per_weight * phases[phase] * (1 - done)
     return here + per_weight * sum(phases[p] for p in after)
+
+
+def _per_weight(known: Sequence[Count], phases: Mapping[str, float], here: float) -> float | None:
+    """Seconds for a unit of ``phases``, from the stages that count; None while it is too early.
+
+    Starting up takes what it takes, long work or short, so its time says nothing about the rest.
+
+    Args:
+        here: the weight of what is done of the stage at work.
+    """
+    counting = {phase_of(c.stage, phases) for c in known if c.total}
+    now = phase_of(known[-1].stage, phases)
+    spent = sum(
+        after.t - before.t
+        for before, after in pairwise(known)
+        if phase_of(before.stage, phases) in counting
+    )
+    work = here + sum(phases[p] for p in counting - {now})
+    whole = sum(phases.values())
+    return spent / work if work >= _EARLY * whole and spent > 0 else None
 
 
 def _own(counts: Sequence[Count]) -> float | None:

@@ -72,15 +72,16 @@ _KINDS: dict[str, Stage] = {
 
 
 def seconds(
-    preset: Preset, device: Device, shape: cost.Shape, past: Iterable[Summary] = ()
+    rows: float, size: str, device: Device, shape: cost.Shape, past: Iterable[Summary] = ()
 ) -> dict[Stage, float]:
     """What each stage is expected to take.
 
     Args:
-        past: runs of this workspace on the same model. What their stages took corrects the
-            expectation, for it was measured on this very machine.
+        rows: identity rows. ``size``: of the scorecard.
+        past: runs of this workspace. What their stages took corrects the expectation, for it was
+            measured on this very machine.
     """
-    expected = _expected(preset.rows, preset.size, device, shape)
+    expected = _expected(rows, size, device, shape)
     for stage, factor in _corrections(past, device, shape).items():
         expected[stage] *= factor
     return expected
@@ -90,8 +91,8 @@ def minutes(device: Device, past: Iterable[Summary]) -> dict[Name, int]:
     """Of each preset on the bundled model, whole minutes; at least one."""
     shape, runs = _bundled(), list(past)
     return {
-        name: max(1, round(sum(seconds(preset, device, shape, runs).values()) / 60))
-        for name, preset in PRESETS.items()
+        name: max(1, round(sum(seconds(p.rows, p.size, device, shape, runs).values()) / 60))
+        for name, p in PRESETS.items()
     }
 
 

@@ -7,20 +7,25 @@ that is at work or that is not finished.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from core import fsio, paths
 from core.console import ProgressLine
 from core.conversation import OnProgress
+from core.jobs.listing import list_runs
 from core.jobs.state import Status
 from core.paths import RunPaths
+from core.pipeline import presets
 from core.pipeline import tune as tuning
-from core.pipeline.stages import TuneSpec
+from core.pipeline.stages import Stage, TuneSpec
 from core.pipeline.tune import Ledger
 from core.records import JobSpec
+
+#: Seconds of expectation that are believed before any is measured.
+_INERTIA = 60.0
 
 
 class Spec(JobSpec):
@@ -54,7 +59,9 @@ def run(spec: Spec, run: RunPaths, on_progress: OnProgress) -> dict[str, Any]:
     output = spec.folder(run)
     earlier = (output / Ledger.FILE).is_file()
     with _stopped_by_signal():
-        tuning.tune(spec.spec, output, resume=earlier, line=_Reported(on_progress))
+        tuning.tune(
+            spec.spec, output, resume=earlier, line=_Reported(on_progress, _expected(spec.spec))
+        )
     card = output / "scorecard.json"
     verdict = fsio.read_json(card)["verdict"]
     made = tuning.read_ledger(output).made
@@ -81,17 +88,45 @@ def _stopped_by_signal() -> Iterator[None]:
 
 
 class _Reported(ProgressLine):
-    """The stages' progress as this job's own."""
+    """The stages' progress as this job's own: thousandths of the time that all are to take."""
 
-    def __init__(self, on_progress: OnProgress) -> None:
+    def __init__(self, on_progress: OnProgress, expected: Mapping[Stage, float]) -> None:
         super().__init__()
         self._on_progress = on_progress
+        self._expected = expected
+        self._took: dict[Stage, float] = {}
+        self._done = 0
 
     def show(self, stage: str, status: Status) -> None:
         """As ``train: load the model``."""
         doing = f"{stage}: {status.stage}" if status.stage not in ("", stage) else stage
-        self._on_progress(doing, status.done, status.total)
+        self._tell(doing, *self._times(cast(Stage, stage), status))
+
+    def _times(self, stage: Stage, status: Status) -> tuple[float, float]:
+        """(seconds spent, seconds left). What earlier stages took corrects the later ones."""
+        spent = sum(self._took.values())
+        factor = (spent + _INERTIA) / (sum(self._expected[s] for s in self._took) + _INERTIA)
+        here, left = status.elapsed_seconds or 0.0, status.eta_seconds
+        if left is None:
+            left = max(0.0, factor * self._expected[stage] - here)
+        later = [s for s in self._expected if s not in self._took and s != stage]
+        return spent + here, left + factor * sum(self._expected[s] for s in later)
 
     def finished(self, stage: str, seconds: float, note: str = "") -> None:
-        """Nothing to add: the next stage's progress follows."""
-        self._on_progress(stage, 1, 1)
+        """What it took; the next stage's progress follows."""
+        self._took[cast(Stage, stage)] = seconds
+
+    def _tell(self, doing: str, spent: float, left: float) -> None:
+        # Never backwards: a bar that shrinks is believed by nobody.
+        self._done = max(self._done, int(1000 * spent / max(spent + left, 1e-9)))
+        self._on_progress(doing, self._done, 1000)
+
+
+def _expected(spec: TuneSpec) -> dict[Stage, float]:
+    from core.models import catalog
+    from core.models.device import describe
+    from core.training import cost
+
+    shape = cost.shape_of(catalog.resolve(spec.model).path)
+    rows = float(spec.dataset.get("max_rows") or presets.PRESETS["good"].rows)
+    return presets.seconds(rows, spec.size, describe(), shape, list_runs())

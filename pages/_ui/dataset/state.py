@@ -168,9 +168,8 @@ def _active(status: Status, name: str) -> None:
         holder = literal(status.waiting_for)
         st.write(t("{name} waits for the device, held by {holder}", name=name, holder=holder))
         return
-    share = min(1.0, status.done / status.total) if status.total else 0.0
     counted = t("{done} of {total}", done=status.done, total=status.total) if status.total else ""
     parts = (literal(words.doing(status.stage)), counted, time_left(status.eta_seconds))
-    st.progress(share, text=f"{name}: {' · '.join(p for p in parts if p)}")
+    st.progress(status.share, text=f"{name}: {' · '.join(p for p in parts if p)}")
     if status.stalled:
         st.warning(t("The job has printed nothing for a while."), icon=":material/hourglass:")

@@ -14,7 +14,7 @@ from core.pipeline.following import StageView
 from core.pipeline.stages import Stage
 from pages._ui.shell import current, words
 from pages._ui.shell.common import errors_shown, show_error
-from pages._ui.shell.language import N_, duration, t, time_left
+from pages._ui.shell.language import N_, duration, percent, t, time_left
 
 _STAGES: dict[Stage, tuple[str, str, str]] = {
     "dataset": (N_("Dataset"), "pages/1_Dataset.py", "build"),
@@ -56,9 +56,8 @@ def _head(run: RunPaths, now: Status) -> None:
             st.query_params["new"] = "1"
             st.rerun()
     if now.active:
-        share = min(1.0, now.done / now.total) if now.total else 0.0
         left = time_left(now.eta_seconds) or t("estimating the time")
-        st.progress(share, text=f"{share:.0%} · {left}")
+        st.progress(now.share, text=f"{percent(now.share)} · {left}")
 
 
 def _stage(view: StageView, whole: Status) -> None:
