@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 8501
 
-.PHONY: run test test-fast check install install-dev clean
+.PHONY: run test test-fast check pictures install install-dev clean
 
 run: install
 	$(BIN)/streamlit run streamlit_app.py --server.port $(PORT)
@@ -16,6 +16,10 @@ test-fast: install-dev
 
 test: install-dev
 	$(BIN)/python -m pytest
+
+# Of every page, in both languages, light and dark, from the workspace as it is.
+pictures: install-dev
+	$(BIN)/python -m tests.pictures
 
 check: install-dev
 	$(BIN)/ruff check .
