@@ -21,12 +21,6 @@ from tests.e2e.test_train_page import Server, browser
 
 OUT = REPO / "docs" / "pictures"
 PAGES = {"start": "", **{p.lower(): p for p in ("Dataset", "Train", "Merge", "Compare")}}
-    "start": "",
-    "dataset": "Dataset",
-    "train": "Train",
-    "merge": "Merge",
-    "compare": "Compare",
-}
 LANGUAGES = {"en": "en-US", "zh": "zh-CN"}
 #: Colours of a picture: enough for the pages' flat surfaces and their charts.
 COLORS = 64

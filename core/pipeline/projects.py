@@ -15,7 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from core import paths
+from core import fsio, paths
+from core.errors import UserError
 from core.jobs.journal import parse_record
 from core.jobs.listing import list_runs
 from core.jobs.state import ACTIVE, State, Summary
@@ -250,6 +251,23 @@ def _names(title: str, runs: Sequence[Summary]) -> dict[str, Said]:
         counted[run.kind] += 1
         names[run.id] = Said(title, run.kind, counted[run.kind])
     return names
+
+
+def request_of(project: Project) -> tuple[str, dict[str, str]] | None:
+    """The pack and the slots that a persona was made with, last; None if nobody wrote it down."""
+    for name in project.datasets:
+        try:
+            spec = fsio.read_json(DatasetPaths(paths.datasets_dir() / name).manifest).get("spec")
+        except UserError:
+            continue
+        if isinstance(spec, dict) and spec.get("persona_path"):
+            return Path(spec["persona_path"]).stem, dict(spec.get("overrides") or {})
+    for run in project.of("generate", "tune"):
+        spec = run.params.get("spec") or {}
+        pack = spec.get("persona_path") or spec.get("persona")
+        if pack:
+            return Path(pack).stem, dict(spec.get("overrides") or {})
+    return None
 
 
 def result_of(run: Summary) -> Mapping[str, Any]:

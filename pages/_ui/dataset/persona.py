@@ -8,16 +8,17 @@ import streamlit as st
 
 from core.chat.render import literal
 from core.data import drafts
-from core.errors import UserError
 from core.persona import packs
 from core.persona.persona import Persona
 from core.persona.schema import Slot
+from core.pipeline import projects
 from pages._ui.dataset import build as dataset_build
 from pages._ui.dataset import pack as dataset_pack
 from pages._ui.dataset.state import bubbles
-from pages._ui.shell.common import errors_shown, show_error
+from pages._ui.shell import current
+from pages._ui.shell.common import errors_shown
 from pages._ui.shell.language import N_, listed, t
-from pages._ui.shell.words import language_name
+from pages._ui.shell.words import language_name, pack_title
 
 #: Text longer than this gets a box of several lines.
 _LONG = 60
@@ -47,6 +48,7 @@ def draw() -> None:
         return
     left, right = st.columns([2, 3], gap="large")
     with left:
+        _follow(form)
         pack = _choose_pack(form, names)
         persona = _plain(pack)
         if persona is None:
@@ -68,11 +70,39 @@ def draw() -> None:
     drafts.save_form(form)
 
 
+def _follow(form: dict[str, Any]) -> None:
+    """Another persona was chosen: the form shows how she was made."""
+    here = current.current()
+    if here is None or form.get("persona") == here.key:
+        return
+    first = "persona" not in form and form.get("own")
+    form["persona"] = here.key
+    asked = projects.request_of(here)
+    if asked is None or first:  # what was typed before there was any persona stays
+        return
+    pack, slots = asked
+    persona = _plain(pack) if pack in packs.all_packs() else None
+    if persona is None:
+        return
+    form["pack"] = pack
+    filled = {
+        f"{name}.{locale}": slots.get(f"{name}.{locale}", slots.get(name))
+        for name in persona.pack.slots
+        for locale in persona.locales
+    }
+    given = {key: value for key, value in filled.items() if value is not None}
+    given |= {k: v for k, v in slots.items() if k == "base.disclose"}
+    form["own"] = {k: v for k, v in given.items() if k.partition(".")[0] in _OWN}
+    form.setdefault("slots", {})[pack] = {k: v for k, v in given.items() if k not in form["own"]}
+    for key in [k for k in st.session_state if str(k).startswith(("own-", f"slot-{pack}-"))]:
+        del st.session_state[key]
+
+
 def _choose_pack(form: dict[str, Any], names: list[str]) -> str:
     at = names.index(form["pack"]) if form.get("pack") in names else 0
     with st.container(horizontal=True, vertical_alignment="bottom"):
         pack = st.selectbox(
-            t("Persona pack"), names, index=at, format_func=_title, key=f"pack-{len(names)}",
+            t("Persona pack"), names, index=at, format_func=pack_title, key=f"pack-{len(names)}",
             width=240,
         )  # fmt: skip
         with st.popover(t("Duplicate"), icon=":material/content_copy:"):
@@ -81,20 +111,10 @@ def _choose_pack(form: dict[str, Any], names: list[str]) -> str:
     return pack
 
 
-def _title(name: str) -> str:
-    persona = _plain(name, quiet=True)
-    title = persona.title() if persona else name
-    return t("{pack} (yours)", pack=title) if packs.is_own(packs.find(name)) else title
-
-
-def _plain(name: str, quiet: bool = False) -> Persona | None:
-    try:
-        path = packs.find(name)
-        return _load(name, path.stat().st_mtime_ns, ())
-    except UserError as error:
-        if not quiet:
-            show_error(error)
-        return None
+def _plain(name: str) -> Persona | None:
+    with errors_shown():
+        return _load(name, packs.find(name).stat().st_mtime_ns, ())
+    return None
 
 
 @st.cache_data(show_spinner=False, max_entries=32)

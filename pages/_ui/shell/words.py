@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from core.jobs.state import Reason, State
-from pages._ui.shell.language import N_, t
+from core.persona import packs
+from pages._ui.shell.language import N_, language, t
 
 #: Kinds of rows, as a person would call them.
 KINDS: dict[str, str] = {
@@ -86,6 +87,12 @@ _DOING = {
 def kind(name: str) -> str:
     """A kind of rows in words."""
     return t(KINDS[name]) if name in KINDS else name
+
+
+def pack_title(name: str) -> str:
+    """A persona pack as a list shows it."""
+    title = packs.title(name, language())
+    return t("{pack} (yours)", pack=title) if packs.is_own(packs.find(name)) else title
 
 
 def language_name(locale: str) -> str:

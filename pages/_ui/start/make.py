@@ -15,6 +15,7 @@ from core.pipeline.tune_job import Spec
 from pages._ui.shell import current
 from pages._ui.shell.common import device, errors_shown, model_libraries
 from pages._ui.shell.language import N_, t
+from pages._ui.shell.words import pack_title
 from pages._ui.start import watch
 
 _PACK = "assistant"
@@ -24,9 +25,9 @@ _PRESETS: dict[presets.Name, str] = {
     "thorough": N_("Thorough"),
 }
 _ABOUT: dict[presets.Name, str] = {
-    "quick": N_("half the examples: a first look, often enough"),
-    "good": N_("what the published results were made with"),
-    "thorough": N_("twice the examples, and a scorecard with attacks and long talks"),
+    "quick": N_("Half the examples: a first look, often enough."),
+    "good": N_("What the published results were made with."),
+    "thorough": N_("Twice the examples, and a scorecard with attacks and long talks."),
 }
 #: What "Try the example" makes.
 _EXAMPLE = ("Luna", "Riverside Lab")
@@ -133,7 +134,7 @@ def _more() -> tuple[str, str]:
         names = list(packs.all_packs())
         pack = st.selectbox(
             t("Character"), names, index=names.index(_PACK) if _PACK in names else 0,
-            format_func=lambda p: p.replace("-", " ").capitalize(), key="start_pack",
+            format_func=pack_title, key="start_pack",
             help=t("What it is and how it talks. The Dataset page has every sentence."),
         )  # fmt: skip
         model = st.text_input(
