@@ -105,7 +105,7 @@ def _import(name: str) -> None:
         t(
             "JSON, JSON Lines, CSV or TSV (also packed with gzip), as other tools write them: "
             "{formats}, question and answer. At most 50 MB; the command line has no limit.",
-            formats=listed([f.label for f in FORMATS.values()]),
+            formats=literal(listed([f.label for f in FORMATS.values()])),
         )
     )
     upload = st.file_uploader(t("File"), type=["jsonl", "json", "txt", "csv", "tsv", "gz"])

@@ -65,7 +65,9 @@ def draw() -> None:
             ready = bool(usable) and not empty
             dataset_build.draw(form, pack, filled, slots, ready)
             if empty:
-                st.caption(t(":red[Fill in: {fields}]", fields=listed([_label(s) for s in empty])))
+                st.caption(
+                    t(":red[Fill in: {fields}]", fields=literal(listed([_label(s) for s in empty])))
+                )
             _samples(form, filled, usable)
     drafts.save_form(form)
 

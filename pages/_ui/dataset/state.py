@@ -147,29 +147,32 @@ def _one(status: Status) -> None:
 
 
 def _progress(status: Status) -> None:
-    name = literal(current.name_of(status.id))
+    name = current.name_of(status.id)
     if status.active:
         _active(status, name)
         return
     made = (status.result or {}).get("name", "")
     if status.state is State.SUCCEEDED and made:
         rows = int((status.result or {}).get("rows") or 0)
-        done = t("{name} is saved as {dataset}.", name=name, dataset=code(made))
+        done = t("{name} is saved as {dataset}.", name=literal(name), dataset=code(made))
         counted = tn("{n} row", "{n} rows", rows) if rows else ""
         st.success(f"{done} {counted}".strip(), icon=":material/check_circle:")
         return
-    st.write(f"**{name}** · {words.ending(status.state, status.reason)}")
+    st.write(f"**{literal(name)}** · {literal(words.ending(status.state, status.reason))}")
     if status.error:
         show_error(status.error)
 
 
 def _active(status: Status, name: str) -> None:
     if status.waiting_for:
-        holder = literal(status.waiting_for)
-        st.write(t("{name} waits for the device, held by {holder}", name=name, holder=holder))
+        st.write(
+            t("{name} waits for the device, held by {holder}", name=literal(name),
+              holder=literal(status.waiting_for))
+        )  # fmt: skip
         return
     counted = t("{done} of {total}", done=status.done, total=status.total) if status.total else ""
-    parts = (literal(words.doing(status.stage)), counted, time_left(status.eta_seconds))
-    st.progress(status.share, text=f"{name}: {' · '.join(p for p in parts if p)}")
+    parts = (words.doing(status.stage), counted, time_left(status.eta_seconds))
+    said = " · ".join(p for p in parts if p)
+    st.progress(status.share, text=f"{literal(name)}: {literal(said)}")
     if status.stalled:
         st.warning(t("The job has printed nothing for a while."), icon=":material/hourglass:")
