@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from core.errors import UserError
 from core.inference.adapters import wrap
 from core.models import device as devices
-from core.models import folder
+from core.models import folder, trust
 from core.models.nf4 import nf4_config
 
 if TYPE_CHECKING:
@@ -46,8 +46,9 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 
     internlm2.register()
     folder.refuse_pointers(path)
+    code = trust.allow(path, tokenizer_only=True)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=code)
     except (OSError, ValueError) as error:
         raise UserError(
             f"cannot load the tokenizer of {path}",
@@ -105,6 +106,7 @@ def load_model(
 
     internlm2.register()
     folder.check(path)
+    code = trust.allow(path)
     where = device or devices.describe().kind
     if dtype == "auto":
         dtype = devices.describe().compute_dtype.value if where != "cpu" else "float32"
@@ -114,7 +116,7 @@ def load_model(
         extra["quantization_config"] = nf4_config(torch_dtype)
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
-            str(path), dtype=torch_dtype, trust_remote_code=False, **extra
+            str(path), dtype=torch_dtype, trust_remote_code=code, **extra
         )
     except _LOADING as error:
         raise UserError(

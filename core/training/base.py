@@ -6,6 +6,7 @@ from pathlib import Path
 
 from core.inference.load import load_tokenizer
 from core.models import folder as folders
+from core.models import trust
 from core.models.xtuner_template import XTunerTemplate
 
 
@@ -13,8 +14,10 @@ def require_trainable(folder: Path) -> XTunerTemplate:
     """The chat template of a base that QLoRA can train and a merge can change.
 
     Raises:
-        UserError: its weights are quantized already, or XTuner has no way to write its turns.
+        UserError: it brings code that nobody trusted, its weights are quantized already, or
+            XTuner has no way to write its turns.
     """
+    trust.require(folder)
     folders.require_trainable(folder)
     template = XTunerTemplate(load_tokenizer(folder))
     template.xtuner_template()
