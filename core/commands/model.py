@@ -17,12 +17,17 @@ def register(commands: Any) -> None:
         metavar="HASH",
         help="show the Python that the model brings; with its hash: trust exactly this code",
     )
+    parser.add_argument(
+        "--chat-template",
+        metavar="NAME",
+        help="make a folder of this model with a chat template: chatml, or the family's",
+    )
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
     from core.inference import load
-    from core.models import catalog, device, families, xtuner_template
+    from core.models import catalog, device, families, prepared, xtuner_template
     from core.training import base
 
     code = args.trust_remote_code is not None
@@ -31,6 +36,10 @@ def _run(args: argparse.Namespace) -> int:
     )
     if code and not _trusted(ref.path, args.model, args.trust_remote_code):
         return 1
+    if args.chat_template:
+        made = prepared.with_template(ref.path, args.chat_template)
+        print(f"made {made}: use this folder as the model")
+        ref = catalog.resolve(str(made))
     chat = xtuner_template.XTunerTemplate(load.load_tokenizer(ref.path))
     family = families.of(ref.family)
     print(f"{ref.name}: {ref.path}")

@@ -10,7 +10,7 @@ from typing import Literal
 
 from core.conversation import OnProgress
 from core.errors import UserError
-from core.models import bundled, families, folder, trust
+from core.models import bundled, families, folder, found, prepared, trust
 
 #: What is fetched of a hub repository.
 _FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "*.tiktoken")
@@ -51,7 +51,7 @@ def fingerprint(path: Path) -> str:
 
 
 def resolve(model: str, on_progress: OnProgress | None = None, *, code: bool = False) -> ModelRef:
-    """Turn ``bundled``, a folder or a hub id into a folder on this machine.
+    """Turn ``bundled``, a folder, a GGUF file or a hub id into a folder on this machine.
 
     A hub id is the only thing that may reach the network, and only if its files are not in the
     local cache. HF_HOME, HF_HUB_OFFLINE, HF_TOKEN and HF_ENDPOINT are honoured by huggingface_hub.
@@ -68,13 +68,17 @@ def resolve(model: str, on_progress: OnProgress | None = None, *, code: bool = F
         return _inspect(bundled.ensure(on_progress), "bundled", bundled.NAME)
     path = Path(model).expanduser()
     if path.is_dir():
-        return _inspect(path.resolve(), "folder", path.resolve().name)
+        return _inspect(path.resolve(), "folder", found.name_of(path.resolve()))
+    if path.suffix == ".gguf" and path.is_file():
+        made = prepared.from_gguf(path.resolve(), on_progress)
+        return _inspect(made, "folder", path.stem)
     if (os.sep in model and (path.is_absolute() or model.startswith((".", "~")))) or path.exists():
         raise UserError(
             f"model folder {model} is not there"
             if not path.exists()
             else f"{model} is not a folder",
-            fix="give a folder that holds config.json and the weights, a hub id, or 'bundled'",
+            fix="give a folder that holds config.json and the weights, a .gguf file, a hub id, or "
+            "'bundled'",
         )
     return _inspect(_download(model, code or trust.of_hub(model)), "hub", model)
 
@@ -112,15 +116,18 @@ def _inspect(path: Path, source: Literal["bundled", "folder", "hub"], name: str)
     if not any(path.iterdir()):
         raise UserError(f"model folder {path} is empty", fix="point to a folder with config.json")
     if not config_file.is_file():
+        files = sorted(path.glob("*.gguf"))
         raise UserError(
             f"{path} is not a model folder",
             why="it has no config.json",
-            fix="point to the folder that holds config.json, the weights and the tokenizer",
+            fix=f"give the GGUF file itself: {files[0]}"
+            if files
+            else "point to the folder that holds config.json, the weights and the tokenizer",
         )
     config = folder.config_of(path)
     family = str(config.get("model_type", ""))
     architectures = config.get("architectures") or []
-    if not any(str(a).endswith(("ForCausalLM", "LMHeadModel")) for a in architectures):
+    if not folder.is_causal(config):
         raise UserError(
             f"{path} is not a causal language model",
             why=f"config.json names {', '.join(architectures) or 'no architecture'}",
