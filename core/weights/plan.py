@@ -339,7 +339,9 @@ def notes_on(base: Path, adapter: Path) -> list[str]:
             f"the adapter says that it was trained on {trained_on}, and this base is {base.name}: "
             "every shape fits, but whether the weights are the same cannot be known"
         )
-    if folders.config_of(base).get("auto_map") and not trust.needed(base):
+    config = folders.config_of(base)
+    copied = config.get("model_type") == "internlm2" or trust.needed(base)
+    if config.get("auto_map") and not copied:
         notes.append(
             "the base brings code of its own (auto_map); nothing here needs its *.py files, so "
             "they are not copied"
