@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+#: ``model_type`` of the families that compute what Llama computes: the lean forward and the fused
+#: training step know them.
+LLAMA_SHAPED = frozenset({"internlm2", "llama", "mistral", "qwen2", "qwen3"})
 #: InternLM2's names of the weights that Llama has as well, to Llama's.
 INTERNLM2_NAMES = {
     "tok_embeddings": "embed_tokens",

@@ -13,10 +13,10 @@ from core import fsio
 from core.inference.load import load_tokenizer
 from core.models import catalog
 from core.models.device import Choice, Device, bf16_gain, cpu_has_bf16
+from core.models.families import LLAMA_SHAPED
 from core.models.xtuner_template import XTunerTemplate
 from core.training import budget, cost, recipe, rows
 from core.training.spec import TrainSpec, default_warmup
-from core.training.step import FAMILIES
 
 #: What a person without a GPU is asked to wait for training.
 CPU_SECONDS = 11 * 60
@@ -119,7 +119,7 @@ def _hold(device: Device, shape: cost.Shape, dtype: str, stats: rows.RowStats) -
 
 def _group(device: Device, model: Path) -> tuple[bool, str]:
     family = fsio.read_json(model / "config.json").get("model_type")
-    if device.kind == "cuda" and family in FAMILIES:
+    if device.kind == "cuda" and family in LLAMA_SHAPED:
         return False, "packed rows need no grouping, and equal steps keep a GPU busy"
     return True, "rows of like length are computed together: little padding"
 

@@ -339,7 +339,8 @@ def notes_on(base: Path, adapter: Path) -> list[str]:
             f"the adapter says that it was trained on {trained_on}, and this base is {base.name}: "
             "every shape fits, but whether the weights are the same cannot be known"
         )
-    if folders.config_of(base).get("auto_map"):
+    config = folders.config_of(base)
+    if config.get("auto_map") and config.get("model_type") != "internlm2":  # whose files are copied
         notes.append(
             "the base brings code of its own (auto_map); its *.py files are copied only if asked"
         )
