@@ -43,10 +43,13 @@ def bootstrap() -> None:
         st.stop()
 
 
+def keep_address() -> None:
+    """Streamlit asks a server on the internet for our address when a foreign origin knocks."""
+    net_util.get_external_ip = lambda: None
+
+
 def _open_to_strangers() -> str:
     """Why this server must show nothing ('' if it may)."""
-    # Streamlit asks a server on the internet for our address when a foreign origin knocks.
-    net_util.get_external_ip = lambda: None
     address = st.get_option("server.address") or ""
     why = ""
     if address not in _LOOPBACK:
