@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 8501
 
-.PHONY: run test test-fast fuzz soak protections pictures check install install-dev clean
+.PHONY: run test test-fast fuzz soak protections audit pictures check install install-dev clean
 
 run: install
 	$(BIN)/streamlit run streamlit_app.py --server.port $(PORT)
@@ -34,6 +34,11 @@ soak: install-dev
 # Takes each protection out and shows that its test fails; writes docs/results/protections.md.
 protections: install-dev
 	$(BIN)/python -m tests.protections
+
+# Known advisories of what is installed; needs PyPI's or OSV's service (docs/dependencies.md).
+audit: install-dev
+	$(BIN)/pip install --quiet pip-audit
+	$(BIN)/pip-audit
 
 check: install-dev
 	$(BIN)/ruff check .
