@@ -43,6 +43,10 @@ def pick(label: str, key: str, chosen: str = "bundled") -> str | None:
         model = models.get(value)
         return f"{model.name} · {t(_PLACES[model.place])}" if model else value
 
+    about = t(
+        "Models found on this machine. Or type a model folder, a GGUF file or the id of a model "
+        "on the hub."
+    )
     value = st.selectbox(
         label,
         list(models) if now in models else [*models, now],
@@ -50,10 +54,7 @@ def pick(label: str, key: str, chosen: str = "bundled") -> str | None:
         accept_new_options=True,
         persist_state="session",
         format_func=shown,
-        help=t(
-            "Models found on this machine. Or type a model folder, a GGUF file or the id of a "
-            "model on the hub."
-        ),
+        help=about,
     )
     model = (value or "").strip()
     if not model:
