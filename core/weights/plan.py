@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from core import fsio
 from core.errors import UserError, UserErrors
-from core.models import catalog, sandbox
+from core.models import catalog, sandbox, trust
 from core.models import folder as folders
 from core.models import lora as adapters
 from core.weights import manifest
@@ -103,7 +102,7 @@ class _Base:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.tensors = read_model(folder)
-        self.config: dict[str, Any] = fsio.read_json(folder / "config.json")
+        self.config = folders.config_of(folder)
         self.head = next((h for h in _HEADS if h in self.tensors), None)
         self.embedding = next((n for n in self.tensors if _EMBEDDINGS.fullmatch(n)), None)
         flag = self.config.get("tie_word_embeddings")
@@ -339,8 +338,11 @@ def notes_on(base: Path, adapter: Path) -> list[str]:
             f"the adapter says that it was trained on {trained_on}, and this base is {base.name}: "
             "every shape fits, but whether the weights are the same cannot be known"
         )
-    if folders.config_of(base).get("auto_map"):
+    config = folders.config_of(base)
+    copied = config.get("model_type") == "internlm2" or trust.needed(base)
+    if config.get("auto_map") and not copied:
         notes.append(
-            "the base brings code of its own (auto_map); its *.py files are copied only if asked"
+            "the base brings code of its own (auto_map); nothing here needs its *.py files, so "
+            "they are not copied"
         )
     return notes
