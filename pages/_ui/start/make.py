@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import streamlit as st
 
+from core.chat.render import literal
 from core.jobs import api
 from core.jobs.state import FINAL, State, Summary
 from core.paths import RunPaths
@@ -116,7 +117,7 @@ def _preset() -> presets.Name:
         key="start_preset",
         persist_state="session",
     )
-    st.caption(t(_ABOUT[chosen]))
+    st.caption(f"{t(_ABOUT[chosen])} :material/memory: {literal(device().line())}")
     return chosen
 
 

@@ -41,7 +41,8 @@ def panel(run: RunPaths, live: bool) -> None:
 
 def _head(run: RunPaths, now: Status) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.subheader(literal(current.name_of(run.root.name)))
+        owner = current.seen().owner_of(run=run.root.name)
+        st.subheader(literal(owner.title if owner else now.name))
         st.caption(words.ending(now.state, now.reason), help=literal(run.root.name))
         if now.active and st.button(
             t("Stop"),
