@@ -117,7 +117,7 @@ def _end(run: RunPaths, now: Status, stages: list[StageView]) -> None:
         show_error(now.error)
     kept = sum(view.done for view in stages)
     st.caption(t("{n} of {of} steps are done and kept.", n=kept, of=len(STAGES)))
-    if st.button(t("Go on"), type="primary", icon=":material/play_arrow:", key="start_resume"):
+    if st.button(t("Resume"), type="primary", icon=":material/play_arrow:", key="start_resume"):
         again = _resumed(run)
         if again:
             current.choose(all=again)
