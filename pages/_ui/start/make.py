@@ -82,7 +82,8 @@ def _form() -> None:
         pack, model = _more()
         with st.container(horizontal=True, vertical_alignment="center"):
             pressed = st.button(
-                t("Run all"), type="primary", icon=":material/play_arrow:", key="start_run", disabled=model is None,
+                t("Run all"), type="primary", icon=":material/play_arrow:", key="start_run",
+                disabled=model is None,
                 help=t("Builds the dataset, trains, merges the best checkpoint and scores it. It "
                        "goes on when this window is closed."),
             )  # fmt: skip
