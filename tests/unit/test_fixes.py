@@ -87,7 +87,6 @@ NOT_FOLLOWED = {
     "the adapter again": "the weights are lost; converting writes them",
     "convert the checkpoint again": "as above",
     "allow longer replies": "depends on what the base says",
-    "or take it out of the sentence": "by hand, in the pack",
     "put one of them into the reply": "by hand, in the pack",
     "edit chat_template": "by hand; what a template must say is for the model's maker",
     "what this machine has": "depends on the machine",
