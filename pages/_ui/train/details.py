@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
+from typing import Any
 
+import pyarrow as pa
 import streamlit as st
 
 from core import fsio
@@ -87,25 +89,17 @@ def tabs(run: RunPaths, now: Status) -> None:
     if now.kind == "train":
         names.insert(0, "Checkpoints")
     shown = dict(zip(names, st.tabs(names), strict=True))
-    events = [e for e in read_shared(run.events) if isinstance(e.get("event"), str)]
+    samples, events = _tables(run)
     if "Checkpoints" in shown:
         with shown["Checkpoints"]:
             train_checkpoints.draw(run, now)
     with shown["Samples"]:
-        _samples([e for e in events if e["event"] == "sample"])
+        if samples is None:
+            st.caption("Replies to the sample prompts appear at each checkpoint.")
+        else:
+            st.dataframe(samples, hide_index=True, row_height=90)
     with shown["Events"]:
-        st.dataframe(
-            [
-                {
-                    "after": f"{e.get('t', 0):.1f} s",
-                    "event": e.get("state") or e["event"],
-                    "what": str(e.get("reason") or e.get("message") or e.get("behind") or ""),
-                }
-                for e in events
-                if e["event"] != "sample"
-            ],
-            hide_index=True,
-        )
+        st.dataframe(events, hide_index=True)
     with shown["Log"]:
         st.code(now.log_tail or "(nothing printed yet)", language=None, height=360, wrap_lines=True)
         st.caption(f"The end of {code(run.log)}")
@@ -116,13 +110,36 @@ def tabs(run: RunPaths, now: Status) -> None:
         folder_tree(fsio.tree(run.root))
 
 
-def _samples(samples: list[dict[str, str]]) -> None:
+def _tables(run: RunPaths) -> tuple[pa.Table | None, pa.Table]:
+    """Samples and events of a run, made anew only when the events have changed."""
+    known = read_shared(run.events)
+    return _made(str(run.events), len(known), known[-1].get("seq") if known else None, known)
+
+
+@st.cache_resource(max_entries=32, show_spinner=False)
+def _made(
+    path: str, count: int, last: object, _events: list[dict[str, Any]]
+) -> tuple[pa.Table | None, pa.Table]:
+    named = [e for e in _events if isinstance(e.get("event"), str)]
+    samples = _samples([e for e in named if e["event"] == "sample"])
+    others = [
+        {
+            "after": f"{e.get('t', 0):.1f} s",
+            "event": str(e.get("state") or e["event"]),
+            "what": str(e.get("reason") or e.get("message") or e.get("behind") or ""),
+        }
+        for e in named
+        if e["event"] != "sample"
+    ]
+    return pa.Table.from_pylist(samples) if samples else None, pa.Table.from_pylist(others)
+
+
+def _samples(samples: list[dict[str, Any]]) -> list[dict[str, str]]:
     """Replies to the fixed prompts: a row a checkpoint, a column a prompt."""
-    if not samples:
-        st.caption("Replies to the sample prompts appear at each checkpoint.")
-        return
     rows: dict[str, dict[str, str]] = {}
+    prompts = dict.fromkeys(str(sample.get("prompt")) for sample in samples)
     for sample in samples:
-        row = rows.setdefault(str(sample.get("step")), {"step": str(sample.get("step"))})
+        step = str(sample.get("step"))
+        row = rows.setdefault(step, {"step": step, **dict.fromkeys(prompts, "")})
         row[str(sample.get("prompt"))] = str(sample.get("reply"))
-    st.dataframe(list(rows.values()), hide_index=True, row_height=90)
+    return list(rows.values())
