@@ -16,6 +16,7 @@ from typing import Any
 from core import fsio, paths
 from core.conversation import OnProgress
 from core.paths import RunPaths
+from core.training.health import Health
 from core.training.spec import TrainSpec
 
 
@@ -59,7 +60,8 @@ def train(
     """Train here and now; returns what our hooks counted.
 
     Returns:
-        ``lr``: the rate each optimizer step of this call applied; ``tokens``: real tokens seen.
+        ``lr``: the rate each optimizer step of this call applied; ``tokens``: real tokens seen;
+        ``figures``: [{"step", "values"}] of its looks.
     """
     prepare_environment(spec, work)
     from core.training import compat
@@ -71,7 +73,8 @@ def train(
     from core.training import hooks
     from core.training.step.hook import StepHook
 
-    metrics = hooks.MetricsHook(spec.accumulation, spec.steps, spec.world_size, on_progress)
+    health = Health(spec.rows_per_step)
+    metrics = hooks.MetricsHook(spec.accumulation, spec.steps, health, spec.world_size, on_progress)
     interval = spec.checkpoint_every * spec.accumulation
     ours: list[Any] = [
         metrics,
@@ -81,28 +84,38 @@ def train(
     ]
     if spec.recompute_above and not spec.activation_checkpointing:
         ours.append(hooks.RecomputeHook(spec.recompute_above))
-    if spec.evaluation_inputs:
-        ours.append(_sample_hook(spec, work, interval))
+    ours += _looks(spec, work, health, on_progress)
     argv = ["xtuner-train", *xtuner_argv(spec, config, work, resume)]
     with _argv(argv), _registered(ours), data_only():
         xtuner_train.main()
-    return {"lr": metrics.lr, "tokens": metrics.tokens}
+    looks = [one for hook in ours if isinstance(hook, hooks.LookHook) for one in hook.found]
+    return {
+        "lr": metrics.lr,
+        "tokens": metrics.tokens,
+        "figures": [{"step": one.step, "values": one.to_values()} for one in looks],
+    }
 
 
-def _sample_hook(spec: TrainSpec, work: Path, interval: int) -> Any:
+def _looks(
+    spec: TrainSpec, work: Path, health: Health, on_progress: OnProgress | None
+) -> Iterator[Any]:
+    """The hooks that look at the model at each checkpoint."""
     from core.inference import load
     from core.models import catalog
-    from core.training import hooks
+    from core.training import hooks, look
 
-    tokenizer = load.load_tokenizer(catalog.resolve(spec.model).path)
-    return hooks.SampleHook(
-        tokenizer,
-        spec.evaluation_inputs,
-        spec.system,
-        interval,
-        spec.accumulation,
-        work / "samples.jsonl",
-    )
+    model = catalog.resolve(spec.model)
+    tokenizer = load.load_tokenizer(model.path)
+    asked = look.prepare(Path(spec.dataset), model, tokenizer)
+    every = {
+        "interval": spec.checkpoint_every * spec.accumulation,
+        "accumulation": spec.accumulation,
+    }
+    if not asked.empty:
+        yield hooks.LookHook(tokenizer, asked, health, **every, on_progress=on_progress)
+    if spec.evaluation_inputs:
+        prompts, out = spec.evaluation_inputs, work / "samples.jsonl"
+        yield hooks.SampleHook(tokenizer, prompts, spec.system, **every, out=out)
 
 
 def prepare_environment(spec: TrainSpec, work: Path) -> None:

@@ -22,6 +22,7 @@ from core.training import (
     cost,
     deepspeed,
     rawconfig,
+    recipe,
     record,
     rows,
 )
@@ -189,7 +190,13 @@ def _with_model(report: Preflight, shape: cost.Shape, disk: Path) -> Preflight:
         disk=Estimate(needed, f"{count} checkpoints of {one} (LoRA and Adam), and a fifth"),
         trained_parameters=shape.lora(spec.lora_r),
         template_parity=True,
+        warnings=[*filter(None, [_rate_warning(spec, shape)])],
     )
+
+
+def _rate_warning(spec: TrainSpec, shape: cost.Shape) -> str:
+    scale = spec.lora_alpha / spec.lora_r
+    return recipe.too_high(spec.lr, scale, shape.parameters, spec.quantize)
 
 
 def _with_rows(
@@ -217,7 +224,7 @@ def _with_rows(
         rows_cut=stats.cut_rows,
         rows_unusable=stats.unusable,
         template_parity=not odd,
-        warnings=_row_warnings(spec, stats, exposures),
+        warnings=[*report.warnings, *_row_warnings(spec, stats, exposures)],
         memory=memory,
         seconds=_seconds(spec, found, shape, stats),
     )

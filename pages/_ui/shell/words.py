@@ -41,7 +41,8 @@ _ENDED = {
 _REASONS = {
     Reason.OOM_GPU: "out of GPU memory",
     Reason.OOM_HOST: "out of memory",
-    Reason.NAN_LOSS: "the loss is not a number",
+    Reason.DIVERGED: "training diverged",
+    Reason.COLLAPSED: "the model collapsed",
     Reason.KILLED_SIGNAL: "killed",
     Reason.NO_GPU: "no GPU",
     Reason.IMPORT_ERROR: "a package cannot be imported",
