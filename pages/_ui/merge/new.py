@@ -20,6 +20,15 @@ from pages._ui.shell.common import errors_shown, run_label
 
 _DTYPES = {"": "of the base", "float32": "float32", "bfloat16": "bfloat16", "float16": "float16"}
 
+#: Why a checkpoint comes first, by what chose it.
+_WHY = {
+    "sweep": "Step {step} was chosen by the search for the best checkpoint.",
+    "figures": "Step {step} has the best figures of training. To be sure, let the checkpoints "
+    "speak: Find the best checkpoint, on the Compare page.",
+    "last": "Nothing has compared this run's checkpoints, so the last one comes first. An earlier "
+    "one is often better: Find the best checkpoint, on the Compare page, tells.",
+}
+
 
 def draw() -> None:
     """The form, and beside it what pressing the button will write."""
@@ -58,19 +67,17 @@ def _source() -> Source | None:
         key="merge_run",
     )
     run = RunPaths(runs[run_id].root)
-    whole, recommended = checkpoints(run.root)
+    whole, chosen = checkpoints(run.root)
+    best = chosen.step if chosen and chosen.by != "last" else None
     steps = {c.step: c for c in whole}
     step = st.selectbox(
         "Checkpoint",
         list(steps),
-        format_func=lambda s: f"step {s}" + (" · recommended by the sweep" * (s == recommended)),
+        format_func=lambda s: f"step {s}" + (" · recommended" * (s == best)),
         key=f"merge_step_{run_id}",
     )
-    if recommended is None:
-        st.caption(
-            "No sweep has scored this run's checkpoints, so the last one comes first. An earlier "
-            "one is often better: the sweep on the Compare page tells."
-        )
+    if chosen is not None:
+        st.caption(literal(_WHY[chosen.by].format(step=chosen.step)))
     spec = lifecycle.training_spec(run)
     return Source(run, runs[run_id].name, steps[step], spec.model, spec.dataset)
 
