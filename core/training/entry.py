@@ -11,13 +11,16 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core import fsio, paths
 from core.conversation import OnProgress
 from core.paths import RunPaths
 from core.training.health import Health
 from core.training.spec import TrainSpec
+
+if TYPE_CHECKING:
+    from core.training.stopping import Due
 
 
 def xtuner_argv(spec: TrainSpec, config: Path, work: Path, resume: Path | None = None) -> list[str]:
@@ -72,19 +75,22 @@ def train(
     from core.models.data_only import data_only
     from core.training import hooks
     from core.training.step.hook import StepHook
+    from core.training.stopping import Due, StopHook
 
     health = Health(spec.rows_per_step)
     metrics = hooks.MetricsHook(spec.accumulation, spec.steps, health, spec.world_size, on_progress)
-    interval = spec.checkpoint_every * spec.accumulation
+    due = Due(spec.checkpoint_every * spec.accumulation, spec.accumulation)
     ours: list[Any] = [
         metrics,
         StepHook(spec),
-        hooks.RandomStateHook(work, interval),
-        hooks.RecordHook(work, interval),
+        hooks.RandomStateHook(work, due),
+        hooks.RecordHook(work, due),
     ]
+    if spec.world_size == 1:
+        ours.append(StopHook(due))
     if spec.recompute_above and not spec.activation_checkpointing:
         ours.append(hooks.RecomputeHook(spec.recompute_above))
-    ours += _looks(spec, work, health, on_progress)
+    ours += _looks(spec, work / "samples.jsonl", health, due, on_progress)
     argv = ["xtuner-train", *xtuner_argv(spec, config, work, resume)]
     with _argv(argv), _registered(ours), data_only():
         xtuner_train.main()
@@ -97,7 +103,7 @@ def train(
 
 
 def _looks(
-    spec: TrainSpec, work: Path, health: Health, on_progress: OnProgress | None
+    spec: TrainSpec, out: Path, health: Health, due: Due, on_progress: OnProgress | None
 ) -> Iterator[Any]:
     """The hooks that look at the model at each checkpoint."""
     from core.inference import load
@@ -107,15 +113,10 @@ def _looks(
     model = catalog.resolve(spec.model)
     tokenizer = load.load_tokenizer(model.path)
     asked = look.prepare(Path(spec.dataset), model, tokenizer)
-    every = {
-        "interval": spec.checkpoint_every * spec.accumulation,
-        "accumulation": spec.accumulation,
-    }
     if not asked.empty:
-        yield hooks.LookHook(tokenizer, asked, health, **every, on_progress=on_progress)
+        yield hooks.LookHook(tokenizer, asked, health, due, on_progress)
     if spec.evaluation_inputs:
-        prompts, out = spec.evaluation_inputs, work / "samples.jsonl"
-        yield hooks.SampleHook(tokenizer, prompts, spec.system, **every, out=out)
+        yield hooks.SampleHook(tokenizer, spec.evaluation_inputs, spec.system, due, out)
 
 
 def prepare_environment(spec: TrainSpec, work: Path) -> None:

@@ -25,6 +25,7 @@ from core.training.figures import Figures
 from core.training.health import Health
 from core.training.look import Look
 from core.training.step.hook import supervised_finetune
+from core.training.stopping import Due
 
 #: Longest sample reply in tokens: enough to see a persona, short enough not to slow training.
 SAMPLE_TOKENS = 48
@@ -171,9 +172,9 @@ class RandomStateHook(Hook):
 
     priority = "LOW"
 
-    def __init__(self, work: Path, interval: int) -> None:
+    def __init__(self, work: Path, due: Due) -> None:
         self.work = work
-        self.interval = interval
+        self.due = due
         self._first = True
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
@@ -186,9 +187,8 @@ class RandomStateHook(Hook):
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        done = runner.iter + 1
-        if done % self.interval == 0 or done == runner.max_iters:
-            path = random_state_path(self.work, done, get_rank())
+        if self.due.now(runner):
+            path = random_state_path(self.work, runner.iter + 1, get_rank())
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.save(random_state(), path)
 
@@ -227,18 +227,18 @@ class RecordHook(Hook):
 
     priority = "LOWEST"  # after CheckpointHook
 
-    def __init__(self, work: Path, interval: int) -> None:
+    def __init__(self, work: Path, due: Due) -> None:
         self.work = work
-        self.interval = interval
+        self.due = due
 
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        done = runner.iter + 1
-        if done % self.interval and done != runner.max_iters:
+        if not self.due.now(runner):
             return
         barrier()
         if is_main_process():
+            done = runner.iter + 1
             for name in (f"iter_{done}.pth", f"iter_{done}"):
                 if (self.work / name).exists():
                     checkpoints.record(self.work / name)
@@ -258,16 +258,13 @@ class LookHook(Hook):
         tokenizer: Any,
         look: Look,
         health: Health,
-        *,
-        interval: int,
-        accumulation: int,
+        due: Due,
         on_progress: OnProgress | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.look = look
         self.health = health
-        self.interval = interval
-        self.accumulation = accumulation
+        self.due = due
         self.on_progress = on_progress
         self.found: list[Figures] = []
 
@@ -278,9 +275,8 @@ class LookHook(Hook):
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        done = runner.iter + 1
-        if done % self.interval == 0 or done == runner.max_iters:
-            self._measure(runner, done // self.accumulation)
+        if self.due.planned(runner):
+            self._measure(runner, self.due.step(runner))
 
     def _measure(self, runner: Any, step: int) -> None:
         if self.on_progress:
@@ -306,23 +302,20 @@ class SampleHook(Hook):
         tokenizer: Any,
         prompts: Sequence[str],
         system: str,
-        interval: int,
-        accumulation: int,
+        due: Due,
         out: Path,
     ) -> None:
         self.tokenizer = tokenizer
         self.prompts = list(prompts)
         self.system = system
-        self.interval = interval
-        self.accumulation = accumulation
+        self.due = due
         self.out = out
 
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        done = runner.iter + 1
-        if self.prompts and (done % self.interval == 0 or done == runner.max_iters):
-            self._sample(runner, done // self.accumulation)
+        if self.prompts and self.due.planned(runner):
+            self._sample(runner, self.due.step(runner))
 
     def _sample(self, runner: Any, step: int) -> None:
         llm = supervised_finetune(runner).llm
