@@ -25,12 +25,17 @@ _FEW, _MANY = 2, 3
 
 @dataclass(frozen=True)
 class Choice:
-    """The checkpoint to take. ``by``: what chose it; ``reason``: for people."""
+    """The checkpoint to take.
+
+    ``by``: what chose it; ``reason``: for people; ``damaged``: it is the best of a run that has
+    cost the base much, and better not taken.
+    """
 
     step: int
     checkpoint: Path
     by: Literal["sweep", "figures", "last"]
     reason: str
+    damaged: bool = False
 
 
 def recommended(run: RunPaths) -> Choice | None:
@@ -45,10 +50,13 @@ def recommended(run: RunPaths) -> Choice | None:
     looks = [f for f in figures.of_run(run) if f.step in whole]
     step = rank([*whole], looks)[0]
     if any(f.margin is not None for f in looks):
+        damaged = any(f.step == step and _damaged(f) for f in looks)
         reason = (
-            f"step {step} has the highest identity margin of the checkpoints that are not damaged"
+            f"every checkpoint has lost much of what the base could do; step {step} the least"
+            if damaged
+            else f"step {step} has the highest identity margin of the undamaged checkpoints"
         )
-        return Choice(step, whole[step], "figures", reason)
+        return Choice(step, whole[step], "figures", reason, damaged)
     return Choice(step, whole[step], "last", f"step {step} is the last")
 
 
@@ -60,6 +68,16 @@ def _swept(run: RunPaths) -> dict[str, Any] | None:
         return {"step": int(chosen["step"]), "reason": str(found.get("reason") or "")}
     except (UserError, KeyError, TypeError, ValueError):
         return None
+
+
+def verdict(run: RunPaths) -> str:
+    """What the sweep says of the recommended checkpoint; '' without one."""
+    try:
+        found = sweep.read(run) or {}
+        step = found["recommended"]["step"]
+        return next(str(r["verdict"]) for r in found["checkpoints"] if r["step"] == step)
+    except (UserError, KeyError, TypeError, StopIteration):
+        return ""
 
 
 def candidates(run: RunPaths) -> list[int]:

@@ -10,14 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from core.errors import UserError
 from core.jobs.journal import read_shared
-from core.jobs.spec import read_spec
 from core.paths import RunPaths
 from core.text.intervals import Rate
+from core.training.lineage import lineage
 
 
 @dataclass(frozen=True)
@@ -128,29 +126,3 @@ def of_event(event: Mapping[str, Any]) -> Figures | None:
         return Figures.from_values(int(event["step"]), dict(event["values"]))
     except (KeyError, TypeError, ValueError, AssertionError):
         return None  # a line of somebody else's
-
-
-def lineage(run: RunPaths) -> list[tuple[RunPaths, int | None]]:
-    """The runs that a run goes on from, oldest first, each with its last step that counts; itself.
-
-    One that was deleted, and what came before it, is left out.
-    """
-    found: list[tuple[RunPaths, int | None]] = [(run, None)]
-    seen = {run.root}
-    while (before := _resumed(found[0][0])) is not None and before[0].root not in seen:
-        seen.add(before[0].root)
-        until = found[0][1]
-        found.insert(0, (before[0], before[1] if until is None else min(before[1], until)))
-    return found
-
-
-def _resumed(run: RunPaths) -> tuple[RunPaths, int] | None:
-    """The run and the step that a run began from."""
-    try:
-        params = read_spec(run).params
-        source = Path(str(params.get("resume_from") or ""))
-        iteration = int(source.name.removeprefix("iter_").removesuffix(".pth"))
-        parent = RunPaths(source.parent.parent)
-        return (parent, iteration // int(params["accumulation"])) if parent.spec.is_file() else None
-    except (UserError, KeyError, TypeError, ValueError, ZeroDivisionError):
-        return None

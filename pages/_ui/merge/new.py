@@ -16,18 +16,11 @@ from core.training import lifecycle
 from core.weights.merge_job import MergeSpec
 from core.weights.preview import outputs
 from pages._ui.merge.state import RESULTS, Source, checkpoints, go_to, trained
+from pages._ui.shell import words
 from pages._ui.shell.common import errors_shown, run_label
+from pages._ui.shell.language import t
 
 _DTYPES = {"": "of the base", "float32": "float32", "bfloat16": "bfloat16", "float16": "float16"}
-
-#: Why a checkpoint comes first, by what chose it.
-_WHY = {
-    "sweep": "Step {step} was chosen by the search for the best checkpoint.",
-    "figures": "Step {step} has the best figures of training. To be sure, let the checkpoints "
-    "speak: Find the best checkpoint, on the Compare page.",
-    "last": "Nothing has compared this run's checkpoints, so the last one comes first. An earlier "
-    "one is often better: Find the best checkpoint, on the Compare page, tells.",
-}
 
 
 def draw() -> None:
@@ -77,7 +70,7 @@ def _source() -> Source | None:
         key=f"merge_step_{run_id}",
     )
     if chosen is not None:
-        st.caption(literal(_WHY[chosen.by].format(step=chosen.step)))
+        st.caption(t(words.WHY_CHECKPOINT[chosen.by], step=chosen.step))
     spec = lifecycle.training_spec(run)
     return Source(run, runs[run_id].name, steps[step], spec.model, spec.dataset)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from core.jobs.state import Reason, State
+from pages._ui.shell.language import N_
 
 #: Kinds of rows, as a person would call them.
 KINDS: dict[str, str] = {
@@ -50,6 +51,18 @@ _REASONS = {
     Reason.BAD_CONFIG: "a setting does not fit",
     Reason.BAD_DATA: "the data does not fit",
     Reason.DISK_FULL: "the disk is full",
+}
+#: Why a checkpoint is the one to take, by what chose it (``core.evaluation.choice``).
+WHY_CHECKPOINT: dict[str, str] = {
+    "sweep": N_("Step {step} was chosen by the search for the best checkpoint."),
+    "figures": N_(
+        "Step {step} has the best figures of training. To be sure, let the checkpoints speak: "
+        "Find the best checkpoint, on the Compare page."
+    ),
+    "last": N_(
+        "Nothing has compared this run's checkpoints, so the last one comes first. An earlier one "
+        "is often better: Find the best checkpoint, on the Compare page, tells."
+    ),
 }
 
 
