@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -64,6 +63,13 @@ def fingerprint(path: Path) -> str:
     return digest.hexdigest()
 
 
+def is_hub_id(model: str) -> bool:
+    """Whether only the hub can have a model of this name: it is no path, nor anything here."""
+    path = Path(model).expanduser()
+    written_as_path = path.is_absolute() or model.startswith((".", "~"))
+    return model != "bundled" and not written_as_path and not path.exists()
+
+
 def resolve(model: str, on_progress: OnProgress | None = None) -> ModelRef:
     """Turn ``bundled``, a folder or a hub id into a folder on this machine.
 
@@ -79,7 +85,7 @@ def resolve(model: str, on_progress: OnProgress | None = None) -> ModelRef:
     path = Path(model).expanduser()
     if path.is_dir():
         return _inspect(path.resolve(), "folder", path.resolve().name)
-    if (os.sep in model and (path.is_absolute() or model.startswith((".", "~")))) or path.exists():
+    if not is_hub_id(model):
         raise UserError(
             f"model folder {model} is not there"
             if not path.exists()

@@ -30,7 +30,7 @@ from core.training.spec import TrainSpec
 
 T = TypeVar("T")
 #: Start-up: importing XTuner, loading and quantizing the base, tokenizing.
-_STARTUP_SECONDS = 20.0
+STARTUP_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -280,7 +280,7 @@ def _seconds(spec: TrainSpec, found: Device, shape: cost.Shape, stats: rows.RowS
     rate = cost.tokens_per_second(found, shape, spec)
     tokens = spec.steps * spec.rows_per_step / spec.world_size * mean
     return Estimate(
-        _STARTUP_SECONDS + tokens / rate,
+        STARTUP_SECONDS + tokens / rate,
         f"{mean:.0f} tokens a row at about {rate:.0f} tokens/s on "
         f"{found.name}; the first steps give a better figure",
     )

@@ -67,7 +67,7 @@ def take_over(run: RunPaths) -> None:
     st.session_state["train_model"] = settings.get("model", "bundled")
     dataset = Path(settings.get("dataset", ""))
     if dataset.parent == paths.datasets_dir():
-        st.session_state["train_dataset"] = dataset.name
+        current.choose(dataset=dataset.name)
     st.session_state["train_stock"] = settings.get("stock_config", "")
     st.session_state["train_parent"] = run.root.name
     st.session_state["train_goto"] = NEW
