@@ -14,8 +14,9 @@ FAST := architecture errors jobs_state training_faults formats eval_metrics eval
 test-fast: install-dev
 	$(BIN)/python -m pytest -x -m "not slow" $(FAST:%=tests/unit/test_%.py)
 
+# One process a core with one thread each: the tests wait for processes more than they compute.
 test: install-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 check: install-dev
 	$(BIN)/ruff check .
