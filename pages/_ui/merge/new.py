@@ -16,9 +16,9 @@ from core.training import lifecycle
 from core.weights.merge_job import MergeSpec
 from core.weights.preview import outputs
 from pages._ui.merge.state import RESULTS, Source, checkpoints, go_to, trained
-from pages._ui.shell import words
 from pages._ui.shell.common import errors_shown, run_label
-from pages._ui.shell.language import t
+from pages._ui.shell.language import number, t
+from pages._ui.shell.words import WHY_CHECKPOINT
 
 _DTYPES = {"": "of the base", "float32": "float32", "bfloat16": "bfloat16", "float16": "float16"}
 
@@ -70,7 +70,7 @@ def _source() -> Source | None:
         key=f"merge_step_{run_id}",
     )
     if chosen is not None:
-        st.caption(t(words.WHY_CHECKPOINT[chosen.by], step=chosen.step))
+        st.caption(t(WHY_CHECKPOINT[chosen.by], step=number(chosen.step)))
     spec = lifecycle.training_spec(run)
     return Source(run, runs[run_id].name, steps[step], spec.model, spec.dataset)
 

@@ -9,9 +9,9 @@ from core.evaluation import choice
 from core.jobs.state import ACTIVE, State, Status
 from core.paths import RunPaths
 from core.training import figures, lifecycle
-from pages._ui.shell import words
 from pages._ui.shell.common import errors_shown, model_libraries
-from pages._ui.shell.language import t
+from pages._ui.shell.language import number, t
+from pages._ui.shell.words import WHY_CHECKPOINT
 from pages._ui.train.state import WATCH, go_to
 
 
@@ -42,7 +42,7 @@ def draw(run: RunPaths) -> None:
             )
         st.dataframe(rows, hide_index=True)
         if best is not None and best.by != "last":
-            st.caption(t(words.WHY_CHECKPOINT[best.by], step=best.step))
+            st.caption(t(WHY_CHECKPOINT[best.by], step=number(best.step)))
 
 
 def resume(run: RunPaths, now: Status) -> None:
@@ -56,7 +56,7 @@ def resume(run: RunPaths, now: Status) -> None:
             return
         newest = usable[-1]
         if now.state is not State.SUCCEEDED and st.button(
-            t("Resume from step {step}", step=newest),
+            t("Resume from step {step}", step=number(newest)),
             icon=":material/resume:",
             key="train_resume",
             help=t("Goes on in the same curve, to the very weights that this run would have had."),

@@ -20,8 +20,14 @@ def choose_dataset() -> Path | None:
     found = store.list_datasets()
     usable = [s for s in found if not s.problem]
     for broken in (s for s in found if s.problem):
-        name, why = literal(broken.name), literal(broken.problem)
-        st.caption(":material/warning: " + t("Dataset {name}: {problem}", name=name, problem=why))
+        st.caption(
+            ":material/warning: "
+            + t(
+                "Dataset {name}: {problem}",
+                name=literal(broken.name),
+                problem=literal(broken.problem),
+            )
+        )
     if not usable:
         st.info(
             t("There is no dataset yet. Build one first: it takes a minute."),

@@ -13,9 +13,10 @@ from core.jobs.journal import read_shared
 from core.jobs.spec import read_spec
 from core.jobs.state import State, Status
 from core.paths import RunPaths
-from pages._ui.shell import current, words
+from pages._ui.shell import current
 from pages._ui.shell.common import folder_tree
-from pages._ui.shell.language import duration, t
+from pages._ui.shell.language import duration, number, t
+from pages._ui.shell.words import WHY_CHECKPOINT
 from pages._ui.train import checkpoints as train_checkpoints
 from pages._ui.train import faults as train_faults
 
@@ -51,7 +52,7 @@ def banners(run: RunPaths, now: Status) -> None:
             t(
                 "Processes {pids} could not be ended: they are stuck in the system. They go when "
                 "the machine restarts.",
-                pids=", ".join(map(str, now.left_over)),
+                pids=literal(", ".join(map(str, now.left_over))),
             ),
             icon=":material/dangerous:",
         )
@@ -59,8 +60,14 @@ def banners(run: RunPaths, now: Status) -> None:
         train_faults.draw(run, now)
     for event in read_shared(run.events):
         if event.get("event") == "warning":
-            step, said = literal(event.get("step")), literal(event.get("message"))
-            st.warning(t("Step {step}: {said}", step=step, said=said), icon=":material/warning:")
+            st.warning(
+                t(
+                    "Step {step}: {said}",
+                    step=literal(event.get("step")),
+                    said=literal(event.get("message")),
+                ),
+                icon=":material/warning:",
+            )
     if now.state is State.SUCCEEDED:
         _next(run, now)
 
@@ -81,8 +88,10 @@ def _next(run: RunPaths, now: Status) -> None:
         )
         return
     with st.container(horizontal=True, vertical_alignment="center"):
-        why = t(words.WHY_CHECKPOINT[best.by], step=best.step)
-        st.success(f"{t('Done.')} {why}", icon=":material/check:")
+        st.success(
+            t("Done.") + " " + t(WHY_CHECKPOINT[best.by], step=number(best.step)),
+            icon=":material/check:",
+        )
         current.link_to_next("merge", run.root.name)
 
 

@@ -70,10 +70,10 @@ def settings(dataset: Path, model: str, stock: str) -> TrainSpec:
     _take_over(scope)
     _presets(scope, auto)
     values = {**auto.values, "stock_config": stock}
-    for part, (title, is_open, note) in _PARTS.items():
-        with st.expander(t(title), expanded=is_open):
+    for part, (_, is_open, note) in _PARTS.items():
+        with st.expander(t(_PARTS[part][0]), expanded=is_open):
             if note:
-                st.caption(t(note))
+                st.caption(t(_PARTS[part][2]))
             values |= _part(part, scope, values, auto)
     spec = TrainSpec.from_dict(values)
     changed = {k: v for k, v in spec.to_dict().items() if v != auto.values[k]}
@@ -108,16 +108,15 @@ def _presets(scope: str, auto: _Auto) -> None:
     """Three plans with their time on this device; the form below shows what each of them sets."""
     steps = st.session_state.get(f"train_{scope}_steps", auto.values["steps"])
     for column, plan in zip(st.columns(len(auto.presets)), auto.presets, strict=True):
-        name, about = _PRESETS[plan.name]
         time = "" if plan.seconds is None else about_duration(plan.seconds)
         told = [tn("{n} step", "{n} steps", plan.steps), time]
         with column:
             if st.button(
-                t(name),
+                t(_PRESETS[plan.name][0]),
                 key=f"train_preset_{plan.name}",
                 type="primary" if plan.steps == steps else "secondary",
                 width="stretch",
-                help=t(about),
+                help=t(_PRESETS[plan.name][1]),
             ):
                 _fill(scope, plan.settings)
                 st.rerun()

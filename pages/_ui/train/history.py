@@ -52,10 +52,9 @@ def draw() -> None:
         column_config=_columns(),
     )
     picked = [shown[i] for i in event.selection.rows if i < len(shown)]
-    of = tn("{n} run", "{n} runs", len(runs))
     st.caption(
         t("{shown} of {all}. A click on a heading sorts; select rows to open, note or delete them.",
-          shown=len(shown), all=of)
+          shown=len(shown), all=tn("{n} run", "{n} runs", len(runs)))
     )  # fmt: skip
     _actions(picked)
 
@@ -137,12 +136,11 @@ def _note(summary: Summary) -> None:
 
 @st.dialog(" ")
 def _confirm(runs: list[Summary]) -> None:
-    count = tn("{n} run", "{n} runs", len(runs))
     st.write(
         t(
             "{runs} and all checkpoints and logs in it will be removed. Merged models and "
             "datasets stay.",
-            runs=count,
+            runs=tn("{n} run", "{n} runs", len(runs)),
         )
     )
     if st.button(t("Delete"), type="primary", key="train_delete_sure"):

@@ -61,11 +61,15 @@ def draw() -> None:
 def _start(found: Preflight, name: str) -> None:
     holder = locks.device_holder()
     if holder is not None:
-        held = t(
-            "The device is held by {what}; this run will wait its turn.", what=literal(holder.what)
+        st.info(
+            t(
+                "The device is held by {what}; this run will wait its turn.",
+                what=literal(holder.what),
+            ),
+            icon=":material/hourglass:",
         )
-        more = t("Unload the chat on the Compare page to let it start.")
-        st.info(held if holder.run else f"{held} {more}", icon=":material/hourglass:")
+        if not holder.run:
+            st.caption(t("Unload the chat on the Compare page to let it start."))
     parent = st.session_state.get("train_parent")
     if not st.button(
         t("Start"),
@@ -78,8 +82,8 @@ def _start(found: Preflight, name: str) -> None:
     try:
         run = lifecycle.start_training(found, name=name, parent=parent)
     except api.AlreadyStarted as error:
-        name = literal(current.name_of(error.run))
-        st.toast(t("Already started as {name}", name=name), icon=":material/info:")
+        said = t("Already started as {name}", name=literal(current.name_of(error.run)))
+        st.toast(said, icon=":material/info:")
         go_to(WATCH, error.run)
         st.rerun()
     st.session_state.pop("train_parent", None)
