@@ -29,10 +29,10 @@ def test_stop_writes_a_checkpoint_and_resume_gives_the_same_bytes(
     tiny_llama: Path,
     tmp_path: Path,
 ) -> None:
-    """Stopped in the middle of step 5 of 9, where the plan has no checkpoint."""
+    """Stopped in step 5 of 9, where the plan has no checkpoint."""
 
     def press_stop(stage: str, done: int, total: int) -> None:
-        if (stage, done) == ("train", 5 - 1):
+        if (stage, done) == ("train", 5):
             os.kill(os.getpid(), signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
