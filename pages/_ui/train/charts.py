@@ -91,27 +91,28 @@ def _loss_spec(
     x = alt.X("step:Q", title=x_title, scale=alt.Scale(nice=False), axis=alt.Axis(tickMinStep=1))
     base = alt.Chart().encode(x=x)
     if len(names) > 1:
-        raw_color: Any = _color(names, legend=True)
-        mean_color: Any = raw_color
+        color = _color(names, legend=True)
     else:  # one run: the legend says which line is which
         lines = alt.Scale(domain=[each, mean], range=[_FAINT, _COLORS[0]])
         legend = alt.Legend(orient="top", title=None, symbolType="stroke")
-        raw_color = alt.Color(datum=each, type="nominal", scale=lines, legend=legend)
-        mean_color = alt.Color(datum=mean, type="nominal", scale=lines, legend=legend)
-    raw = base.mark_line(strokeWidth=1, opacity=0.4 if len(names) > 1 else 1).encode(
-        y=alt.Y("loss:Q", title=y_title, scale=scale), color=raw_color
+        color = alt.Color("line:N", scale=lines, legend=legend)
+    raw = (
+        base.transform_calculate(line=repr(each))
+        .mark_line(strokeWidth=1, opacity=0.4 if len(names) > 1 else 1)
+        .encode(y=alt.Y("loss:Q", title=y_title, scale=scale), color=color)
     )
-    smooth = base.mark_line(strokeWidth=2.6).encode(
-        y=alt.Y("smooth:Q", scale=scale), color=mean_color
+    averaged = base.transform_calculate(line=repr(mean))
+    smooth = averaged.mark_line(strokeWidth=2.6).encode(
+        y=alt.Y("smooth:Q", scale=scale), color=color
     )
     hover = alt.selection_point(
         "step", fields=["step"], nearest=True, on="pointerover", empty=False
     )
     points = (
-        base.mark_point(filled=True, size=60)
+        averaged.mark_point(filled=True, size=60)
         .encode(
             y=alt.Y("smooth:Q", scale=scale),
-            color=mean_color,
+            color=color,
             opacity=alt.condition(hover, alt.value(1), alt.value(0)),
             tooltip=[
                 alt.Tooltip("run:N", title="run"),
