@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 8501
 
-.PHONY: run test test-fast check install install-dev clean
+.PHONY: run test test-fast check pictures install install-dev clean
 
 run: install
 	$(BIN)/streamlit run streamlit_app.py --server.port $(PORT)
@@ -17,6 +17,10 @@ test-fast: install-dev
 # One process a core with one thread each: the tests wait for processes more than they compute.
 test: install-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+# Of every page, in both languages, light and dark, from the workspace as it is.
+pictures: install-dev
+	$(BIN)/python -m tests.pictures
 
 check: install-dev
 	$(BIN)/ruff check .

@@ -242,7 +242,7 @@ def test_history_compares_and_keeps_notes(workspace: Path) -> None:
     app = open_page(run=run.root.name)
     app.segmented_control(key="train_view").set_value("history").run()
     (row,) = app.dataframe[0].value.to_dict("records")
-    assert row["verdict"] == "LEARNED" and row["loss"] == pytest.approx(3 / 50)
+    assert row["verdict"] == "Learned" and row["loss"] == pytest.approx(3 / 50)
     assert row["learning rate"] == 2e-4 and row["dataset"] == "kai" and row["steps"] == "50"
     assert row["note"] == "twice the look-alike rows" and row["size (MB)"] >= 0
     app.text_input(key="train_filter").set_value("look-alike").run()

@@ -28,10 +28,8 @@ def language() -> str:
     everybody's.
     """
     if _STATE not in st.session_state:
-        asked = (st.query_params.get("lang"), st.context.cookies.get(_COOKIE), st.context.locale)
-        # Streamlit's own page tests put other things than texts there.
-        said = next((a for a in asked if a and isinstance(a, str)), None)
-        st.session_state[_STATE] = catalog.nearest(said)
+        asked = st.query_params.get("lang") or st.context.cookies.get(_COOKIE) or st.context.locale
+        st.session_state[_STATE] = catalog.nearest(asked if isinstance(asked, str) else None)
     return str(st.session_state[_STATE])
 
 

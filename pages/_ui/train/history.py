@@ -81,7 +81,7 @@ def _row(summary: Summary, line: history.Line) -> dict[str, Any]:
     values = (
         current.name_of(summary.id),
         words.ending(summary.state, summary.reason),
-        choice.verdict(RunPaths(summary.root)),
+        words.verdict(choice.verdict(RunPaths(summary.root))),
         line.loss,
         done or str(line.steps or ""),
         line.lr,

@@ -12,7 +12,7 @@ from core.jobs import api
 from core.jobs.state import ACTIVE, State, Status, Summary
 from core.paths import RunPaths
 from core.training import figures, lineage
-from pages._ui.shell import current
+from pages._ui.shell import current, words
 from pages._ui.shell.common import errors_shown
 from pages._ui.shell.language import duration, number, t, time_left
 from pages._ui.train import charts as train_charts
@@ -119,7 +119,7 @@ def _progress_text(now: Status) -> str:
     if now.state is State.STOPPING:
         parts.append(t("finishing the step and writing a checkpoint"))
     elif now.stage and now.state in ACTIVE:
-        parts.append(literal(now.stage))
+        parts.append(literal(words.doing(now.stage)))
     if now.total:
         parts.append(t("{done} of {total}", done=number(now.done), total=number(now.total)))
     if now.state in ACTIVE and now.eta_seconds is not None:
