@@ -204,7 +204,7 @@ def test_resume_is_beside_the_state_and_moves_to_the_resumed_run(
     assert button.label == "Resume from step 40"
     button.click().run()
     shown = app.selectbox(key="train_run").value
-    assert shown != run.root.name and app.query_params["run"] == [shown]
+    assert shown != run.root.name and app.query_params["run"] == shown
     assert {m.label: m.value for m in app.metric}["Loss"] == "9.5000"
     app.segmented_control(key="train_view").set_value("history").run()
     app.segmented_control(key="train_view").set_value("watch").run()

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import streamlit as st
 
-from core import paths
 from core.chat.render import code, literal
 from core.data import store
+from core.models import found
 from core.training import drafts
 from core.training.spec import DEFAULT_CONFIG
 from pages._ui.shell import current
@@ -49,18 +49,9 @@ def choose_dataset() -> Path | None:
 
 def choose_model() -> str | None:
     """The base model. A hub id is only fetched after a press of a button."""
-    folders = (
-        [
-            str(p)
-            for p in sorted(paths.models_dir().glob("*/"))
-            if (p / "config.json").is_file() and "smollm2" not in p.name.lower()
-        ]
-        if paths.models_dir().is_dir()
-        else []
-    )
     st.session_state.setdefault("train_model", drafts.load().model)
-    chosen = st.session_state["train_model"]
-    known = ["bundled", *folders]
+    chosen, here = st.session_state["train_model"], {m.model: m for m in found.models()}
+    known = list(here)
     model = st.selectbox(
         t("Base model"),
         known if chosen in known else [*known, chosen],
@@ -71,7 +62,7 @@ def choose_model() -> str | None:
             "'bundled' is SmolLM2-135M-Instruct, which came with the installation. Or type a model "
             "folder or a hub id."
         ),
-        format_func=lambda m: "bundled · SmolLM2-135M-Instruct" if m == "bundled" else m,
+        format_func=lambda m: f"{here[m].name} · {here[m].place}" if m in here else m,
     )
     from core.models import catalog
 

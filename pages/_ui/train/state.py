@@ -57,7 +57,8 @@ def run_label(summary: Summary) -> str:
     chosen, so a run that has ended would go on being called running.
     """
     end = "" if summary.state in ACTIVE else f" · {words.ending(summary.state).lower()}"
-    return current.name_of(summary.id) + end
+    name = current.name_of(summary.id)
+    return (summary.name if name == summary.id else name) + end  # one that was just deleted
 
 
 def take_over(run: RunPaths) -> None:
