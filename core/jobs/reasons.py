@@ -94,7 +94,9 @@ OOM_HOST = rule(
 )
 DISK_FULL = rule(
     Reason.DISK_FULL,
-    r"No space left on device|Disk quota exceeded|ENOSPC"
+    # torch.save to a path says only where its archive broke off (2.14).
+    r"No space left on device|Disk quota exceeded|ENOSPC|File too large"
+    r"|inline_container\.cc:\d+\] \. unexpected pos|PytorchStreamWriter failed writing"
     r"|not enough disk space|cannot write .*bytes needed",
     "The disk is full.",
     "free disk space: delete old runs in the list, then start again",

@@ -211,7 +211,8 @@ def _with_rows(
     stats = rows.measure(loaded, template, spec.max_length)
     odd = rows.differing(loaded, template)
     memory = _memory(spec, shape, stats)
-    report.problems.extend(_row_problems(stats, odd, memory, found))
+    report.problems.extend(_row_problems(stats, odd))
+    report.problems.extend(_memory_problems(spec, shape, stats.longest, found))
     usable = len(stats.lengths)
     exposures = spec.steps * spec.rows_per_step / usable if usable else 0.0
     return replace(
@@ -230,9 +231,7 @@ def _with_rows(
     )
 
 
-def _row_problems(
-    stats: rows.RowStats, odd: list[str], memory: Estimate, found: Device
-) -> Iterator[UserError]:
+def _row_problems(stats: rows.RowStats, odd: list[str]) -> Iterator[UserError]:
     if not stats.lengths:
         yield UserError(
             "no row has a supervised token",
@@ -246,14 +245,27 @@ def _row_problems(
             fix="strip the turns on the Dataset page",
             where="dataset",
         )
-    if memory.value > found.memory_bytes:
-        yield UserError(
-            "the run does not fit in memory",
-            why=f"about {fsio.human_bytes(memory.value)} needed, "
-            f"{fsio.human_bytes(found.memory_bytes)} there",
-            where="batch_size",
-            fix="fewer rows a micro-batch, or recompute the long ones",
-        )
+
+
+def _memory_problems(
+    spec: TrainSpec, shape: cost.Shape, longest: int, found: Device
+) -> Iterator[UserError]:
+    """A run that does not fit, and whether the settings or the model must change."""
+    needed = cost.memory_bytes(shape, spec, longest)
+    if needed <= found.memory_bytes:
+        return
+    thrifty = {"batch_size": 1, "hold_weights": False, "activation_checkpointing": True}
+    least = cost.memory_bytes(shape, spec.changed(**thrifty, quantize="nf4"), longest)
+    fix = "one row a micro-batch, the base not held, activations recomputed"
+    if least > found.memory_bytes:
+        fix = f"a smaller model: this one takes {fsio.human_bytes(least)} at the least"
+    yield UserError(
+        "the run does not fit in memory",
+        why=f"about {fsio.human_bytes(needed)} needed, "
+        f"{fsio.human_bytes(found.memory_bytes)} there",
+        where="batch_size",
+        fix=fix,
+    )
 
 
 def _row_warnings(spec: TrainSpec, stats: rows.RowStats, exposures: float) -> list[str]:

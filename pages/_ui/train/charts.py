@@ -8,6 +8,7 @@ from typing import Any
 
 import altair as alt
 import pandas as pd
+import pyarrow as pa
 import streamlit as st
 
 from core.jobs.metrics import Series
@@ -34,20 +35,35 @@ _FIGURES: tuple[tuple[str, str, str, float | None], ...] = (
 )
 #: Four fit beside each other on a laptop, two in a narrow window.
 _SMALL_WIDTH = 210
+#: Points of a small curve: two a pixel would be drawn over each other.
+_SMALL_POINTS = 400
 
 
 @st.cache_resource(max_entries=32, show_spinner=False)
-def _frame(versions: tuple[Any, ...], _series: dict[str, Series]) -> pd.DataFrame:
-    """One frame for every window that looks at the same runs; nobody changes it."""
-    return frame(_series)
+def _tables(versions: tuple[Any, ...], _series: dict[str, Series]) -> dict[str, pa.Table]:
+    """What the charts draw, by field, made once for every window that looks at the same runs.
+
+    Arrow tables, which go to the browser as they are: with 20 windows on one run, most of a
+    refresh was turning the same data frames into them.
+    """
+    data = frame(_series)
+    tables = {}
+    if "loss" in data and data["loss"].notna().any():
+        tables["loss"] = pa.Table.from_pandas(data, preserve_index=False)
+    for name, _, _ in _SMALL:
+        if name in data and data[name].notna().any():
+            columns = data[["step", "run", name]]
+            few = columns.iloc[:: 1 + len(columns) // (_SMALL_POINTS * len(_series))]
+            tables[name] = pa.Table.from_pandas(few, preserve_index=False)
+    return tables
 
 
-def _shared_frame(series: dict[str, Series]) -> pd.DataFrame:
+def _shared_tables(series: dict[str, Series]) -> dict[str, pa.Table]:
     versions = tuple(
         (name, id(one), len(one.points), one.last.get("step"), one.last.get("seq"))
         for name, one in series.items()
     )
-    return _frame(versions, series)
+    return _tables(versions, series)
 
 
 def frame(series: dict[str, Series]) -> pd.DataFrame:
@@ -70,14 +86,14 @@ def _color(names: Sequence[str], *, legend: bool) -> alt.Color:
 
 def loss_chart(series: dict[str, Series], *, log_scale: bool) -> None:
     """Raw loss thin, its running mean bold; the step under the pointer is read out."""
-    data = _shared_frame(series)
-    if "loss" not in data or data["loss"].notna().sum() == 0:
+    data = _shared_tables(series).get("loss")
+    if data is None:
         st.info(
             t("The first loss appears after the first optimizer step."), icon=":material/hourglass:"
         )
         return
     words = (t("optimizer step"), t("loss"), t("each step"), t("running mean"))
-    spec = _loss_spec(tuple(series), "lr" in data, log_scale, words)
+    spec = _loss_spec(tuple(series), "lr" in data.column_names, log_scale, words)
     st.vega_lite_chart(data, spec, width="stretch")
 
 
@@ -129,14 +145,14 @@ def _loss_spec(
 
 def small_charts(series: dict[str, Series]) -> None:
     """Learning rate, gradient norm, speed and memory, where the run reports them."""
-    data = _shared_frame(series)
-    shown = [row for row in _SMALL if row[0] in data and data[row[0]].notna().any()]
+    tables = _shared_tables(series)
+    shown = [row for row in _SMALL if row[0] in tables]
     if not shown:
         return
     row = st.container(horizontal=True)
     for name, title, form in shown:
         spec = _small_spec(tuple(series), name, t(title), form, None)
-        row.vega_lite_chart(data[["step", "run", name]], spec, width=_SMALL_WIDTH)
+        row.vega_lite_chart(tables[name], spec, width=_SMALL_WIDTH)
 
 
 def figure_charts(figures: Mapping[str, Sequence[Figures]]) -> None:

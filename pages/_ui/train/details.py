@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
+from typing import Any
 
+import pyarrow as pa
 import streamlit as st
 
 from core import fsio
@@ -122,25 +124,17 @@ def tabs(run: RunPaths, now: Status) -> None:
     if now.kind == "train":
         names.insert(0, t("Checkpoints"))
     *first, samples, happened, log, files = st.tabs(names)
-    events = [e for e in read_shared(run.events) if isinstance(e.get("event"), str)]
+    replies, events = _tables(run)
     for tab in first:
         with tab:
             train_checkpoints.draw(run)
     with samples:
-        _samples([e for e in events if e["event"] == "sample"])
+        if replies is None:
+            st.caption(t("Replies to the sample prompts appear at each checkpoint."))
+        else:
+            st.dataframe(replies, hide_index=True, row_height=90)
     with happened:
-        st.dataframe(
-            [
-                {
-                    t("after"): duration(e.get("t", 0)),
-                    t("event"): e.get("state") or e["event"],
-                    t("what"): str(e.get("reason") or e.get("message") or e.get("behind") or ""),
-                }
-                for e in events
-                if e["event"] not in ("sample", "figures")
-            ],
-            hide_index=True,
-        )
+        st.dataframe(events, hide_index=True)
     with log:
         said = now.log_tail or t("(nothing printed yet)")
         st.code(said, language=None, height=360, wrap_lines=True)
@@ -152,13 +146,43 @@ def tabs(run: RunPaths, now: Status) -> None:
         folder_tree(fsio.tree(run.root))
 
 
-def _samples(samples: list[dict[str, str]]) -> None:
+def _tables(run: RunPaths) -> tuple[pa.Table | None, pa.Table]:
+    """Samples and events of a run, made anew only when the events have changed."""
+    known = read_shared(run.events)
+    last = known[-1].get("seq") if known else None
+    headings = (t("after"), t("event"), t("what"), t("step"))
+    return _made(str(run.events), len(known), last, headings, known)
+
+
+@st.cache_resource(max_entries=32, show_spinner=False)
+def _made(
+    path: str,
+    count: int,
+    last: object,
+    headings: tuple[str, str, str, str],
+    _events: list[dict[str, Any]],
+) -> tuple[pa.Table | None, pa.Table]:
+    named = [e for e in _events if isinstance(e.get("event"), str)]
+    after, event, what, step = headings
+    samples = _samples([e for e in named if e["event"] == "sample"], step)
+    others = [
+        {
+            after: duration(e.get("t", 0)),
+            event: str(e.get("state") or e["event"]),
+            what: str(e.get("reason") or e.get("message") or e.get("behind") or ""),
+        }
+        for e in named
+        if e["event"] not in ("sample", "figures")
+    ]
+    return pa.Table.from_pylist(samples) if samples else None, pa.Table.from_pylist(others)
+
+
+def _samples(samples: list[dict[str, Any]], heading: str) -> list[dict[str, str]]:
     """Replies to the fixed prompts: a row a checkpoint, a column a prompt."""
-    if not samples:
-        st.caption(t("Replies to the sample prompts appear at each checkpoint."))
-        return
     rows: dict[str, dict[str, str]] = {}
+    prompts = dict.fromkeys(str(sample.get("prompt")) for sample in samples)
     for sample in samples:
-        row = rows.setdefault(str(sample.get("step")), {t("step"): str(sample.get("step"))})
+        step = str(sample.get("step"))
+        row = rows.setdefault(step, {heading: step, **dict.fromkeys(prompts, "")})
         row[str(sample.get("prompt"))] = str(sample.get("reply"))
-    st.dataframe(list(rows.values()), hide_index=True, row_height=90)
+    return list(rows.values())
