@@ -30,7 +30,7 @@ def load(name: str) -> list[str]:
         rows = list(fsio.read_jsonl(dataset.probes)) if dataset else []
         try:
             return _unique([_last_user(row["messages"]) for row in rows])
-        except (LookupError, TypeError) as error:
+        except (LookupError, TypeError, StopIteration) as error:
             raise UserError(
                 f"{dataset.probes if dataset else name} cannot be read",
                 why=f"{type(error).__name__}: {error}"[:200],

@@ -130,6 +130,7 @@ def test_every_page_draws(page: str, workspace_with_model: Path) -> None:
     spoil(workspace_with_model)
     app = AppTest.from_file(str(REPO / "streamlit_app.py"), default_timeout=240)
     app.run()
+    assert not app.exception, app.exception
     app.switch_page(f"pages/{page}.py").run()
     assert not app.exception, app.exception
     title = app.title[0].value
