@@ -228,7 +228,7 @@ def words_of(error: Mapping[str, Any] | None) -> UserError | None:
 
 def given_up(reason: Reason, table: Table) -> ErrorRecord:
     """The error of a run that the supervisor ended itself, over a loss that is no number."""
-    assert reason is Reason.NAN_LOSS, reason
+    assert reason is Reason.DIVERGED, reason
     return _crash(
         "the run was ended by its supervisor", diagnose(table, "the loss is not a number")
     )

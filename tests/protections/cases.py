@@ -148,7 +148,7 @@ PROTECTIONS = [
                "            return Fault(known.reason,", "            return Fault(Reason.INCOMPLETE,",
                "tests/faults/test_endings.py::test_21_the_last_words_give_the_reason"),
     Protection("22 NaN ends the run", "core/jobs/watcher.py",
-               "self.give_up = Reason.NAN_LOSS", "pass",
+               "self.give_up = Reason.DIVERGED", "pass",
                "tests/faults/test_endings.py::test_22_nan_is_warned_of_and_ends_the_run_if_told_to"),
     Protection("23 silence is told", "core/jobs/watcher.py",
                "        if silent != self._stalled:", "        if False:",
