@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -125,18 +126,48 @@ def spoil(home: Path) -> None:
         write(home / place / MARKDOWN.replace("/", "_"), "x")
 
 
+#: Elements whose text or label Streamlit reads as Markdown.
+READ = (
+    "markdown", "caption", "title", "header", "subheader", "error", "warning", "info", "success",
+    "button", "selectbox", "multiselect", "checkbox", "toggle", "text_input", "text_area", "radio",
+    "number_input", "slider", "expander", "tabs", "metric", "toast", "button_group",
+)  # fmt: skip
+
+
+def meant(app: AppTest) -> list[str]:
+    """What the browser would read as an image or a directive of the stranger's."""
+    texts = []
+    for kind in READ:
+        for element in app.get(kind):
+            proto = getattr(element, "proto", None)
+            texts += [str(getattr(element, name, "") or "") for name in ("label", "help")]
+            texts += [str(getattr(proto, name, "") or "") for name in ("label", "body", "help")]
+    as_code = [re.sub(r"(`+).*?\1", "", text) for text in texts]
+    return [t for t in as_code if re.search(r"(?<!\\)!\[a\]\(http|(?<![\\\u2060]):red\[", t)]
+
+
+def test_what_is_raw_is_seen() -> None:
+    """Otherwise the test below would prove nothing."""
+    for raw in ("st.markdown(x)", "st.caption(x)", "st.button(x)", "st.expander(x)", "st.error(x)"):
+        app = AppTest.from_string(f"import streamlit as st\nx = {MARKDOWN!r}\n{raw}").run()
+        assert meant(app), raw
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_page_draws(page: str, workspace_with_model: Path) -> None:
     spoil(workspace_with_model)
     app = AppTest.from_file(str(REPO / "streamlit_app.py"), default_timeout=240)
     app.run()
     assert not app.exception, app.exception
+    assert meant(app) == []
     app.switch_page(f"pages/{page}.py").run()
     assert not app.exception, app.exception
+    assert meant(app) == []
     title = app.title[0].value
     for value in [*ODD, "20260101-000000-odd", "odd-0", "odd-3"]:
         for key in KEYS:
             app.query_params[key] = value
         app.run()
         assert not app.exception, (value, app.exception)
+        assert meant(app) == []
         assert app.title[0].value == title
