@@ -25,7 +25,9 @@ def draw(sides: list[SideSpec], settings: ChatSettings, system: str) -> None:
     """The whole tab."""
     left, right = st.columns([2, 1])
     source = left.selectbox("Prompts", [*packs.packs(), _OWN], key="compare_pack")
-    chosen = _own() if source == _OWN else packs.load(source)
+    chosen: list[str] = []
+    with errors_shown():  # the newest dataset's probes may be damaged
+        chosen = _own() if source == _OWN else packs.load(source)
     count = right.number_input(
         "How many", 1, max(1, len(chosen)), min(20, max(1, len(chosen))), key="compare_batch_n"
     )
