@@ -8,21 +8,23 @@ from typing import Any, Literal
 
 import streamlit as st
 
-from core import fsio, paths
+from core import fsio
 from core.chat.render import literal
 from core.jobs import api
 from core.jobs.spec import read_spec
 from core.jobs.state import ACTIVE, Summary
 from core.paths import RunPaths
 from core.weights.export_job import ExportSpec
+from pages._ui.shell import current
 from pages._ui.shell.common import errors_shown, folder_tree, show_error
+from pages._ui.shell.language import N_, t
 from pages._ui.train.state import badge
 
 _KINDS = {
-    "q8_0": "q8_0, 8 bits: half the size, hardly a difference",
-    "f16": "f16, 16 bits",
-    "bf16": "bf16, 16 bits",
-    "f32": "f32, exact",
+    "q8_0": N_("q8_0, 8 bits: half the size, hardly a difference"),
+    "f16": N_("f16, 16 bits"),
+    "bf16": N_("bf16, 16 bits"),
+    "f32": N_("f32, exact"),
 }
 
 
@@ -32,7 +34,7 @@ def draw(run: RunPaths, folder: Path) -> None:
     with left, errors_shown():
         spec = _choices(folder)
         pressed = st.button(
-            "Export", icon=":material/ios_share:", key="merge_export", disabled=spec is None
+            t("Export"), icon=":material/ios_share:", key="merge_export", disabled=spec is None
         )
         if pressed and spec is not None:
             name = f"{spec.format} of {read_spec(run).name}"
@@ -48,33 +50,37 @@ def draw(run: RunPaths, folder: Path) -> None:
 def _choices(folder: Path) -> ExportSpec | None:
     """What the export job is asked, or None while something is missing."""
     target = st.segmented_control(
-        "To",
-        ["Ollama", "GGUF", "Hugging Face hub"],
+        t("To"),
+        [N_("Ollama"), N_("GGUF"), N_("Hugging Face hub")],
         default="Ollama",
         key="merge_target",
+        format_func=t,
         required=True,
     )
     if target == "Hugging Face hub":
-        st.caption("Uses the login of `hf auth login`. Nothing is sent before you press Export.")
-        repo = st.text_input("Repository", placeholder="owner/name", key="merge_repo").strip()
-        private = st.toggle("Private", value=True, key="merge_private")
+        st.caption(t("Uses the login of `hf auth login`. Nothing is sent before you press Export."))
+        repo = st.text_input(t("Repository"), placeholder=t("owner/name"), key="merge_repo").strip()
+        private = st.toggle(t("Private"), value=True, key="merge_private")
         if not repo:
             return None
         return ExportSpec(merged=str(folder), format="hub", repo=repo, private=private)
     kind = st.selectbox(
-        "Type of the weights", list(_KINDS), format_func=_KINDS.__getitem__, key="merge_gguf_kind"
+        t("Type of the weights"),
+        list(_KINDS),
+        format_func=lambda k: t(_KINDS[k]),
+        key="merge_gguf_kind",
     )
     if target == "Ollama":
-        st.caption("A GGUF file and a Modelfile with the chat template and stop tokens.")
+        st.caption(t("A GGUF file and a Modelfile with the chat template and stop tokens."))
     else:
-        st.caption("One file for llama.cpp and what is built on it.")
+        st.caption(t("One file for llama.cpp and what is built on it."))
     target_format: Literal["ollama", "gguf"] = "ollama" if target == "Ollama" else "gguf"
     return ExportSpec(merged=str(folder), format=target_format, kind=kind)
 
 
 def _jobs(jobs: list[Summary], live: bool) -> None:
     if not jobs:
-        st.caption("No export of this model yet.")
+        st.caption(t("No export of this model yet."))
     still = False
     for summary in jobs:
         now = api.status(RunPaths(summary.root))
@@ -82,29 +88,30 @@ def _jobs(jobs: list[Summary], live: bool) -> None:
         with st.container(border=True):
             with st.container(horizontal=True, vertical_alignment="center"):
                 badge(now.state, now.reason if now.final else None)
-                st.caption(literal(summary.name))
+                st.caption(literal(current.name_of(summary.id)))
             if now.state in ACTIVE:
                 st.progress(now.done / now.total if now.total else 0.0)
             if now.error:
                 show_error(now.error)
             if now.result:
-                _done(now.result, read_spec(RunPaths(summary.root)).params)
+                _done(now.result, read_spec(RunPaths(summary.root)).params, summary)
     if live and not still:
         st.rerun()
 
 
-def _done(result: dict[str, Any], params: dict[str, Any]) -> None:
+def _done(result: dict[str, Any], params: dict[str, Any], summary: Summary) -> None:
     if params["format"] == "hub":
         st.markdown(literal(result["address"]))
         return
     out = Path(result["out"])
     if not out.is_dir():
-        st.caption("The folder was removed.")
+        st.caption(t("The folder was removed."))
         return
     folder_tree(fsio.tree(out))
     if params["format"] == "ollama":
-        # The job is called "ollama of <the merged model>".
-        name = fsio.slug(read_spec(paths.RunPaths(out.parent.parent)).name.rpartition(" of ")[2])
+        said = current.seen().names.get(summary.id)
+        # Without a persona, what the merged model is called: the job is "ollama of <it>".
+        name = fsio.slug(said.persona if said else summary.name.rpartition(" of ")[2])
         st.code(f"cd {out}\nollama create {name} -f Modelfile\nollama run {name}", language="bash")
     else:
         st.code(str(out), language=None)

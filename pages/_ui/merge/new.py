@@ -16,11 +16,27 @@ from core.training import lifecycle
 from core.weights.merge_job import MergeSpec
 from core.weights.preview import outputs
 from pages._ui.merge.state import RESULTS, Source, checkpoints, go_to, trained
-from pages._ui.shell.common import errors_shown, run_label
-from pages._ui.shell.language import number, t
+from pages._ui.shell import current
+from pages._ui.shell.common import errors_shown
+from pages._ui.shell.language import N_, from_core, number, t
 from pages._ui.shell.words import WHY_CHECKPOINT
+from pages._ui.train.state import run_label
 
-_DTYPES = {"": "of the base", "float32": "float32", "bfloat16": "bfloat16", "float16": "float16"}
+_DTYPES = {
+    "": N_("of the base"),
+    "float32": "float32",
+    "bfloat16": "bfloat16",
+    "float16": "float16",
+}
+
+_ENGINES = {
+    "stream": N_("Workbench, tensor by tensor"),
+    "xtuner": N_("XTuner (whole model in memory, float16)"),
+}
+_CONVERTERS = {
+    "fast": N_("Workbench, reads the LoRA weights only"),
+    "xtuner": N_("XTuner's pth_to_hf"),
+}
 
 
 def draw() -> None:
@@ -34,11 +50,13 @@ def draw() -> None:
     with right, errors_shown():
         _preview(source, options)
         if st.button(
-            "Merge and verify",
+            t("Merge and verify"),
             type="primary",
             icon=":material/merge:",
             key="merge_start",
-            help="Runs on when this window is closed. The folder appears only if the proof holds.",
+            help=t(
+                "Runs on when this window is closed. The folder appears only if the proof holds."
+            ),
         ):
             _start(source, options)
 
@@ -47,26 +65,31 @@ def _source() -> Source | None:
     runs = trained()
     if not runs:
         st.info(
-            "There is no checkpoint to merge yet. Train a persona first; every whole checkpoint "
-            "of a run then appears here.",
+            t(
+                "There is no checkpoint to merge yet. Train a persona first; every complete "
+                "checkpoint of a run then appears here."
+            ),
             icon=":material/merge:",
         )
-        st.page_link("pages/2_Train.py", label="Go to Train", icon=":material/model_training:")
+        st.page_link("pages/2_Train.py", label=t("Go to Train"), icon=":material/model_training:")
         return None
+    # What was just watched, here or on another page; a choice made here goes back to them.
+    st.session_state["merge_run"] = current.chosen("run", list(runs))
     run_id = st.selectbox(
-        "Training run",
+        t("Training run"),
         list(runs),
         format_func=lambda i: run_label(runs[i]),
         key="merge_run",
+        on_change=lambda: current.choose(run=st.session_state["merge_run"]),
     )
     run = RunPaths(runs[run_id].root)
     whole, chosen = checkpoints(run.root)
     best = chosen.step if chosen and chosen.by != "last" else None
     steps = {c.step: c for c in whole}
     step = st.selectbox(
-        "Checkpoint",
+        t("Checkpoint"),
         list(steps),
-        format_func=lambda s: f"step {s}" + (" · recommended" * (s == best)),
+        format_func=lambda s: t("step {n} · recommended" if s == best else "step {n}", n=s),
         key=f"merge_step_{run_id}",
     )
     if chosen is not None:
@@ -78,42 +101,38 @@ def _source() -> Source | None:
 def _options(source: Source) -> dict[str, Any]:
     """Settings of the job; what is left alone keeps its default."""
     key = f"merge_name_{source.run.root.name}"
-    name = st.text_input("Name", value=source.name, max_chars=48, key=key)
-    with st.expander("Options", icon=":material/tune:"):
+    name = st.text_input(t("Name"), value=source.name, max_chars=48, key=key)
+    with st.expander(t("Options"), icon=":material/tune:"):
         dtype = st.selectbox(
-            "Data type that is written",
+            t("Data type that is written"),
             list(_DTYPES),
-            format_func=_DTYPES.__getitem__,
+            format_func=lambda d: t(_DTYPES[d]),
             key="merge_dtype",
-            help="The base's own changes nothing that was not trained.",
+            help=t("The base's own changes nothing that was not trained."),
         )
         faithful = st.toggle(
-            "Start from the NF4 base",
+            t("Start from the NF4 base"),
             key="merge_faithful",
-            help="What QLoRA trained on: the base rounded to 4 bits and back. Nearer to the "
-            "training loss, further from the base model. Both losses are reported either way.",
+            help=t(
+                "What QLoRA trained on: the base rounded to 4 bits and back. Nearer to the "
+                "training loss, further from the base model. Both losses are reported either way."
+            ),
         )
         fp32 = st.toggle(
-            "Adapter in float32", key="merge_fp32", help="XTuner's --fp32; otherwise float16."
+            t("Adapter in float32"), key="merge_fp32", help=t("XTuner's --fp32; otherwise float16.")
         )
-        shard = st.text_input("Largest weight file", value="5GB", key="merge_shard")
+        shard = st.text_input(t("Largest weight file"), value="5GB", key="merge_shard")
         engine = st.selectbox(
-            "Merge with",
+            t("Merge with"),
             ["stream", "xtuner"],
             key="merge_engine",
-            format_func={
-                "stream": "Workbench, tensor by tensor",
-                "xtuner": "XTuner (whole model in memory, float16)",
-            }.__getitem__,
+            format_func=lambda e: t(_ENGINES[e]),
         )
         converter = st.selectbox(
-            "Convert with",
+            t("Convert with"),
             ["fast", "xtuner"],
             key="merge_converter",
-            format_func={
-                "fast": "Workbench, reads the LoRA weights only",
-                "xtuner": "XTuner's pth_to_hf",
-            }.__getitem__,
+            format_func=lambda e: t(_CONVERTERS[e]),
         )
     return {
         "name": name.strip() or source.name,
@@ -127,22 +146,33 @@ def _options(source: Source) -> dict[str, Any]:
 
 
 def _preview(source: Source, options: dict[str, Any]) -> None:
-    st.subheader("What will be written")
-    with st.spinner("Looking at the base model"):
+    st.subheader(t("What will be written"))
+    with st.spinner(t("Looking at the base model")):
         base = catalog.resolve(source.model)
     dtype = "float16" if options["engine"] == "xtuner" else options["dtype"]
     files = outputs(base, source.checkpoint.path, fp32=options["fp32"], dtype=dtype)
     st.table(
         pd.DataFrame(
-            [{"file": f.path, "size": fsio.human_bytes(f.size), "what": f.what} for f in files]
-        ).set_index("file")
+            [
+                {
+                    t("file"): f.path,
+                    t("size"): fsio.human_bytes(f.size),
+                    t("what"): from_core(f.what),
+                }
+                for f in files
+            ]
+        ).set_index(t("file"))
     )
     total = sum(f.size for f in files)
     st.caption(
-        f"{fsio.human_bytes(total)} in a new folder; "
-        f"{fsio.human_bytes(fsio.free_bytes(source.run.root))} free. "
-        f"Base: {literal(base.name)}, licence {literal(base.license)}. "
-        "The checkpoint and the base stay as they are."
+        t(
+            "{size} in a new folder; {free} free. Base: {base}, licence {licence}. "
+            "The checkpoint and the base stay as they are.",
+            size=fsio.human_bytes(total),
+            free=fsio.human_bytes(fsio.free_bytes(source.run.root)),
+            base=literal(base.name),
+            licence=literal(base.license),
+        )
     )
 
 

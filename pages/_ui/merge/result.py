@@ -16,27 +16,35 @@ from core.jobs.state import ACTIVE, State, Status
 from core.paths import RunPaths
 from pages._ui.merge import export as merge_export
 from pages._ui.merge.state import NEW, merged_folder, merges
-from pages._ui.shell.common import errors_shown, folder_tree, run_label, show_error
-from pages._ui.shell.language import time_left
-from pages._ui.train.state import badge
+from pages._ui.shell import current, words
+from pages._ui.shell.common import errors_shown, folder_tree, show_error
+from pages._ui.shell.language import N_, duration, from_core, number, t, time_left, tn
+from pages._ui.train.state import badge, run_label
 
 _EVERY = 1.0
+_LOSSES = {
+    "merged": N_("merged"),
+    "unquantized": N_("original base + adapter"),
+    "nf4": N_("NF4 base + adapter"),
+}
 
 
 def draw() -> None:
     """Choose a merge; a part that renews itself while it is alive; the result below."""
     jobs = {s.id: s for s in merges()}
     if not jobs:
-        st.info(f"Nothing has been merged yet. Start under **{NEW}**.", icon=":material/merge:")
+        st.info(
+            t("Nothing has been merged yet. Start under **{new}**.", new=t(NEW)),
+            icon=":material/merge:",
+        )
         return
-    wanted = st.query_params.get("merge", "")
+    st.session_state["merge_job"] = current.chosen("merge", list(jobs))
     job_id = st.selectbox(
-        "Merge",
+        t("Merge"),
         list(jobs),
-        index=list(jobs).index(wanted) if wanted in jobs else 0,
         format_func=lambda i: run_label(jobs[i]),
         key="merge_job",
-        on_change=lambda: st.query_params.update(merge=st.session_state["merge_job"]),
+        on_change=lambda: current.choose(merge=st.session_state["merge_job"]),
     )
     run = RunPaths(jobs[job_id].root)
     live = jobs[job_id].state in ACTIVE
@@ -44,6 +52,7 @@ def draw() -> None:
     panel(run, live)
     folder = None if live else merged_folder(run)
     if folder:
+        current.link_to_next("compare", job_id)
         _result(run, folder)
 
 
@@ -56,7 +65,7 @@ def _panel(run: RunPaths, live: bool) -> None:
             badge(now.state, now.reason if now.final else None)
             st.caption(_text(now))
             if now.state in (State.STARTING, State.RUNNING) and st.button(
-                "Stop", icon=":material/stop:", key="merge_stop"
+                t("Stop"), icon=":material/stop:", key="merge_stop"
             ):
                 api.stop(run)
                 st.rerun(scope="fragment")
@@ -64,21 +73,23 @@ def _panel(run: RunPaths, live: bool) -> None:
             st.progress(now.share)
         if now.error:
             show_error(now.error)
-            with st.expander("Log", icon=":material/article:"):
-                st.code(now.log_tail or "(empty)", language=None)
+            with st.expander(t("Log"), icon=":material/article:"):
+                st.code(now.log_tail or t("(empty)"), language=None)
 
 
 def _text(now: Status) -> str:
     if now.waiting_for:
-        return f"waiting for the device, held by {literal(now.waiting_for)}"
-    parts = [literal(now.stage)] if now.stage and now.state in ACTIVE else []
-    if now.state in ACTIVE and now.total and now.stage == "merge":
-        parts.append(f"{fsio.human_bytes(now.done)} of {fsio.human_bytes(now.total)}")
-    elif now.state in ACTIVE and now.total:
-        parts.append(f"{now.done} of {now.total}")
+        return t("waiting for the device, held by {what}", what=literal(now.waiting_for))
+    active = now.state in ACTIVE
+    parts = [literal(words.doing(now.stage))] if now.stage and active else []
+    if active and now.total:
+        shown = fsio.human_bytes if now.stage == "merge" else number
+        parts.append(t("{done} of {total}", done=shown(now.done), total=shown(now.total)))
+    if active and now.eta_seconds is not None:
+        parts.append(time_left(now.eta_seconds))
     if now.elapsed_seconds is not None:
-        took = time_left(now.elapsed_seconds).removesuffix(" left")
-        parts.append(f"{took} so far" if now.state in ACTIVE else f"took {took}")
+        spent = duration(now.elapsed_seconds)
+        parts.append(t("{time} so far" if active else "took {time}", time=spent))
     return " · ".join(parts)
 
 
@@ -86,10 +97,10 @@ def _result(run: RunPaths, folder: Path) -> None:
     result = api.status(run).result or {}
     proof, files, card, export = st.tabs(
         [
-            ":material/verified: Proof",
-            ":material/folder: Files",
-            ":material/description: Card",
-            ":material/ios_share: Export",
+            ":material/verified: " + t("Proof"),
+            ":material/folder: " + t("Files"),
+            ":material/description: " + t("Card"),
+            ":material/ios_share: " + t("Export"),
         ]
     )
     with proof:
@@ -97,7 +108,7 @@ def _result(run: RunPaths, folder: Path) -> None:
     with files:
         st.code(str(folder), language=None)
         folder_tree(fsio.tree(folder))
-        st.caption("Adapter")
+        st.caption(t("Adapter"))
         st.code(str(result.get("adapter", "")), language=None)
         folder_tree(fsio.tree(Path(result["adapter"])))
     with card:
@@ -110,62 +121,84 @@ def _proof(proof: dict[str, Any], seconds: dict[str, float]) -> None:
     if not proof:
         return
     st.success(
-        f"The merged model answers as base + adapter does: {proof['prompts']} prompts, "
-        f"{proof['tokens']} positions compared.",
+        t(
+            "The merged model answers as base + adapter does: {prompts} prompts, "
+            "{positions} positions compared.",
+            prompts=number(proof["prompts"]),
+            positions=number(proof["tokens"]),
+        ),
         icon=":material/verified:",
     )
     for note in proof.get("notes", []):
-        st.info(note)
+        st.info(safe_markdown(from_core(note)))
+    # A plain table: it wraps on a narrow screen, and a grid of seven rows needs no scrolling.
+    columns = [t("measured"), t("value"), t("limit")]
+    st.table(pd.DataFrame(_measured(proof), columns=columns).set_index(columns[0]))
+    took = ", ".join(
+        t("{stage} {seconds:.1f} s", stage=literal(words.doing(k)), seconds=v)
+        for k, v in seconds.items()
+    )
+    st.caption(t("Time: {took}. Hashes of every file are in MANIFEST.json.", took=took))
+
+
+def _measured(proof: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """What was measured, the value, and its limit, in words."""
     limit, kl_limit = proof["tolerance"]
     rows = [
-        ("Largest logit difference", f"{proof['max_abs_logit_diff']:.2g}", f"at most {limit:g}"),
         (
-            "Difference from adapter (KL, 0 = identical)",
-            f"{proof['kl']:.1g}",
-            f"at most {kl_limit:g}",
+            t("Largest logit difference"),
+            f"{proof['max_abs_logit_diff']:.2g}",
+            t("at most {limit:g}", limit=limit),
         ),
-        ("Same greedy replies", _replies(proof), "all, but for ties"),
-        ("Written / computed in", f"{proof['dtype']} / {proof['compute_dtype']}", ""),
+        (
+            t("Difference from adapter (KL, 0 = identical)"),
+            f"{proof['kl']:.1g}",
+            t("at most {limit:g}", limit=kl_limit),
+        ),
+        (t("Same greedy replies"), _replies(proof), t("all, but for ties")),
+        (t("Written / computed in"), f"{proof['dtype']} / {proof['compute_dtype']}", ""),
     ]
     if proof["nf4_kl"] is not None:
-        rows.append(
+        rows += [
             (
-                "NF4 base against the original, logits",
+                t("NF4 base against the original, logits"),
                 f"{proof['nf4_max_abs_logit_diff']:.2g}",
-                "for information",
-            )
+                t("for information"),
+            ),
+            (
+                t("NF4 base against the original, KL"),
+                f"{proof['nf4_kl']:.2g}",
+                t("for information"),
+            ),
+        ]
+    return rows + [
+        (
+            t("Training loss, {model}", model=t(_LOSSES[name])),
+            f"{loss:.4f}",
+            tn("{n} row", "{n} rows", proof["loss_rows"]),
         )
-        rows.append(("NF4 base against the original, KL", f"{proof['nf4_kl']:.2g}", "same"))
-    names = {
-        "merged": "merged",
-        "unquantized": "original base + adapter",
-        "nf4": "NF4 base + adapter",
-    }
-    rows += [
-        (f"Training loss, {names[k]}", f"{v:.4f}", f"{proof['loss_rows']} rows")
-        for k, v in proof["losses"].items()
+        for name, loss in proof["losses"].items()
     ]
-    # A plain table: it wraps on a narrow screen, and a grid of seven rows needs no scrolling.
-    st.table(pd.DataFrame(rows, columns=["measured", "value", "limit"]).set_index("measured"))
-    took = ", ".join(f"{k} {v:.1f} s" for k, v in seconds.items())
-    st.caption(f"Time: {took}. Hashes of every file are in MANIFEST.json.")
 
 
 def _replies(proof: dict[str, Any]) -> str:
+    total = number(proof["prompts"])
     if proof["same_greedy"]:
-        return f"{proof['prompts']} of {proof['prompts']}"
-    same = proof["prompts"] - len(proof["differing"])
-    return f"{same} of {proof['prompts']}, {proof['near_ties']} part at a tie"
+        return t("{done} of {total}", done=total, total=total)
+    same = number(proof["prompts"] - len(proof["differing"]))
+    return t(
+        "{done} of {total}, {ties} part at a tie", done=same, total=total, ties=proof["near_ties"]
+    )
 
 
 def _card(folder: Path) -> None:
     path = folder / "README.md"
     if not path.is_file():
-        st.caption("This folder has no model card.")
+        st.caption(t("This folder has no model card."))
         return
     text = path.read_text(encoding="utf-8")
     _, meta, body = text.split("---", 2) if text.startswith("---") else ("", "", text)
-    with st.expander("Metadata for the hub", icon=":material/label:"):
+    with st.expander(t("Metadata for the hub"), icon=":material/label:"):
         st.code(meta.strip(), language="yaml")
     with st.container(border=True):
         st.markdown(safe_markdown(body))

@@ -14,8 +14,10 @@ from core.paths import RunPaths
 from core.training import lifecycle
 from core.training.checkpoints import Checkpoint
 from core.weights.manifest import NAME as MANIFEST
+from pages._ui.shell import current
+from pages._ui.shell.language import N_, t
 
-NEW, RESULTS = "New merge", "Results"
+NEW, RESULTS = N_("New merge"), N_("Results")
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,8 @@ def go_to(view: str, run: str | None = None) -> None:
     """Show another view at the next rerun; the address keeps the job through a reload."""
     st.session_state["merge_goto"] = view
     if run is not None:
-        st.query_params["merge"] = run
         st.session_state.pop("merge_job", None)
+        current.choose(merge=run)
 
 
 def choose_view() -> str:
@@ -74,10 +76,16 @@ def choose_view() -> str:
     wanted = st.session_state.pop("merge_goto", None)
     if wanted is None and "merge_view" not in st.session_state:
         alive = any(s.state in ACTIVE for s in merges())
-        wanted = RESULTS if alive or "merge" in st.query_params else NEW
+        asked = "merge" in st.query_params
+        wanted = RESULTS if asked or (alive and "run" not in st.query_params) else NEW
     if wanted is not None:
         st.session_state["merge_view"] = wanted
     view = st.segmented_control(
-        "View", (NEW, RESULTS), key="merge_view", required=True, label_visibility="collapsed"
+        t("View"),
+        (NEW, RESULTS),
+        format_func=t,
+        key="merge_view",
+        required=True,
+        label_visibility="collapsed",
     )
     return str(view or NEW)

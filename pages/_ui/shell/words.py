@@ -91,6 +91,7 @@ _DOING = {
     "merge": N_("merging"),
     "draw prompts": N_("drawing prompts"),
     "ask the model who it is": N_("asking the model who it is"),
+    "prove": N_("proof"),
     "prove: loading the model": N_("proof: loading the model"),
     "prove: writing replies": N_("proof: writing replies"),
     "prove: comparing replies": N_("proof: comparing replies"),
