@@ -10,14 +10,14 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 from core.chat import transcripts
 from core.chat.client import WorkerClient
 from core.chat.live import EndpointStream, LiveTurn, ask
+from core.chat.protocol import Preview
 from core.chat.transcripts import Transcript, Turn
 from core.errors import UserError
-from core.inference.settings import ChatSettings
+from core.inference.settings import GenerationSettings
 
 #: A streaming reply is saved this often, so a killed server loses at most this much.
 _SAVE_EVERY_S = 2.0
@@ -36,7 +36,7 @@ class ChatSession:
         self._lock = threading.Lock()
         self.save_error = ""
 
-    def send(self, prompt: str, settings: ChatSettings) -> LiveTurn:
+    def send(self, prompt: str, settings: GenerationSettings) -> LiveTurn:
         """Ask all columns. Returns at once; watch the returned turn.
 
         Raises:
@@ -52,26 +52,26 @@ class ChatSession:
         threading.Thread(target=self._keep, args=(live,), daemon=True).start()
         return live
 
-    def preview(self, prompt: str, settings: ChatSettings) -> dict[str, dict[str, Any]]:
+    def preview(self, prompt: str, settings: GenerationSettings) -> dict[str, Preview]:
         """What each local column would be fed: exact prompt, messages cut, room for the reply.
 
         Raises:
             UserError: the worker is gone.
         """
-        local = [s for s in self.transcript.sides if s.local]
+        local = [s for s in self.transcript.columns if s.local]
         conversations = {s.id: self.transcript.messages(s, prompt) for s in local}
         return self._worker.plan(conversations, settings) if local else {}
 
-    def stop(self, side: str | None = None) -> None:
+    def stop(self, column: str | None = None) -> None:
         """End one column's reply or all; what is written stays, marked as cancelled."""
         live = self.live
         if live is None or live.done:
             return
-        self._endpoints.cancel(side)
+        self._endpoints.cancel(column)
         if live.number:
-            self._worker.stop(live.number, side)
+            self._worker.stop(live.number, column)
 
-    def regenerate(self, settings: ChatSettings) -> LiveTurn:
+    def regenerate(self, settings: GenerationSettings) -> LiveTurn:
         """Answer the last prompt again with these settings and the seed after the last one.
 
         Raises:
@@ -84,7 +84,7 @@ class ChatSession:
         again = dataclasses.replace(settings, seed=seed)
         return self.resend(len(self.transcript.turns) - 1, last.prompt, again)
 
-    def resend(self, index: int, prompt: str, settings: ChatSettings) -> LiveTurn:
+    def resend(self, index: int, prompt: str, settings: GenerationSettings) -> LiveTurn:
         """Go back before turn ``index`` and send ``prompt`` from there."""
         self._idle()
         transcripts.truncate(self.transcript, index)

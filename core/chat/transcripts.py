@@ -14,10 +14,10 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from core import fsio, paths
-from core.chat.sides import SideSpec
+from core.chat.columns import Column
 from core.conversation import Message
 from core.errors import ErrorRecord, UserError
-from core.inference.settings import ChatSettings
+from core.inference.settings import GenerationSettings
 
 SCHEMA = 1
 
@@ -50,7 +50,7 @@ class Turn:
     """A prompt and what every column said to it."""
 
     prompt: str
-    settings: ChatSettings
+    settings: GenerationSettings
     replies: dict[str, Reply] = field(default_factory=dict)
     vote: str = ""
 
@@ -61,7 +61,7 @@ class Transcript:
 
     id: str
     created: float
-    sides: list[SideSpec]
+    columns: list[Column]
     system: str = ""
     turns: list[Turn] = field(default_factory=list)
 
@@ -72,12 +72,12 @@ class Transcript:
         line = " ".join(first.split())
         return line[:57] + "..." if len(line) > 60 else line
 
-    def messages(self, side: SideSpec, prompt: str | None = None) -> list[Message]:
-        """What ``side`` is asked to continue, with ``prompt`` as the newest user turn."""
-        system = side.system or self.system
+    def messages(self, column: Column, prompt: str | None = None) -> list[Message]:
+        """What ``column`` is asked to continue, with ``prompt`` as the newest user turn."""
+        system = column.system or self.system
         messages: list[Message] = [{"role": "system", "content": system}] if system else []
         for turn in self.turns:
-            reply = turn.replies.get(side.id)
+            reply = turn.replies.get(column.id)
             if reply is not None and reply.usable:
                 messages.append({"role": "user", "content": turn.prompt})
                 messages.append({"role": "assistant", "content": reply.text})
@@ -86,11 +86,11 @@ class Transcript:
         return messages
 
 
-def create(sides: list[SideSpec], system: str = "") -> Transcript:
+def create(columns: list[Column], system: str = "") -> Transcript:
     """A new conversation with a file of its own."""
     now = time.time()
     name = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}-{secrets.token_hex(2)}"
-    transcript = Transcript(name, now, list(sides), system)
+    transcript = Transcript(name, now, list(columns), system)
     _append(transcript, _header(transcript))
     return transcript
 
@@ -101,14 +101,14 @@ def _header(transcript: Transcript) -> dict[str, Any]:
         "schema": SCHEMA,
         "id": transcript.id,
         "created": transcript.created,
-        "sides": [s.to_dict() for s in transcript.sides],
+        "columns": [s.to_dict() for s in transcript.columns],
         "system": transcript.system,
     }
 
 
-def set_sides(transcript: Transcript, sides: list[SideSpec], system: str) -> None:
+def set_columns(transcript: Transcript, columns: list[Column], system: str) -> None:
     """Other columns or another system prompt from here on."""
-    transcript.sides, transcript.system = list(sides), system
+    transcript.columns, transcript.system = list(columns), system
     _append(transcript, _header(transcript))
 
 
@@ -216,10 +216,10 @@ def delete(chat_id: str) -> None:
 
 
 def _apply_header(transcript: Transcript | None, row: dict[str, Any]) -> Transcript:
-    sides = [SideSpec.from_dict(s) for s in row["sides"]]
+    columns = [Column.from_dict(s) for s in row["columns"]]
     if transcript is None:
-        return Transcript(str(row["id"]), float(row["created"]), sides, str(row["system"]))
-    transcript.sides, transcript.system = sides, str(row["system"])
+        return Transcript(str(row["id"]), float(row["created"]), columns, str(row["system"]))
+    transcript.columns, transcript.system = columns, str(row["system"])
     return transcript
 
 
@@ -227,14 +227,14 @@ def _turn_record(turn: Turn) -> dict[str, Any]:
     return {
         "prompt": turn.prompt,
         "settings": turn.settings.to_dict(),
-        "replies": {side: asdict(reply) for side, reply in turn.replies.items()},
+        "replies": {column: asdict(reply) for column, reply in turn.replies.items()},
     }
 
 
 def _turn(row: dict[str, Any]) -> Turn:
     return Turn(
         prompt=str(row["prompt"]),
-        settings=ChatSettings.from_dict(row["settings"]),
+        settings=GenerationSettings.from_dict(row["settings"]),
         replies=_REPLIES.validate_python(row["replies"]),
     )
 

@@ -13,9 +13,9 @@ from streamlit.testing.v1 import AppTest
 
 from core import fsio, paths
 from core.chat import transcripts, votes
-from core.chat.sides import SideSpec
+from core.chat.columns import Column
 from core.chat.transcripts import Reply, Turn
-from core.inference.settings import ChatSettings
+from core.inference.settings import GenerationSettings
 from core.jobs.locks import DeviceLock
 from core.models import bundled
 from pages._ui.compare import state as compare_state
@@ -70,7 +70,9 @@ def test_ask_vote_and_open_again(
     tiny_workspace: Path, swapped: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Blind whichever way the columns were shuffled."""
-    monkeypatch.setattr(votes, "seats", lambda chat, turn, sides: sorted(sides, reverse=swapped))
+    monkeypatch.setattr(
+        votes, "seats", lambda chat, turn, columns: sorted(columns, reverse=swapped)
+    )
     app = open_page()
     assert app.selectbox(key="compare_side_b").value == "Merged: 20261124-luna / export/merged"
     app.number_input(key="compare_max_new_tokens").set_value(6)
@@ -103,11 +105,11 @@ def test_presets_and_a_conversation_that_is_gone(workspace: Path) -> None:
 
 
 def test_the_page_says_before_it_cuts(tiny_workspace: Path) -> None:
-    side = SideSpec("a", "base", "Base: SmolLM2-135M-Instruct (bundled)", "bundled")
-    chat = transcripts.create([side, SideSpec("b", "prompted", "P", system="Hi.")])
+    column = Column("a", "base", "Base: SmolLM2-135M-Instruct (bundled)", "bundled")
+    chat = transcripts.create([column, Column("b", "prompted", "P", system="Hi.")])
     for _ in range(3):
         said = {s: Reply("word " * 900, "stop") for s in "ab"}
-        transcripts.add_turn(chat, Turn("q", ChatSettings(), said))
+        transcripts.add_turn(chat, Turn("q", GenerationSettings(), said))
     app = open_page(chat=chat.id)
     app.number_input(key="compare_max_new_tokens").set_value(4).run()
     app.chat_input(key="compare_prompt").set_value("And now?").run()

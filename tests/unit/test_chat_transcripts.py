@@ -8,19 +8,21 @@ from pathlib import Path
 import pytest
 
 from core.chat import export, transcripts
-from core.chat.sides import SideSpec
+from core.chat.columns import Column
 from core.chat.transcripts import Reply, Turn
 from core.errors import UserError
-from core.inference.settings import ChatSettings
+from core.inference.settings import GenerationSettings
 
 SIDES = [
-    SideSpec("a", "base", "Base"),
-    SideSpec("b", "prompted", "Prompted", system="You are Luna."),
+    Column("a", "base", "Base"),
+    Column("b", "prompted", "Prompted", system="You are Luna."),
 ]
 
 
 def turn(prompt: str, a: str = "left", b: str = "right") -> Turn:
-    return Turn(prompt, ChatSettings(seed=3), {"a": Reply(a, "stop"), "b": Reply(b, "length")})
+    return Turn(
+        prompt, GenerationSettings(seed=3), {"a": Reply(a, "stop"), "b": Reply(b, "length")}
+    )
 
 
 def test_reading_gives_what_was_written() -> None:
@@ -30,7 +32,7 @@ def test_reading_gives_what_was_written() -> None:
     transcripts.truncate(chat, 2)
     transcripts.add_turn(chat, turn("again"))
     transcripts.set_vote(chat, 1, "b")
-    transcripts.set_sides(chat, SIDES[:1], "Other.")
+    transcripts.set_columns(chat, SIDES[:1], "Other.")
     assert transcripts.read(chat.id) == chat
     assert [t.prompt for t in chat.turns] == ["one", "two\nlines ✓", "again"]
     assert transcripts.list_chats()[0][:2] == (chat.id, "one")
@@ -52,8 +54,12 @@ def test_each_column_remembers_only_itself() -> None:
 
 def test_a_turn_that_was_streaming_when_the_server_died_is_kept() -> None:
     chat = transcripts.create(SIDES)
-    transcripts.save_partial(chat, Turn("q", ChatSettings(), {"a": Reply("hal"), "b": Reply("")}))
-    transcripts.save_partial(chat, Turn("q", ChatSettings(), {"a": Reply("half"), "b": Reply()}))
+    transcripts.save_partial(
+        chat, Turn("q", GenerationSettings(), {"a": Reply("hal"), "b": Reply("")})
+    )
+    transcripts.save_partial(
+        chat, Turn("q", GenerationSettings(), {"a": Reply("half"), "b": Reply()})
+    )
     again = transcripts.read(chat.id)
     assert again.turns[0].replies["a"].text == "half"
     assert again.turns[0].replies["a"].finish_reason == "interrupted"

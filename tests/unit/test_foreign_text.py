@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from core.chat.columns import Column
 from core.chat.export import to_html, to_markdown
 from core.chat.render import code, literal, plain, safe_markdown
-from core.chat.sides import SideSpec
 from core.chat.transcripts import Reply, Transcript, Turn
 from core.console import printable
-from core.inference.settings import ChatSettings
+from core.inference.settings import GenerationSettings
 from core.paths import REPO
 
 MARKDOWN = MarkdownIt("commonmark").enable("table").enable("strikethrough")
@@ -148,8 +148,8 @@ def test_what_the_command_line_prints_on_a_terminal_is_text() -> None:
 def transcript(text: str) -> Transcript:
     reply = Reply(text=text, tokens=1, finish_reason="stop")
     return Transcript(
-        "c1", 0.0, [SideSpec("a", "base", text, "bundled")], text,
-        [Turn(text, ChatSettings(), {"a": reply})],
+        "c1", 0.0, [Column("a", "base", text, "bundled")], text,
+        [Turn(text, GenerationSettings(), {"a": reply})],
     )  # fmt: skip
 
 

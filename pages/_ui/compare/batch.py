@@ -7,9 +7,9 @@ import streamlit as st
 from core.chat import prompts as packs
 from core.chat.batch import BatchRow, most_changed_first, parse_prompts
 from core.chat.batch_run import BatchRun
+from core.chat.columns import Column
 from core.chat.render import safe_markdown
-from core.chat.sides import SideSpec
-from core.inference.settings import ChatSettings
+from core.inference.settings import GenerationSettings
 from pages._ui.compare import columns as compare_columns
 from pages._ui.compare import state as compare_state
 from pages._ui.compare.turns import DIFFERENCES, FORMATTED, PERSONA, shown, stats
@@ -20,7 +20,7 @@ _PAGE = 20
 _OWN = "My own file"
 
 
-def draw(sides: list[SideSpec], settings: ChatSettings, system: str) -> None:
+def draw(sides: list[Column], settings: GenerationSettings, system: str) -> None:
     """The whole tab."""
     left, right = st.columns([2, 1])
     source = left.selectbox("Prompts", [*packs.packs(), _OWN], key="compare_pack")
@@ -55,7 +55,9 @@ def _own() -> list[str]:
     return []
 
 
-def _start(chosen: list[str], sides: list[SideSpec], settings: ChatSettings, system: str) -> None:
+def _start(
+    chosen: list[str], sides: list[Column], settings: GenerationSettings, system: str
+) -> None:
     with errors_shown():
         if sides and compare_columns.make_ready(sides):
             compare_state.batches()["latest"] = BatchRun(
@@ -88,11 +90,11 @@ def _results(run: BatchRun) -> None:
     view = st.segmented_control(
         "View", (FORMATTED, DIFFERENCES, PERSONA), default=DIFFERENCES, key="compare_batch_view"
     )
-    rows = most_changed_first(list(run.rows), run.sides[0].id)
-    changed = sum(row.change(run.sides[0].id) > 0 for row in rows)
+    rows = most_changed_first(list(run.rows), run.columns[0].id)
+    changed = sum(row.change(run.columns[0].id) > 0 for row in rows)
     st.caption(
         f"{changed} of {len(rows)} prompts got another reply than from "
-        f"{safe_markdown(run.sides[0].label)}. Most changed first. KL: mean divergence of each "
+        f"{safe_markdown(run.columns[0].label)}. Most changed first. KL: mean divergence of each "
         "token's distribution from that column's, in nats; 0 is no change."
     )
     names = list(compare_state.persona().names)
@@ -108,13 +110,13 @@ def _results(run: BatchRun) -> None:
 
 
 def _row(run: BatchRun, row: BatchRow, index: int, view: str, names: list[str]) -> None:
-    base = run.sides[0].id
+    base = run.columns[0].id
     with st.container(border=True, key=f"batch_{index}"):
         st.markdown(f"**{safe_markdown(row.prompt[:500])}**")
         st.caption(f"changed {row.change(base):.0%}")
-        for column, side in zip(st.columns(len(run.sides)), run.sides, strict=True):
+        for column, side in zip(st.columns(len(run.columns)), run.columns, strict=True):
             reply = row.replies[side.id]
-            other = run.sides[1] if side.id == base and len(run.sides) > 1 else run.sides[0]
+            other = run.columns[1] if side.id == base and len(run.columns) > 1 else run.columns[0]
             with column:
                 kl = f" · KL {row.kl[side.id]:.3f}" if side.id in row.kl else ""
                 st.caption(f"**{safe_markdown(side.label)}**{kl}")

@@ -7,11 +7,11 @@ import time
 import streamlit as st
 
 from core.chat import transcripts, votes
+from core.chat.columns import Column
 from core.chat.live import LiveTurn
 from core.chat.render import literal, safe_markdown
 from core.chat.session import ChatSession
-from core.chat.sides import SideSpec
-from core.inference.settings import ChatSettings
+from core.inference.settings import GenerationSettings
 from pages._ui.compare import columns as compare_columns
 from pages._ui.compare import state as compare_state
 from pages._ui.compare.turns import VIEWS, draw_prompt, draw_turn, stats, vote_choices
@@ -23,7 +23,7 @@ _FRAME_S = 0.05
 _LONG, _LONG_FRAME_S = 6_000, 0.25
 
 
-def draw(sides: list[SideSpec], settings: ChatSettings, system: str) -> None:
+def draw(sides: list[Column], settings: GenerationSettings, system: str) -> None:
     """The whole tab."""
     session = compare_state.session()
     view, names, blind = _toolbar(session, settings)
@@ -44,7 +44,9 @@ def draw(sides: list[SideSpec], settings: ChatSettings, system: str) -> None:
         _submit(prompt, sides, settings, system)
 
 
-def _toolbar(session: ChatSession | None, settings: ChatSettings) -> tuple[str, list[str], bool]:
+def _toolbar(
+    session: ChatSession | None, settings: GenerationSettings
+) -> tuple[str, list[str], bool]:
     """How replies are shown, and what can be done with the conversation."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
         view = st.segmented_control("View", VIEWS, default=VIEWS[0], key="compare_view")
@@ -77,7 +79,7 @@ def _toolbar(session: ChatSession | None, settings: ChatSettings) -> tuple[str, 
             )  # fmt: skip
         if regenerate:
             with errors_shown():
-                if compare_columns.make_ready(session.transcript.sides):
+                if compare_columns.make_ready(session.transcript.columns):
                     session.regenerate(settings)
                     st.rerun()
     return view or VIEWS[0], names, blind
@@ -86,13 +88,13 @@ def _toolbar(session: ChatSession | None, settings: ChatSettings) -> tuple[str, 
 def _turn(
     session: ChatSession,
     index: int,
-    settings: ChatSettings,
+    settings: GenerationSettings,
     view: str,
     names: list[str],
     blind: bool,
 ) -> None:
     transcript = session.transcript
-    turn, sides = transcript.turns[index], transcript.sides
+    turn, sides = transcript.turns[index], transcript.columns
     order = [s.id for s in sides]
     seats = votes.seats(transcript.id, index, order) if blind or turn.vote else order
     if st.session_state.get("compare_editing") == (transcript.id, index):
@@ -115,7 +117,7 @@ def _turn(
                 )  # fmt: skip
 
 
-def _edit(session: ChatSession, index: int, settings: ChatSettings) -> None:
+def _edit(session: ChatSession, index: int, settings: GenerationSettings) -> None:
     with st.form(f"compare_edit_form_{index}"):
         text = st.text_area("Edit question", session.transcript.turns[index].prompt, height=120)
         left, right = st.columns(2)
@@ -126,37 +128,37 @@ def _edit(session: ChatSession, index: int, settings: ChatSettings) -> None:
         st.rerun()
     if resend:
         with errors_shown():
-            if compare_columns.make_ready(session.transcript.sides):
+            if compare_columns.make_ready(session.transcript.columns):
                 session.resend(index, text, settings)
                 del st.session_state["compare_editing"]
                 st.rerun()
 
 
-def _submit(prompt: str, sides: list[SideSpec], settings: ChatSettings, system: str) -> None:
+def _submit(prompt: str, sides: list[Column], settings: GenerationSettings, system: str) -> None:
     """Load, look whether the conversation fits, send; if something must be cut, ask first."""
     with errors_shown():
         if not sides or not compare_columns.make_ready(sides):
             return
         session = compare_state.open_session(sides, system)
         plans = session.preview(prompt, settings)
-        if any(plan.get("cut") for plan in plans.values()):
+        if any(plan.cut for plan in plans.values()):
             st.session_state["compare_pending"] = (session.transcript.id, prompt)
         else:
             session.send(prompt, settings)
         st.rerun()
 
 
-def _confirm_cut(session: ChatSession, settings: ChatSettings) -> None:
+def _confirm_cut(session: ChatSession, settings: GenerationSettings) -> None:
     pending = st.session_state.get("compare_pending")
     if pending is None or pending[0] != session.transcript.id:
         return
     with errors_shown():
         plans = session.preview(pending[1], settings)
-        labels = {s.id: s.label for s in session.transcript.sides}
+        labels = {s.id: s.label for s in session.transcript.columns}
         lines = [
-            f"- {safe_markdown(labels[side])}: the oldest {plan['cut']} messages would be left out"
+            f"- {safe_markdown(labels[side])}: the oldest {plan.cut} messages would be left out"
             for side, plan in plans.items()
-            if plan.get("cut")
+            if plan.cut
         ]
         st.warning(
             "The conversation is longer than what the model reads.\n\n" + "\n".join(lines),
@@ -180,7 +182,7 @@ def _stream(session: ChatSession, live: LiveTurn, blind: bool) -> None:
         "Stop", icon=":material/stop_circle:", key="compare_stop", on_click=session.stop,
         type="primary",
     )  # fmt: skip
-    sides = session.transcript.sides
+    sides = session.transcript.columns
     by_id = {s.id: s for s in sides}
     seats = [s.id for s in sides]
     if blind:

@@ -6,25 +6,25 @@ import streamlit as st
 
 from core import fsio
 from core.chat import endpoint
+from core.chat.columns import MAX_COLUMNS, Column
 from core.chat.render import code, literal
 from core.chat.session import ChatSession
-from core.chat.sides import MAX_SIDES, Loadable, SideSpec
 from core.errors import UserError
 from core.jobs.locks import device_holder
 from pages._ui.compare import state as compare_state
 from pages._ui.shell.common import errors_shown, show_error
 
-_SERVED = Loadable("endpoint", "OpenAI-compatible server", "")
+_SERVED = Column("", "endpoint", "OpenAI-compatible server", "", base_url="http://host")
 
 
-def draw(session: ChatSession | None) -> list[SideSpec]:
+def draw(session: ChatSession | None) -> list[Column]:
     """The pickers; returns the chosen columns (fewer while a form is incomplete)."""
     _restore(session)
     models = [*compare_state.found(), _SERVED]
     with st.expander("Columns", icon=":material/view_column:", expanded=session is None):
         st.session_state.setdefault("compare_count", 2)
         count = st.segmented_control(
-            "Number of columns", list(range(2, MAX_SIDES + 1)), key="compare_count"
+            "Number of columns", list(range(2, MAX_COLUMNS + 1)), key="compare_count"
         )
         boxes = st.columns(count or 2)
         picked = [_pick(box, index, models) for index, box in enumerate(boxes)]
@@ -40,7 +40,7 @@ def _restore(session: ChatSession | None) -> None:
     if session is None or st.session_state.get("compare_opened") == opened:
         return
     st.session_state["compare_opened"] = opened
-    sides = session.transcript.sides
+    sides = session.transcript.columns
     st.session_state["compare_count"] = max(2, len(sides))
     known = {(m.kind, m.model, m.adapter): m.label for m in compare_state.found()}
     for side in sides:
@@ -57,8 +57,8 @@ def _restore(session: ChatSession | None) -> None:
 
 
 def _pick(
-    box: st.delta_generator.DeltaGenerator, index: int, models: list[Loadable]
-) -> SideSpec | None:
+    box: st.delta_generator.DeltaGenerator, index: int, models: list[Column]
+) -> Column | None:
     letter = compare_state.LETTERS[index]
     by_label = {m.label: m for m in models}
     key = f"compare_side_{letter}"
@@ -78,10 +78,10 @@ def _pick(
                 height=120,
                 help="What prompting alone gives, without any training: the free baseline.",
             )
-    return model.side(letter, system)
+    return model.placed(letter, system)
 
 
-def _endpoint(letter: str) -> SideSpec | None:
+def _endpoint(letter: str) -> Column | None:
     url = st.text_input(
         "Server address", key=f"compare_url_{letter}", placeholder="http://127.0.0.1:8000/v1"
     )
@@ -96,7 +96,7 @@ def _endpoint(letter: str) -> SideSpec | None:
         st.caption("Give the address of a running server.")
         return None
     with errors_shown():
-        side = SideSpec(
+        side = Column(
             letter, "endpoint", model or "served model", model, base_url=url, key_env=key_env
         )
         if st.button("Check", key=f"compare_check_{letter}", icon=":material/lan:"):
@@ -108,14 +108,14 @@ def _endpoint(letter: str) -> SideSpec | None:
     return None
 
 
-def _default(index: int, models: list[Loadable]) -> str:
+def _default(index: int, models: list[Column]) -> str:
     """Base on the left, the newest tuned model beside it, else the persona prompt."""
     tuned = [m.label for m in models if m.kind in ("merged", "adapter")]
-    order = [models[0].label, *tuned[: MAX_SIDES - 2], models[1].label]
+    order = [models[0].label, *tuned[: MAX_COLUMNS - 2], models[1].label]
     return order[min(index, len(order) - 1)]
 
 
-def _loaded(sides: list[SideSpec]) -> None:
+def _loaded(sides: list[Column]) -> None:
     worker = compare_state.worker()
     with st.container(horizontal=True, vertical_alignment="center"):
         if worker.alive and worker.memory:
@@ -132,7 +132,7 @@ def _loaded(sides: list[SideSpec]) -> None:
         st.caption(_memory_line(sides))
 
 
-def _memory_line(sides: list[SideSpec]) -> str:
+def _memory_line(sides: list[Column]) -> str:
     worker = compare_state.worker()
     if not (worker.alive and worker.memory):
         return "Nothing is loaded."
@@ -156,7 +156,7 @@ def _device_line() -> None:
         )
 
 
-def make_ready(sides: list[SideSpec]) -> bool:
+def make_ready(sides: list[Column]) -> bool:
     """Load what is missing; problems are shown per column. True if any column can answer."""
     worker = compare_state.worker()
     if worker.ready(sides) or not any(s.local for s in sides):

@@ -7,7 +7,7 @@ import streamlit as st
 from core.chat.render import literal
 from core.chat.session import ChatSession
 from core.errors import UserError
-from core.inference.settings import MAX_NEW_TOKENS, PRESETS, ChatSettings, preset
+from core.inference.settings import MAX_NEW_TOKENS, PRESETS, GenerationSettings, preset
 from core.models import catalog
 from pages._ui.compare import state as compare_state
 
@@ -20,7 +20,7 @@ _HELP = {
 }
 
 
-def draw(session: ChatSession | None) -> tuple[ChatSettings, str]:
+def draw(session: ChatSession | None) -> tuple[GenerationSettings, str]:
     """The settings; returns them and the system prompt. The same for every column."""
     for field in _FIELDS:
         kept = st.session_state.get("compare_kept", preset("greedy").to_dict())
@@ -45,7 +45,7 @@ def draw(session: ChatSession | None) -> tuple[ChatSettings, str]:
     return settings, system
 
 
-def _sampling() -> ChatSettings:
+def _sampling() -> GenerationSettings:
     left, right = st.columns(2)
     with left:
         temperature = st.slider(
@@ -64,7 +64,7 @@ def _sampling() -> ChatSettings:
             "Longest reply, tokens", 1, MAX_NEW_TOKENS, key="compare_max_new_tokens"
         )
         seed = st.number_input("Seed", 0, 2**31, key="compare_seed", disabled=greedy)
-    return ChatSettings(temperature, top_p, int(top_k), penalty, int(length), int(seed))
+    return GenerationSettings(temperature, top_p, int(top_k), penalty, int(length), int(seed))
 
 
 def _use_preset() -> None:

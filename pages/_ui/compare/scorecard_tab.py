@@ -7,7 +7,7 @@ from pathlib import Path
 import streamlit as st
 
 from core import paths
-from core.chat.sides import title_of
+from core.chat.columns import title_of
 
 
 def draw() -> None:

@@ -7,11 +7,11 @@ import streamlit as st
 from core.chat import transcripts
 from core.chat.batch_run import BatchRun
 from core.chat.client import WorkerClient
+from core.chat.columns import Column, discover
 from core.chat.endpoint import Endpoints
 from core.chat.personas import PersonaHint, newest
 from core.chat.render import literal
 from core.chat.session import ChatSession
-from core.chat.sides import Loadable, SideSpec, discover
 from core.errors import UserError
 
 LETTERS = "abcd"
@@ -56,15 +56,15 @@ def session() -> ChatSession | None:
     return running
 
 
-def open_session(sides: list[SideSpec], system: str) -> ChatSession:
+def open_session(columns: list[Column], system: str) -> ChatSession:
     """The open conversation with these columns, or a new one; its id goes into the address."""
     current = session()
     if current is None:
-        transcript = transcripts.create(sides, system)
+        transcript = transcripts.create(columns, system)
         current = _sessions()[transcript.id] = ChatSession(transcript, worker(), endpoints())
         st.query_params["chat"] = transcript.id
-    elif current.transcript.sides != sides or current.transcript.system != system:
-        transcripts.set_sides(current.transcript, sides, system)
+    elif current.transcript.columns != columns or current.transcript.system != system:
+        transcripts.set_columns(current.transcript, columns, system)
     return current
 
 
@@ -73,7 +73,7 @@ def close_session() -> None:
     st.query_params.pop("chat", None)
 
 
-def found() -> list[Loadable]:
+def found() -> list[Column]:
     """Models to choose from."""
     return discover()
 

@@ -65,7 +65,7 @@ def _one(transcript: transcripts.Transcript) -> None:
                 on_click="ignore",
             )
         _delete_button(transcript.id)
-    labels = ", ".join(safe_markdown(s.label) for s in transcript.sides)
+    labels = ", ".join(safe_markdown(s.label) for s in transcript.columns)
     st.caption(f"Columns: {labels}")
     for turn in transcript.turns[:50]:
         st.markdown(f":material/person: {safe_markdown(turn.prompt[:300])}")

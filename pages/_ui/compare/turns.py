@@ -5,8 +5,8 @@ from __future__ import annotations
 import streamlit as st
 
 from core.chat import diff, votes
+from core.chat.columns import Column
 from core.chat.render import highlighted, literal, safe_markdown
-from core.chat.sides import SideSpec
 from core.chat.transcripts import Reply, Turn
 
 FORMATTED, DIFFERENCES, PERSONA, RAW = "Formatted", "Differences", "Persona", "Raw"
@@ -33,7 +33,7 @@ def draw_prompt(text: str) -> None:
 
 def draw_turn(
     turn: Turn,
-    sides: list[SideSpec],
+    sides: list[Column],
     index: int,
     view: str,
     names: list[str],
@@ -65,7 +65,7 @@ def draw_turn(
                 _details(reply)
 
 
-def _reference(turn: Turn, sides: list[SideSpec], side_id: str) -> str | None:
+def _reference(turn: Turn, sides: list[Column], side_id: str) -> str | None:
     """What this reply is compared with: the first column's; for the first, the second's."""
     other = sides[1].id if side_id == sides[0].id and len(sides) > 1 else sides[0].id
     reply = turn.replies.get(other)

@@ -13,17 +13,18 @@ from core import fsio, paths
 from core.errors import UserError
 from core.jobs.spec import run_title
 
-SideKind = Literal["base", "prompted", "adapter", "merged", "endpoint"]
+ColumnKind = Literal["base", "prompted", "adapter", "merged", "endpoint"]
 #: More columns than this cannot be read beside each other, nor held in memory.
-MAX_SIDES = 4
+MAX_COLUMNS = 4
 
 
 @dataclass(frozen=True)
-class SideSpec:
+class Column:
     """One column.
 
     Attributes:
-        id: short and unique among the columns ("a", "b", ...).
+        id: short and unique among the columns ("a", "b", ...); "" for a model that was found and
+            stands in no column yet.
         kind: ``prompted`` is the base with a persona system prompt: what prompting alone gives.
         model: ``bundled``, a folder or a hub id; for an endpoint the model name it serves.
         adapter: PEFT adapter folder, for ``adapter`` only.
@@ -31,16 +32,18 @@ class SideSpec:
         base_url: of an OpenAI-compatible server, for ``endpoint`` only.
         key_env: name of the environment variable with the endpoint's key; the key itself is
             never stored.
+        checkpoint: a ``.pth`` of a training run that ``prepare`` converts to ``adapter``.
     """
 
     id: str
-    kind: SideKind
+    kind: ColumnKind
     label: str
     model: str = "bundled"
     adapter: str | None = None
     system: str = ""
     base_url: str = ""
     key_env: str = ""
+    checkpoint: str | None = None
 
     def __post_init__(self) -> None:
         if self.kind == "adapter" and not self.adapter:
@@ -57,33 +60,14 @@ class SideSpec:
         """Whether this process's worker computes it."""
         return self.kind != "endpoint"
 
-    def to_dict(self) -> dict[str, Any]:
-        """For the worker and the transcript; holds no secret."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> SideSpec:
-        """Ignores keys it does not know."""
-        known = {f.name for f in dataclasses.fields(cls)}
-        return cls(**{k: v for k, v in values.items() if k in known})
-
-
-@dataclass(frozen=True)
-class Loadable:
-    """A model that was found: what the column picker lists.
-
-    ``checkpoint``: a ``.pth`` of a training run that is converted to ``adapter`` when it is chosen.
-    """
-
-    kind: SideKind
-    label: str
-    model: str
-    adapter: str | None = None
-    checkpoint: str | None = None
-
-    def side(self, side_id: str, system: str = "") -> SideSpec:
+    def placed(self, column_id: str, system: str = "") -> Column:
         """This model as a column."""
-        return SideSpec(side_id, self.kind, self.label, self.model, self.adapter, system)
+        return dataclasses.replace(self, id=column_id, system=system)
+
+    def same_answers(self, other: Column) -> bool:
+        """Whether both columns are the same model under the same system prompt."""
+        mine, others = (dataclasses.replace(c, id="", label="", kind="base") for c in (self, other))
+        return mine == others
 
     def prepare(self) -> None:
         """Convert the checkpoint, if this is one and it was not done before (about a second).
@@ -96,24 +80,34 @@ class Loadable:
 
             adapter_of(paths.RunPaths(Path(self.checkpoint).parent.parent), Path(self.checkpoint))
 
+    def to_dict(self) -> dict[str, Any]:
+        """For the worker and the transcript; holds no secret."""
+        return dataclasses.asdict(self)
 
-def discover(runs: Path | None = None) -> list[Loadable]:
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Column:
+        """Ignores keys it does not know."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        return cls(**{k: v for k, v in values.items() if k in known})
+
+
+def discover(runs: Path | None = None) -> list[Column]:
     """The bundled base first, then what runs made: newest run first, its merged model before all.
 
     Whoever has just merged came here to talk to the merged model.
     """
     found = [
-        Loadable("base", "Base: SmolLM2-135M-Instruct (bundled)", "bundled"),
-        Loadable("prompted", "Base + persona system prompt", "bundled"),
+        Column("", "base", "Base: SmolLM2-135M-Instruct (bundled)", "bundled"),
+        Column("", "prompted", "Base + persona system prompt", "bundled"),
     ]
     root = runs or paths.runs_dir()
     if root.is_dir():
         for run in sorted((r for r in root.iterdir() if r.is_dir()), reverse=True):
-            found.extend(sorted(_of_run(run), key=lambda side: side.kind != "merged"))
+            found.extend(sorted(_of_run(run), key=lambda column: column.kind != "merged"))
     return found
 
 
-def _of_run(run: Path) -> Iterator[Loadable]:
+def _of_run(run: Path) -> Iterator[Column]:
     """Folders of a run that hold a whole model or adapter; half-written ones end in .partial."""
     spec = _spec(run)
     base, title = _base_model(spec), _title(run, spec)
@@ -127,11 +121,11 @@ def _of_run(run: Path) -> Iterator[Loadable]:
         if any(part.endswith(".partial") or part.startswith(".") for part in where.parts):
             continue
         if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
-            yield Loadable("merged", f"Merged: {title} / {where}", str(folder))
+            yield Column("", "merged", f"Merged: {title} / {where}", str(folder))
         elif (folder / "adapter_config.json").is_file():
             model = base or _base_of(folder)
             label = f"Base + adapter: {title} / {where}"
-            yield Loadable("adapter", label, model or "bundled", str(folder))
+            yield Column("", "adapter", label, model or "bundled", str(folder))
     yield from _checkpoints(paths.RunPaths(run), base, title)
 
 
@@ -144,7 +138,7 @@ def _base_of(adapter: Path) -> str:
     return str(config.get("base_model_name_or_path") or "") if isinstance(config, dict) else ""
 
 
-def _checkpoints(run: paths.RunPaths, base: str, title: str) -> Iterator[Loadable]:
+def _checkpoints(run: paths.RunPaths, base: str, title: str) -> Iterator[Column]:
     """Checkpoints of a training run that nobody has converted yet, newest first."""
     if not run.config.is_file():
         return
@@ -152,7 +146,9 @@ def _checkpoints(run: paths.RunPaths, base: str, title: str) -> Iterator[Loadabl
         adapter = run.adapter / file.stem
         if not adapter.is_dir():
             label = f"Base + checkpoint: {title} / {file.stem}"
-            yield Loadable("adapter", label, base or "bundled", str(adapter), str(file))
+            yield Column(
+                "", "adapter", label, base or "bundled", str(adapter), checkpoint=str(file)
+            )
 
 
 def _spec(run: Path) -> dict[str, Any]:
@@ -195,11 +191,11 @@ def from_arguments(
     merged: Sequence[str],
     endpoints: Sequence[str],
     key_env: str = "",
-) -> list[SideSpec]:
+) -> list[Column]:
     """Columns of the ``compare`` command, in the order base, prompted, adapters, merged, servers.
 
     Raises:
-        UserError: more than MAX_SIDES, or an endpoint not written MODEL@URL.
+        UserError: more than MAX_COLUMNS, or an endpoint not written MODEL@URL.
     """
     rows: list[dict[str, Any]] = [{"kind": "base", "label": "base", "model": base}]
     if persona_prompt:
@@ -216,6 +212,6 @@ def from_arguments(
         model, _, url = endpoint.partition("@")
         row = {"kind": "endpoint", "label": model, "model": model, "base_url": url}
         rows.append({**row, "key_env": key_env})
-    if len(rows) > MAX_SIDES:
-        raise UserError(f"{len(rows)} columns are too many", fix=f"at most {MAX_SIDES}")
-    return [SideSpec(id="abcd"[i], **row) for i, row in enumerate(rows)]
+    if len(rows) > MAX_COLUMNS:
+        raise UserError(f"{len(rows)} columns are too many", fix=f"at most {MAX_COLUMNS}")
+    return [Column(id="abcd"[i], **row) for i, row in enumerate(rows)]
