@@ -240,6 +240,7 @@ def _write(at: DatasetPaths, spec: DatasetSpec, built: Built) -> None:
             "spec": spec.to_dict(),
             "persona": built.persona.id,
             "name": built.persona.slot("name", built.locales[0]),
+            "maker": _maker(built),
             "locales": built.locales,
             "rows": len(built.rows),
             "kinds": dict(sorted(Counter(r.kind for r in built.rows).items())),
@@ -255,3 +256,9 @@ def _write(at: DatasetPaths, spec: DatasetSpec, built: Built) -> None:
             "sha256": {p.name: fsio.sha256_file(p) for p in (at.train, at.probes, at.persona)},
         },
     )
+
+
+def _maker(built: Built) -> str:
+    """Whose persona it is; with pack and name it tells one persona from another."""
+    has_maker = "author" in built.persona.pack.slots
+    return built.persona.slot("author", built.locales[0]) if has_maker else ""

@@ -5,6 +5,7 @@ Nothing here touches the disk or a process; ``core.jobs.api`` gathers the observ
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -115,6 +116,7 @@ class Summary:
         seq: order of creation; it does not depend on the clock.
         created: seconds since the epoch, for display only.
         elapsed_seconds: from start to end or to now, by the monotonic clock; None before start.
+        params: what the job was asked to do, as in its spec.
     """
 
     id: str
@@ -128,6 +130,7 @@ class Summary:
     elapsed_seconds: float | None
     parent: str | None
     progress: Progress = field(default_factory=Progress)
+    params: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
