@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core import fsio
+from core.chat.dialogue import Reply
 from core.chat.diff import similarity
-from core.chat.transcripts import Reply
 from core.data.fields import RowError, check_text
 from core.errors import UserError, UserErrors
 

@@ -11,9 +11,9 @@ from core import fsio, paths
 from core.chat.batch import BatchRow
 from core.chat.client import WorkerClient
 from core.chat.columns import Column
+from core.chat.dialogue import Reply, Transcript
 from core.chat.live import EndpointStream, ask
 from core.chat.protocol import Pair
-from core.chat.transcripts import Reply, Transcript
 from core.errors import UserError
 from core.inference.settings import GenerationSettings
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,8 @@ from core.jobs.spec import run_title
 ColumnKind = Literal["base", "prompted", "adapter", "merged", "endpoint"]
 #: More columns than this cannot be read beside each other, nor held in memory.
 MAX_COLUMNS = 4
+#: What the model that comes with the program is called.
+BUNDLED = "SmolLM2-135M-Instruct"
 
 
 @dataclass(frozen=True)
@@ -91,42 +94,91 @@ class Column:
         return cls(**{k: v for k, v in values.items() if k in known})
 
 
-def discover(runs: Path | None = None) -> list[Column]:
+def discover(runs: Path | None = None, name_of: Callable[[str], str] | None = None) -> list[Column]:
     """The bundled base first, then what runs made: newest run first, its merged model before all.
 
-    Whoever has just merged came here to talk to the merged model.
+    Whoever has just merged came here to talk to the merged model. Behind them the other bases
+    that runs were trained on.
+
+    Args:
+        name_of: what to call a run, by its id; its name and the end of its id if not given.
     """
-    found = [
-        Column("", "base", "Base: SmolLM2-135M-Instruct (bundled)", "bundled"),
-        Column("", "prompted", "Base + persona system prompt", "bundled"),
-    ]
     root = runs or paths.runs_dir()
-    if root.is_dir():
-        for run in sorted((r for r in root.iterdir() if r.is_dir()), reverse=True):
-            found.extend(sorted(_of_run(run), key=lambda column: column.kind != "merged"))
-    return found
+    found: list[Column] = []
+    folders = (
+        sorted((r for r in root.iterdir() if r.is_dir()), reverse=True) if root.is_dir() else []
+    )
+    for run in sorted(folders, reverse=True):
+        made, title = _of_run(run, _stamp(run)), name_of(run.name) if name_of else title_of(run)
+        found += [dataclasses.replace(c, label=f"{title}{c.label}") for c in made]
+    bases = {c.model: None for c in found if c.kind == "adapter" and c.model != "bundled"}
+    return [
+        Column("", "base", BUNDLED, "bundled"),
+        Column("", "prompted", BUNDLED, "bundled"),
+        *found,
+        *(Column("", "base", Path(model).name, model) for model in bases),
+    ]
 
 
-def _of_run(run: Path) -> Iterator[Column]:
-    """Folders of a run that hold a whole model or adapter; half-written ones end in .partial."""
+def _stamp(run: Path) -> tuple[float, ...]:
+    """Changes when a run writes a model: what is in its folders is then looked at again."""
+    places = (run, run / "adapter", run / "export", run / "work", run / "spec.json")
+    return tuple(p.stat().st_mtime if p.exists() else 0.0 for p in places)
+
+
+@lru_cache(maxsize=4096)
+def _of_run(run: Path, _: tuple[float, ...]) -> tuple[Column, ...]:
+    """Models of a run, whose labels are to follow its title; half-written ones are left out."""
     spec = _spec(run)
-    base, title = _base_model(spec), _title(run, spec)
+    base, accumulation = _base_model(spec), _accumulation(spec)
     folders = sorted(
         (f for pattern in ("*", "*/*", "*/*/*") for f in run.glob(pattern) if f.is_dir()),
         key=_step,
         reverse=True,
     )
+    merged: list[Column] = []
+    adapters: list[Column] = []
     for folder in folders:
         where = folder.relative_to(run)
         if any(part.endswith(".partial") or part.startswith(".") for part in where.parts):
             continue
-        if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
-            yield Column("", "merged", f"Merged: {title} / {where}", str(folder))
+        if _is_model(folder):
+            label = "" if where.as_posix() == "export/merged" else f" / {where}"
+            merged.append(Column("", "merged", label, str(folder)))
         elif (folder / "adapter_config.json").is_file():
             model = base or _base_of(folder)
-            label = f"Base + adapter: {title} / {where}"
-            yield Column("", "adapter", label, model or "bundled", str(folder))
-    yield from _checkpoints(paths.RunPaths(run), base, title)
+            label = _said(folder, accumulation) or f" / {where}"
+            adapters.append(Column("", "adapter", label, model or "bundled", str(folder)))
+    return (*merged, *adapters, *_checkpoints(paths.RunPaths(run), base, accumulation))
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+
+
+def of_folder(folder: str) -> Column:
+    """A column for a folder that somebody typed: a whole model, or an adapter and its base.
+
+    Raises:
+        UserError: there is no model in it.
+    """
+    path = Path(folder).expanduser()
+    if _is_model(path) or (path / "config.json").is_file():
+        return Column("", "merged", path.name, str(path))
+    if (path / "adapter_config.json").is_file():
+        base = _base_of(path)
+        if not base:
+            raise UserError(
+                f"{path} does not say which base it belongs to",
+                why="its adapter_config.json names none",
+                fix="choose a merged model folder",
+            )
+        return Column("", "adapter", path.name, base, str(path))
+    raise UserError(
+        f"{path} holds no model" if path.is_dir() else f"{path} is not a folder",
+        why="a model folder has a config.json, an adapter folder an adapter_config.json",
+        fix="give the folder that holds it, e.g. one that `python -m core merge` wrote",
+    )
 
 
 def _base_of(adapter: Path) -> str:
@@ -138,17 +190,24 @@ def _base_of(adapter: Path) -> str:
     return str(config.get("base_model_name_or_path") or "") if isinstance(config, dict) else ""
 
 
-def _checkpoints(run: paths.RunPaths, base: str, title: str) -> Iterator[Column]:
+def _checkpoints(run: paths.RunPaths, base: str, accumulation: int) -> Iterator[Column]:
     """Checkpoints of a training run that nobody has converted yet, newest first."""
     if not run.config.is_file():
         return
     for file in sorted(run.work.glob("iter_*.pth"), key=_step, reverse=True):
         adapter = run.adapter / file.stem
         if not adapter.is_dir():
-            label = f"Base + checkpoint: {title} / {file.stem}"
             yield Column(
-                "", "adapter", label, base or "bundled", str(adapter), checkpoint=str(file)
-            )
+                "", "adapter", _said(file, accumulation), base or "bundled", str(adapter),
+                checkpoint=str(file),
+            )  # fmt: skip
+
+
+def _said(checkpoint: Path, accumulation: int) -> str:
+    """``iter_8`` -> ``, step 4`` where two iterations make a step, as every page counts."""
+    number = _step(checkpoint)[0]
+    is_step = checkpoint.name.startswith("iter_") and number >= 0
+    return f", step {number // accumulation}" if is_step else ""
 
 
 def _spec(run: Path) -> dict[str, Any]:
@@ -163,19 +222,24 @@ def _spec(run: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def _params(spec: dict[str, Any]) -> dict[str, Any]:
+    params = spec.get("params")
+    return params if isinstance(params, dict) else {}
+
+
 def _base_model(spec: dict[str, Any]) -> str:
     """The base that a run's spec names ('' if it does not say)."""
-    params = spec.get("params")
-    params = params if isinstance(params, dict) else {}
-    return str(params.get("base") or params.get("model") or "")
+    return str(_params(spec).get("base") or _params(spec).get("model") or "")
+
+
+def _accumulation(spec: dict[str, Any]) -> int:
+    found = _params(spec).get("accumulation")
+    return found if isinstance(found, int) and found > 0 else 1
 
 
 def title_of(run: Path) -> str:
     """What to call the run in a folder; one without a spec by the folder's own name."""
-    return _title(run, _spec(run))
-
-
-def _title(run: Path, spec: dict[str, Any]) -> str:
+    spec = _spec(run)
     return run_title(str(spec["name"]), run.name) if spec.get("name") else run.name
 
 

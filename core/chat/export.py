@@ -9,7 +9,8 @@ from dataclasses import asdict
 from typing import Any
 
 from core import fsio
-from core.chat.transcripts import SCHEMA, Reply, Transcript
+from core.chat.dialogue import Reply, Transcript
+from core.chat.transcripts import SCHEMA
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem }
@@ -37,6 +38,10 @@ def to_json(transcript: Transcript) -> str:
                 "settings": turn.settings.to_dict(),
                 "vote": turn.vote,
                 "replies": {column: asdict(reply) for column, reply in turn.replies.items()},
+                "versions": {
+                    column: [asdict(reply) for reply in replies]
+                    for column, replies in turn.versions.items()
+                },
             }
             for turn in transcript.turns
         ],

@@ -10,8 +10,8 @@ from typing import Protocol
 
 from core.chat.client import WorkerClient
 from core.chat.columns import Column
+from core.chat.dialogue import Reply, Transcript, Turn
 from core.chat.protocol import Failed
-from core.chat.transcripts import Reply, Transcript, Turn
 from core.conversation import Message
 from core.errors import ErrorRecord, UserError
 from core.inference.events import Begun, Emit, Ended, Event, Grown, Pace
@@ -32,10 +32,14 @@ class EndpointStream(Protocol):
 
 @dataclass
 class LiveTurn:
-    """A turn that streams. All methods may be called from any thread."""
+    """A turn that streams. All methods may be called from any thread.
+
+    ``again``: index of the turn that one of its columns answers once more.
+    """
 
     turn: Turn
     expected: frozenset[str]
+    again: int | None = None
     number: int = 0
     over: frozenset[str] = frozenset()
     version: int = 0
@@ -99,16 +103,24 @@ def ask(
     settings: GenerationSettings,
     worker: WorkerClient,
     endpoints: EndpointStream,
+    again: tuple[int, Column] | None = None,
 ) -> LiveTurn:
-    """Send a prompt to all columns of a conversation. Returns at once; never raises."""
-    columns = transcript.columns
+    """Send a prompt to all columns of a conversation. Returns at once; never raises.
+
+    Args:
+        again: ask only this column, as if the conversation ended before this turn.
+    """
+    before, columns = (again[0], [again[1]]) if again else (None, transcript.columns)
     live = LiveTurn(
-        Turn(prompt, settings, {s.id: Reply() for s in columns}), frozenset(s.id for s in columns)
+        Turn(prompt, settings, {c.id: Reply() for c in columns}),
+        frozenset(c.id for c in columns),
+        before,
     )
+    asked = {c.id: transcript.messages(c, prompt, before) for c in columns}
     for column in columns:
         if not column.local:
-            endpoints.start(column, transcript.messages(column, prompt), settings, live.apply)
-    local = {s.id: transcript.messages(s, prompt) for s in columns if s.local}
+            endpoints.start(column, asked[column.id], settings, live.apply)
+    local = {c.id: asked[c.id] for c in columns if c.local}
     if local:
 
         def on_event(event: Event | Failed) -> None:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from core.chat.transcripts import Transcript
+from core.chat.dialogue import Transcript
 
 TIE, BOTH_BAD = "tie", "both_bad"
 

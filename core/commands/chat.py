@@ -15,6 +15,7 @@ from core.chat import transcripts
 from core.chat.batch import read_prompts
 from core.chat.client import WorkerClient
 from core.chat.columns import Column, ColumnKind, from_arguments
+from core.chat.dialogue import Reply
 from core.chat.endpoint import Endpoints
 from core.chat.live import LiveTurn
 from core.chat.session import ChatSession
@@ -133,7 +134,7 @@ def _compare(args: argparse.Namespace) -> int:
     return int(failed)
 
 
-def _print_row(prompt: str, replies: dict[str, transcripts.Reply]) -> None:
+def _print_row(prompt: str, replies: dict[str, Reply]) -> None:
     print(f"# {prompt}\n")
     for label, reply in replies.items():
         rate = f", {reply.tokens_per_s:.1f} tokens/s" if reply.tokens_per_s else ""

@@ -14,7 +14,7 @@ from streamlit.testing.v1 import AppTest
 from core import fsio, paths
 from core.chat import transcripts, votes
 from core.chat.columns import Column
-from core.chat.transcripts import Reply, Turn
+from core.chat.dialogue import Reply, Turn
 from core.inference.settings import GenerationSettings
 from core.jobs.locks import DeviceLock
 from core.models import bundled

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from core import fsio, paths
 from core.chat import transcripts
 from core.chat.columns import Column, discover
+from core.chat.dialogue import Reply, Turn
 from core.chat.endpoint import _CHARS_A_TOKEN, _EndpointReply
 from core.data import store
 from core.errors import UserError, redacted
@@ -146,9 +147,7 @@ def test_broken_conversations_are_listed_and_deleted() -> None:
 def test_a_reply_with_a_key_of_another_version_is_read() -> None:
     column = Column("a", "base", "Base", "bundled")
     chat = transcripts.create([column])
-    transcripts.add_turn(
-        chat, transcripts.Turn("x", GenerationSettings(), {"a": transcripts.Reply("yes")})
-    )
+    transcripts.add_turn(chat, Turn("x", GenerationSettings(), {"a": Reply("yes")}))
     file = transcripts.path_of(chat.id)
     file.write_text(file.read_text().replace('"text": "yes"', '"text": "yes", "mood": "good"'))
     assert transcripts.read(chat.id).turns[0].replies["a"].text == "yes"

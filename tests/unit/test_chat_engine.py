@@ -158,7 +158,7 @@ def test_each_column_equals_plain_generate(tiny_llama: Path, adapter: Path, merg
     }
     assert {column: end.token_ids for column, end in last.items()} == wanted
     assert wanted["a"] != wanted["b"], "the adapter must matter, or this test shows nothing"
-    assert {e["type"] for e in last.values()} == {"done"}
+    assert [e.error for e in last.values()] == [None] * len(last)
 
 
 def test_base_and_adapter_share_one_copy(tiny_llama: Path, adapter: Path) -> None:
@@ -188,7 +188,7 @@ def test_same_seed_same_reply_twice(tiny_llama: Path, adapter: Path, temperature
     assert [first[s].token_ids for s in "ab"] == [second[s].token_ids for s in "ab"]
     if temperature:
         other = run(engine, asked, GenerationSettings(temperature, max_new_tokens=24, seed=6))
-        assert other["a"]["token_ids"] != first["a"].token_ids
+        assert other["a"].token_ids != first["a"].token_ids
 
 
 def test_equal_models_draw_equal_tokens(tiny_llama: Path) -> None:
@@ -370,8 +370,8 @@ def test_out_of_memory_ends_one_column_only(
 
     monkeypatch.setattr(KVCache, "__init__", small_machine)
     last = run(engine, {"a": QUESTION, "b": LONGER})
-    assert last["a"]["type"] == "done"
-    assert last["b"]["type"] == "error"
+    assert last["a"].error is None
+    assert last["b"].error is not None
     assert "out of memory" in last["b"].error["what"]
 
 
@@ -389,5 +389,5 @@ def test_what_is_wrong_with_a_column_is_said_and_the_rest_loads(
     assert set(errors) == {"b", "c"}
     assert "adapter_config.json" in errors["b"]["why"]
     last = run(engine, {"a": QUESTION, "b": QUESTION})
-    assert last["a"]["type"] == "done"
-    assert last["b"]["type"] == "error"
+    assert last["a"].error is None
+    assert last["b"].error is not None

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from core.chat import diff, votes
 from core.chat.batch import BatchRow, most_changed_first, parse_prompts, read_prompts
 from core.chat.columns import Column
-from core.chat.transcripts import Reply, Transcript, Turn
+from core.chat.dialogue import Reply, Transcript, Turn
 from core.errors import UserError, UserErrors
 from core.inference.settings import GenerationSettings
 

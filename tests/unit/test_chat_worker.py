@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
-from core.chat import endpoint, protocol, transcripts
+from core.chat import dialogue, endpoint, protocol, transcripts
 from core.chat import worker as worker_module
 from core.chat.batch_run import BatchRun
 from core.chat.client import WorkerClient
@@ -63,7 +63,7 @@ def local(tiny: Path, ids: str = "ab") -> list[Column]:
     return [Column(i, "base", f"column {i}", str(tiny)) for i in ids]
 
 
-def finish(session: ChatSession, live: LiveTurn) -> dict[str, transcripts.Reply]:
+def finish(session: ChatSession, live: LiveTurn) -> dict[str, dialogue.Reply]:
     deadline = time.monotonic() + 60
     while session.live is live:
         live.wait(-1, 0.05)
@@ -94,9 +94,16 @@ def test_a_conversation_through_the_worker(worker: WorkerClient, tiny_llama: Pat
     assert second["b"].prompt_tokens > first["b"].prompt_tokens
     finish(session, session.resend(1, "Edited.", SHORT))
     warm = GenerationSettings(temperature=1.0, max_new_tokens=12)
-    finish(session, session.regenerate(warm))
+    for settings in (warm, SHORT):  # greedy ones would give the same again
+        finish(session, session.regenerate("b", settings))
     assert [t.prompt for t in session.transcript.turns] == ["Who are you?", "Edited."]
-    assert session.transcript.turns[1].settings.seed == 1
+    last = session.transcript.turns[1]
+    assert (last.place("a"), last.place("b")) == ((0, 1), (2, 3))
+    drawn = [r.settings for r in last.versions["b"]]
+    assert [(s.seed, s.temperature) for s in drawn if s] == [(1, 1.0), (2, 0.8)]
+    assert [m["content"] for m in session.transcript.messages(columns[1])][-1] == last.replies[
+        "b"
+    ].text
     assert transcripts.read(session.transcript.id) == session.transcript
 
 
@@ -150,8 +157,8 @@ def test_preview_tells_what_would_be_cut(worker: WorkerClient, tiny_llama: Path)
     session = ChatSession(transcripts.create(columns), worker, Endpoints())
     assert session.preview("Hello", SHORT)["a"].cut == 0
     for _ in range(3):
-        said = transcripts.Reply("word " * 900, "stop")
-        turn = transcripts.Turn("q", SHORT, {"a": said})
+        said = dialogue.Reply("word " * 900, "stop")
+        turn = dialogue.Turn("q", SHORT, {"a": said})
         transcripts.add_turn(session.transcript, turn)
     assert session.preview("Hello", SHORT)["a"].cut == 2
     assert "too long" in session.preview("x y " * 25_000, SHORT)["a"].error["what"]
@@ -426,7 +433,7 @@ def test_discovery_lists_newest_runs_first(workspace: Path, tiny_llama: Path) ->
     assert discover()[2].kind == "merged"  # before the adapters that were made with it
     shutil.rmtree(merged)
     labels = [m.label for m in discover()]
-    assert [("new" in x, "iter_10" in x) for x in labels[2:]] == [
+    assert [("new" in x, "step 10" in x) for x in labels[2:6]] == [
         (True, True), (True, False), (False, True), (False, False),
     ]  # fmt: skip
     assert discover()[2].model == "m"

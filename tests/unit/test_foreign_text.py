@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from core.chat.columns import Column
+from core.chat.dialogue import Reply, Transcript, Turn
 from core.chat.export import to_html, to_markdown
 from core.chat.render import code, literal, plain, safe_markdown
-from core.chat.transcripts import Reply, Transcript, Turn
 from core.console import printable
 from core.inference.settings import GenerationSettings
 from core.paths import REPO

@@ -15,7 +15,7 @@ from core import fsio
 from core.chat import transcripts, votes
 from core.chat.batch import parse_prompts
 from core.chat.columns import Column
-from core.chat.transcripts import Reply, Turn
+from core.chat.dialogue import Reply, Turn
 from core.conversation import Conversation, Message, Probe
 from core.data import drafts, store
 from core.data.drafts import Draft

@@ -6,8 +6,8 @@ import streamlit as st
 
 from core.chat import diff, votes
 from core.chat.columns import Column
+from core.chat.dialogue import Reply, Turn
 from core.chat.render import highlighted, literal, safe_markdown
-from core.chat.transcripts import Reply, Turn
 
 FORMATTED, DIFFERENCES, PERSONA, RAW = "Formatted", "Differences", "Persona", "Raw"
 VIEWS = (FORMATTED, DIFFERENCES, PERSONA, RAW)
