@@ -64,14 +64,19 @@ class ChatSession:
         threading.Thread(target=self._keep, args=(live,), daemon=True).start()
         return live
 
-    def preview(self, prompt: str, settings: GenerationSettings) -> dict[str, Preview]:
+    def preview(
+        self, prompt: str, settings: GenerationSettings, before: int | None = None
+    ) -> dict[str, Preview]:
         """What each local column would be fed: exact prompt, messages cut, room for the reply.
+
+        Args:
+            before: as if the conversation ended before this turn.
 
         Raises:
             UserError: the worker is gone.
         """
         local = [s for s in self.transcript.columns if s.local]
-        conversations = {s.id: self.transcript.messages(s, prompt) for s in local}
+        conversations = {s.id: self.transcript.messages(s, prompt, before) for s in local}
         return self._worker.plan(conversations, settings) if local else {}
 
     def stop(self, column: str | None = None) -> None:

@@ -11,7 +11,7 @@ from core.chat.dialogue import Transcript
 TIE, BOTH_BAD = "tie", "both_bad"
 
 
-def seats(chat_id: str, turn: int, columns: Sequence[str]) -> list[str]:
+def shuffled(chat_id: str, turn: int, columns: Sequence[str]) -> list[str]:
     """Column ids in a shuffled order that is the same whenever this turn is drawn again."""
 
     def key(column: str) -> bytes:

@@ -22,18 +22,21 @@ from core.data.talk import (
     CONTEXT,
     FLAGS,
     QUESTION,
+    REJECTED,
     ROLE_NAMES,
     SYSTEM,
     TURNS,
+    WRITTEN,
     Keys,
     Row,
     Talk,
     key_name,
 )
+from core.data.written import turns_in
 from core.text.normalize import locale_of
 
 #: Keys of other tools that are null in files of text alone.
-_OPTIONAL = ("tools", "functions", "objects", "rejected", "rejected_response")
+_OPTIONAL = ("tools", "functions", "objects")
 #: Rows that hang on something that is no text; without it the reply would be about nothing.
 _MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 #: Names of turn keys by the format that ``--format`` names.
@@ -65,13 +68,14 @@ def read_row(row: Row, fmt: str | None = None) -> Read | None:
     Raises:
         RowError: the row cannot be used, with the field at fault.
     """
-    keys = Keys(row)
+    keys = Keys(_opened(row))
     for name in _MEDIA:
         key, value = keys.get(name)
         if value is not None:
             raise RowError(key, "the row belongs to a picture, film or sound", "leave it out")
     talk = Talk()
-    name = _read_turns(keys, talk, FORMAT_KEYS[fmt] if fmt else TURNS)
+    name = "" if fmt else _read_written(keys, talk)
+    name = name or _read_turns(keys, talk, FORMAT_KEYS[fmt] if fmt else TURNS)
     if name and talk.messages and talk.messages[-1]["role"] == "user" and keys.has(*ANSWER):
         _answer(talk, *keys.get(*ANSWER))
     elif not name:
@@ -80,10 +84,52 @@ def read_row(row: Row, fmt: str | None = None) -> Read | None:
         name = "alpaca" if keys.has("instruction") else "question and answer"
         _read_exchange(keys, talk)
     _put_system(keys, talk, ours=row.get("kind") in get_args(Kind))
+    _leave_out_rejected(keys, talk)
+    _begin_with_a_question(talk)
     _check_order(talk)
     conversation = _conversation(keys, talk)
     left = {k: v for k, v in keys.left.items() if not is_nothing(v) or key_name(k) not in _OPTIONAL}
     return Read(conversation, name, {**talk.left, **left}, talk.notes)
+
+
+def _opened(row: Row) -> Row:
+    """The row with what OpenAI's preference format keeps under ``input`` beside the replies."""
+    inner = row.get("input")
+    if isinstance(inner, Mapping) and Keys(inner).has(*TURNS):
+        return {**{k: v for k, v in row.items() if k != "input"}, **inner}
+    return row
+
+
+def _read_written(keys: Keys, talk: Talk) -> str:
+    """Read a conversation that is written as one text; "written" or ""."""
+    for name in WRITTEN:
+        key, value = keys.get(name)
+        if value is None:
+            continue
+        turns = turns_in(value) if isinstance(value, str) else []
+        if not turns:
+            keys.left[key] = value
+            continue
+        for role, text in turns:
+            if text or role == "user":
+                talk.say(role, text, key)
+                talk.flags += [(key, None)] * (role == "assistant")
+        return "written"
+    return ""
+
+
+def _leave_out_rejected(keys: Keys, talk: Talk) -> None:
+    _, value = keys.get(*REJECTED)
+    if value is not None:
+        talk.notes["the preferred reply of a pair was taken, the rejected one left out"] += 1
+
+
+def _begin_with_a_question(talk: Talk) -> None:
+    """Leave out what the assistant says before anybody has asked: no training reads it."""
+    at = bool(talk.messages) and talk.messages[0]["role"] == "system"
+    while len(talk.messages) > at + 1 and talk.messages[at]["role"] == "assistant":
+        del talk.messages[at], talk.role_at[at], talk.flags[:1]
+        talk.notes["replies before the first question were left out"] += 1
 
 
 def _read_turns(keys: Keys, talk: Talk, names: Sequence[str]) -> str:

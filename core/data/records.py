@@ -25,8 +25,10 @@ _STRUCTURE = re.compile(rb'["\\{}\[\],]')
 #: Keys under which a file in one object keeps its rows.
 _LISTS = {
     *("data", "rows", "train", "examples", "instances", "items", "records", "samples"),
-    *("dataset", "conversations", "dialogues", "test", "validation", "dev", "eval"),
+    *("dataset", "conversations", "dialogues"),
 }
+#: Rows that are kept for a test: not trained on, where there are others to train on.
+_KEPT_BACK = {"test", "validation", "valid", "val", "dev", "eval"}
 
 
 def json_records(file: BinaryIO) -> Iterator[Record]:
@@ -122,10 +124,10 @@ def _rows(line: int, value: Any) -> Iterator[Record]:
             yield line, {"messages": item} if _is_talk(item) else item
     elif isinstance(value, list):
         yield from [(line, {"messages": value})] if value else []
-    elif isinstance(value, dict) and (rows := _inside(value)) is not None:
+    elif isinstance(value, dict) and (found := _inside(value)) is not None:
+        rows, unread = found
         for row in rows:
             yield line, row
-        unread = {k: v for k, v in value.items() if not isinstance(v, (list, dict))}
         if unread:
             yield line, Leftover(unread)
     else:
@@ -146,19 +148,27 @@ def _is_turn(value: Any) -> bool:
     )
 
 
-def _inside(value: dict[str, Any]) -> list[Any] | None:
-    """The rows of a whole file in one object, or None if the object is a row itself."""
-    lists = [
-        v
+def _inside(value: dict[str, Any]) -> tuple[list[Any], dict[str, Any]] | None:
+    """(rows, what is beside them) of a whole file in one object; None if it is a row itself."""
+    lists = {
+        k: v
         for k, v in value.items()
-        if k.lower() in _LISTS
+        if k.lower() in _LISTS | _KEPT_BACK
         and isinstance(v, list)
         and v
         and isinstance(v[0], dict)
         and not (k.lower() == "conversations" and _is_exchange(v[0]))
-    ]
-    if lists and not any(_is_turn(v[0]) for v in lists):
-        return [row.get("row", row) if isinstance(row, dict) else row for v in lists for row in v]
+    }
+    if lists and not any(_is_turn(v[0]) for v in lists.values()):
+        lists = {k: v for k, v in lists.items() if k.lower() not in _KEPT_BACK} or lists
+        rows = [r.get("row", r) if isinstance(r, dict) else r for v in lists.values() for r in v]
+        return rows, {k: v for k, v in value.items() if k not in lists}
+    found = _as_columns(value)
+    return None if found is None else (found, {})
+
+
+def _as_columns(value: dict[str, Any]) -> list[Any] | None:
+    """The rows of an object whose every value is a column, or a row."""
     tables = [v for v in value.values() if isinstance(v, dict)]
     if len(value) > 1 and len(tables) == len(value):
         if {k.lower() for k in value} & _COLUMNS:

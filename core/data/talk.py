@@ -32,8 +32,15 @@ CONTEXT = ("input", "context", "输入")
 ANSWER = (
     *("output", "answer", "response", "completion", "assistant", "gpt", "bot", "reply"),
     *("target", "assistant_message"),
-    *("solution", "chosen", "a", "输出", "回答", "答案", "回复", "答"),
+    *("solution", "a", "输出", "回答", "答案", "回复", "答"),
+    *("chosen", "preferred", "preferred_output", "chosen_response", "response_chosen"),
 )
+#: The other reply of a pair: what the model should rather not say.
+REJECTED = (
+    *("rejected", "non_preferred_output", "rejected_response", "response_rejected", "dispreferred"),
+)
+#: Where a whole conversation may be written as one text.
+WRITTEN = ("text", "chosen", "prompt", "completion", "conversation", "content", "dialogue")
 SYSTEM = ("system", "system_prompt", "system_message", "system_instruction", "系统", "系统提示")
 LABELS = ("id", "kind", "intent", "cluster", "locale", "loss", "cut", "history")
 _REASONING = ("reasoning_content", "reasoning", "thinking")

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from core.jobs import api
 from core.paths import RunPaths
 from core.records import Record
+
+if TYPE_CHECKING:
+    from core.data.build import DatasetSpec
 
 Stage = Literal["dataset", "train", "merge", "evaluate"]
 STAGES: tuple[Stage, ...] = ("dataset", "train", "merge", "evaluate")
@@ -77,13 +80,11 @@ def start(stage: Stage, spec: TuneSpec, made: Mapping[Stage, Made]) -> RunPaths:
     return _START[stage](spec, made)
 
 
-def _dataset(spec: TuneSpec, made: Mapping[Stage, Made]) -> RunPaths:
-    from core.data import store
+def dataset_spec(spec: TuneSpec) -> DatasetSpec:
+    """The dataset that a tune asks for."""
     from core.data.build import DatasetSpec
-    from core.data.generate_job import Spec
-    from core.persona.persona import load_persona
 
-    built = DatasetSpec.from_dict(
+    return DatasetSpec.from_dict(
         {
             "persona_path": spec.persona,
             "overrides": spec.overrides,
@@ -92,8 +93,15 @@ def _dataset(spec: TuneSpec, made: Mapping[Stage, Made]) -> RunPaths:
             **spec.dataset,
         }
     )
+
+
+def _dataset(spec: TuneSpec, made: Mapping[Stage, Made]) -> RunPaths:
+    from core.data import store
+    from core.data.generate_job import Spec
+    from core.persona.persona import load_persona
+
     name = store.suggested_name(load_persona(Path(spec.persona), spec.overrides))
-    return api.launch(Spec(spec=built, name=name), name=f"dataset {name}")
+    return api.launch(Spec(spec=dataset_spec(spec), name=name), name=f"dataset {name}")
 
 
 def _train(spec: TuneSpec, made: Mapping[Stage, Made]) -> RunPaths:

@@ -64,8 +64,13 @@ def tune(
     Raises:
         UserError: an input is unusable or a stage failed; what is finished stays.
     """
+    from core.data.build import introduced
+    from core.models import catalog
+
     output, line = output.resolve(), line or ProgressLine()
     ledger = prepare(spec, output, resume=resume)
+    if said := introduced(catalog.resolve(spec.model), stages.dataset_spec(spec)):
+        line.note(said)
     for stage in STAGES:
         if ledger.finished(stage):
             line.finished(stage, ledger.made[stage].seconds or 0.0, note="from the earlier run")

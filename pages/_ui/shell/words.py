@@ -24,6 +24,7 @@ _SUITES = {
     "multi_turn": "Long talks",
     "long_context": "After a long text",
     "system": "Under system prompts",
+    "introduced": "Under the vendor's and the persona's system prompt",
     "instructions": "Following instructions",
     "knowledge": "Multiple choice",
 }
