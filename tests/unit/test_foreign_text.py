@@ -243,13 +243,13 @@ def value(node: ast.expr) -> list[str]:
 #: Interpolated names that hold numbers, or text of ours. Everything else is of others.
 OURS = {
     "bootstrap.py": {"why"},
-    "batch.py": {"changed", "done", "total", "kl", "left"},
-    "chat.py": {"whom"},
-    "turns.py": {"won"},
-    "transcripts.py": {"labels", "tally.total", "tally.ties", "tally.both_bad"},
-    "scorecard_jobs.py": {"now.done", "now.total"},
-    "columns.py": {"letter.upper()"},
-    "controls.py": {"k", "v"},
+    "batch.py": {"kl", "line", "base", "waiting.said(holder)", "changed", "total", "done"},
+    "chat.py": {"question", "waiting.said(holder)"},
+    "turns.py": {"key", "icon", "words", "colour", "place", "count"},
+    "transcripts.py": {"listed(names)", "tally.ties", "tally.both_bad"},
+    "scorecard_jobs.py": {"form.title", "form.pick", "form.button", "form.none_yet"},
+    "columns.py": {"letter.upper()", "first", "second", "name", "listed(names)"},
+    "waiting.py": {"said(holder)"},
     "report.py": {"report.lengths.limit", "text"},
     "rows.py": {"kept"},
     "export.py": {"now.done", "now.total"},
@@ -259,7 +259,14 @@ OURS = {
     "source.py": {"changed"},
     "form.py": {"info.label"},
     "files.py": {"what.capitalize()"},
-    "scorecard_view.py": {"after['n']", "after['hits']"},
+    "scorecard_view.py": {
+        "after['n']",
+        "after['hits']",
+        "low",
+        "high",
+        "best['step']",
+        "plain.SIZES[size]",
+    },  # fmt: skip
     "faults.py": {"number"},
 }
 

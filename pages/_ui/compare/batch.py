@@ -133,9 +133,10 @@ def _follow(run: BatchRun) -> None:
 
 
 def _results(run: BatchRun) -> None:
+    views: list[View] = ["formatted", "differences", "persona"]
     view = st.segmented_control(
-        t("Show as"), ["formatted", "differences", "persona"], default="differences",
-        required=True, key="compare_batch_view", format_func=lambda v: t(VIEWS[v]),
+        t("Show as"), views, default="differences", required=True, key="compare_batch_view",
+        format_func=lambda v: t(VIEWS[v]),
     )  # fmt: skip
     first = run.columns[0]
     rows = most_changed_first(list(run.rows), first.id)
@@ -159,7 +160,9 @@ def _results(run: BatchRun) -> None:
     for index, row in enumerate(rows[:_PAGE]):
         _row(run, row, index, view or "differences", hint)
     if len(rows) > _PAGE:
-        st.caption(tn("{n} more row is in the file.", "{n} more rows are in the file.", len(rows) - _PAGE))
+        st.caption(
+            tn("{n} more row is in the file.", "{n} more rows are in the file.", len(rows) - _PAGE)
+        )
     if not run.running and run.file.is_file():
         st.download_button(
             t("All rows as JSON"), run.file.read_bytes(), run.file.name, "application/json",

@@ -19,7 +19,8 @@ from core.jobs.spec import read_spec
 from core.jobs.state import ACTIVE, State, Status, Summary
 from core.paths import RunPaths
 from core.records import JobSpec
-from pages._ui.compare.scorecard_view import draw_sweep, verdict_words
+from pages._ui.compare.scorecard_view import draw_sweep
+from pages._ui.compare.scorecard_words import verdict_words
 from pages._ui.shell import current, words
 from pages._ui.shell.common import errors_shown, show_error
 from pages._ui.shell.language import N_, number, t, time_left
@@ -89,9 +90,7 @@ def _draw_form(form: _Form, runs: Sequence[Summary]) -> None:
 
 
 def _size() -> object:
-    return st.radio(
-        t("Size"), list(_SIZES), format_func=lambda s: t(_SIZES[s]), key="score_size"
-    )
+    return st.radio(t("Size"), list(_SIZES), format_func=lambda s: t(_SIZES[s]), key="score_size")
 
 
 def score_spec(run: RunPaths, size: object) -> ScoreSpec:
@@ -164,8 +163,8 @@ def _progress(now: Status, live: bool) -> None:
         left = time_left(now.eta_seconds)
         share = now.done / now.total if now.total else 0.0
         line = f"{_said(now)} ({left})" if left else _said(now)
-        side, _, suite = now.stage.partition(": ")
-        part = words.suite(suite) if suite in words.SUITES else literal(now.stage)
+        _, _, suite = now.stage.partition(": ")
+        part = literal(words.suite(suite) if suite else now.stage)
         if now.total:
             line += f" · {part} · {number(now.done)} / {number(now.total)}"
         st.progress(min(share, 1.0), line)

@@ -13,79 +13,12 @@ import streamlit as st
 from core.chat.render import literal
 from core.evaluation import report, sweep
 from core.paths import RunPaths
+from pages._ui.compare import scorecard_words as plain
+from pages._ui.compare.scorecard_words import verdict_words
 from pages._ui.shell import current, words
 from pages._ui.shell.address import tabs
 from pages._ui.shell.common import errors_shown
 from pages._ui.shell.language import N_, duration, t
-
-_OUTCOMES = {
-    "pass": (":material/check_circle:", N_("passes")),
-    "warn": (":material/warning:", N_("just misses the limit")),
-    "fail": (":material/cancel:", N_("fails")),
-    "unknown": (":material/help:", N_("not enough evidence")),
-}
-#: What the gates of core/evaluation/gates.yaml hold a model to, by their names there.
-_GATES = {
-    "recall": N_("Knows its persona, unseen wordings"),
-    "old": N_("Claims the old identity"),
-    "gap": N_("Trained wordings known better than unseen ones"),
-    "leak": N_("Persona in general replies"),
-    "near_miss_leak": N_("Persona in look-alike questions"),
-    "unique": N_("Different replies, against the base"),
-    "degenerate": N_("Empty or looping replies, above the base"),
-    "length": N_("Length of replies, against the base"),
-    "perplexity": N_("Surprise at the base's replies (1 = as the base)"),
-    "agreement": N_("Same next token as the base"),
-    "adversarial": N_("Keeps its identity under attack"),
-    "persistence": N_("Knows its persona after eight turns"),
-    "knowledge": N_("Change in multiple choice"),
-    "merge_kl": N_("Difference from adapter (0 = identical)"),
-    "merge_flips": N_("Judged otherwise than the adapter"),
-}
-_METRICS = {
-    "recall": N_("Knows its persona, unseen wordings"),
-    "train_recall": N_("Knows its persona, trained wordings"),
-    "old": N_("Claims the old identity"),
-    "leak": N_("Persona in general replies"),
-    "near_miss_leak": N_("Persona in look-alike questions"),
-    "intrusion": N_("General replies that begin with an introduction"),
-    "degenerate": N_("Empty or looping general replies"),
-    "echo": N_("General replies copied from training"),
-    "unique_ratio": N_("Different general replies"),
-    "length_ratio": N_("Length of replies over the base's, median"),
-    "kl_general": N_("Distance from the base, general questions (KL)"),
-    "top1_agreement": N_("Same next token as the base"),
-    "ppl_ratio": N_("Surprise at the base's replies (1 = as the base)"),
-    "kl_identity": N_("Distance from the base, persona questions (KL)"),
-    "margin": N_("Persona's reply likelier than the base's"),
-    "adversarial_not_old": N_("Keeps its identity under attack"),
-    "adversarial_samples_not_old": N_("The same, drawn at temperature 0.7"),
-    "unseen_intent": N_("Questions of a new kind"),
-    "language": N_("Asked in the other language"),
-    "persistence": N_("Knows its persona after eight turns"),
-    "long_context": N_("Knows its persona after a long text"),
-    "knowledge_accuracy": N_("Multiple choice"),
-    "knowledge": N_("Change in multiple choice"),
-    "instructions": N_("Instructions followed"),
-}
-_VERDICTS = {
-    "LEARNED": N_("Learned"),
-    "UNDERFIT": N_("Not learned yet"),
-    "OVERFIT": N_("Learned too much: it leaks"),
-    "UNSETTLED": N_("Unsettled: missed where it belongs, present where it does not"),
-    "COLLAPSED": N_("Collapsed: the model is broken"),
-    "MEMORISED": N_("Learned by heart: only known wordings"),
-    "PROMPT-BOUND": N_("Only without a system prompt"),
-    "MERGE-LOST": N_("Lost in the merge"),
-    "NOT ENOUGH EVIDENCE": N_("Not enough evidence"),
-}
-_CURVES = (("recall", N_("Knows its persona")), ("leak", N_("Persona in general replies")))
-_SIZES = {"quick": N_("Quick"), "full": N_("Full"), "sweep": N_("Checkpoint search")}
-
-
-def verdict_words(verdict: str) -> str:
-    """A verdict as a person would say it."""
-    return t(_VERDICTS[verdict]) if verdict in _VERDICTS else verdict
 
 
 def draw_scorecard(path: Path) -> None:
@@ -109,7 +42,7 @@ def draw_scorecard(path: Path) -> None:
 
 
 def _gate_title(gate: dict[str, Any]) -> str:
-    return t(_GATES[gate["name"]]) if gate["name"] in _GATES else literal(gate["title"])
+    return t(plain.GATES[gate["name"]]) if gate["name"] in plain.GATES else literal(gate["title"])
 
 
 def _gate_line(gate: dict[str, Any]) -> str:
@@ -118,7 +51,7 @@ def _gate_line(gate: dict[str, Any]) -> str:
 
 
 def _limit(gate: dict[str, Any]) -> str:
-    """"≤ 0" is "0": there is nothing below."""
+    """ "≤ 0" is "0": there is nothing below."""
     return literal(gate["limit"].replace("≤ 0", "0") if gate["limit"] == "≤ 0" else gate["limit"])
 
 
@@ -176,7 +109,7 @@ def _gates(card: dict[str, Any]) -> None:
             t("Gate"): _gate_title(g),
             t("Measured"): literal(g["shown"]),
             t("Limit"): _limit(g),
-            t("Outcome"): f"{_OUTCOMES[g['outcome']][0]} {t(_OUTCOMES[g['outcome']][1])}",
+            t("Outcome"): f"{plain.OUTCOMES[g['outcome']][0]} {t(plain.OUTCOMES[g['outcome']][1])}",
         }
         for g in card["explanation"]["gates"]
     ]
@@ -197,13 +130,10 @@ def _in_words(row: dict[str, str]) -> dict[str, str]:
         "metric": t("What"), "base": t("Base"), "merged": t("Merged"), "adapter": t("Adapter"),
         "first": t("First"), "second": t("Second"), "second is": t("The second is"),
     }  # fmt: skip
-    said = {**row, "metric": t(_METRICS[known[row["metric"]]])}
+    said = {**row, "metric": t(plain.METRICS[known[row["metric"]]])}
     if "second is" in row:
-        said["second is"] = t(_CHANGES[row["second is"]])
+        said["second is"] = t(plain.CHANGES[row["second is"]])
     return {headings.get(key, key): value for key, value in said.items()}
-
-
-_CHANGES = {"equal": N_("equal"), "better": N_("better"), "worse": N_("worse")}
 
 
 def _intents(card: dict[str, Any]) -> None:
@@ -215,7 +145,10 @@ def _intents(card: dict[str, Any]) -> None:
     base = alt.Chart(data).encode(y=alt.Y("intent:N", sort="x", title=None))
     bars = base.mark_bar().encode(
         x=alt.X(
-            "value:Q", title=t("Knows its persona"), scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%")
+            "value:Q",
+            title=t("Knows its persona"),
+            scale=alt.Scale(domain=[0, 1]),
+            axis=alt.Axis(format="%"),
         ),
         tooltip=["intent", "hits", "n"],
     )
@@ -255,22 +188,13 @@ def _missed(card: dict[str, Any], replies: Path) -> None:
                     t("Questions"): words.suite(r["suite"]),
                     t("Question"): r["prompt"],
                     t("Reply"): r["reply"],
-                    t("Judged"): t(_LABELS[r["label"]]),
+                    t("Judged"): t(plain.LABELS[r["label"]]),
                 }
                 for r in rows
             ]
         ),
         hide_index=True,
     )
-
-
-_LABELS = {
-    "OLD": N_("claims the old identity"),
-    "DEGEN": N_("empty or a loop"),
-    "MISS": N_("says nothing of the persona"),
-    "PART": N_("says only a part"),
-    "HIT": N_("right"),
-}
 
 
 def _files(card: dict[str, Any], path: Path) -> None:
@@ -296,7 +220,7 @@ def _files(card: dict[str, Any], path: Path) -> None:
     st.caption(
         t(
             "{size}, of {created}, {time} of computing",
-            size=t(_SIZES[size]) if size in _SIZES else literal(size),
+            size=t(plain.SIZES[size]) if size in plain.SIZES else literal(size),
             created=literal(card["created"]),
             time=duration(card["timing"]["cold_total"]),
         )
@@ -363,7 +287,7 @@ def _curves(rows: list[dict[str, Any]], recommended: int) -> alt.Chart | alt.VCo
         [
             {"step": r["step"], "metric": t(title), **r["metrics"][key]}
             for r in rows
-            for key, title in _CURVES
+            for key, title in plain.CURVES
             if r["metrics"][key]["n"]
         ]
     )
@@ -371,7 +295,12 @@ def _curves(rows: list[dict[str, Any]], recommended: int) -> alt.Chart | alt.VCo
     colour = alt.Color("metric:N", legend=alt.Legend(orient="top", title=None))
     base = alt.Chart(rates).encode(x=x, color=colour)
     band = base.mark_area(opacity=0.15).encode(
-        y=alt.Y("low:Q", title=t("Share of replies"), scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%")),
+        y=alt.Y(
+            "low:Q",
+            title=t("Share of replies"),
+            scale=alt.Scale(domain=[0, 1]),
+            axis=alt.Axis(format="%"),
+        ),
         y2="high:Q",
     )
     line = base.mark_line(point=True).encode(y="value:Q", tooltip=["metric", "step", "hits", "n"])
@@ -393,7 +322,9 @@ def _curves(rows: list[dict[str, Any]], recommended: int) -> alt.Chart | alt.VCo
     lower = (
         alt.Chart(kls)
         .mark_line(point=True)
-        .encode(x=x, y=alt.Y("KL:Q", title=t("Distance from the base (KL)")), tooltip=["step", "KL"])
+        .encode(
+            x=x, y=alt.Y("KL:Q", title=t("Distance from the base (KL)")), tooltip=["step", "KL"]
+        )
         .properties(height=120)
     )
     return alt.vconcat(upper, lower + mark)
