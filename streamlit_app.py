@@ -7,10 +7,10 @@ runs it as a script (``__main__``) at every look at a page.
 import streamlit as st
 from starlette.middleware import Middleware
 
+from pages._ui.shell import sidebar
 from pages._ui.shell.bootstrap import THROUGH_THE_APP, bootstrap, keep_address
 from pages._ui.shell.common import errors_shown
 from pages._ui.shell.headers import SafeHeaders
-from pages._ui.shell.language import switch
 from pages._ui.shell.navigation import pages_and_addresses
 
 
@@ -19,9 +19,9 @@ def draw() -> None:
     st.session_state[THROUGH_THE_APP] = True
     bootstrap()  # before navigation, whose icon the browser would fetch from the internet
     with errors_shown():  # a file that the disk refuses is a message, not the end of the page
-        page = st.navigation(pages_and_addresses())
+        page = st.navigation(pages_and_addresses(), position="hidden")
         with st.sidebar:
-            switch()
+            sidebar.draw()
         page.run()
 
 

@@ -27,7 +27,7 @@ _A = TypeVar("_A", bound=Answer)
 #: What the worker may see of the environment; secrets of the server stay behind. A gated hub model
 #: is fetched with the login that ``hf auth login`` stored.
 _ENVIRONMENT = (
-    "PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "PERSONA_HOME",
+    "PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH", "PERSONA_HOME",
     "PERSONA_CHAT_IDLE_S", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT",
     "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES",
     "CUDA_HOME", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT",

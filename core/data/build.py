@@ -134,6 +134,8 @@ def make_rows(spec: DatasetSpec, on_progress: OnProgress | None = None) -> Built
     wanted = spec.max_rows or natural_rows(persona, locales, spec.seed, spec.multi_turn)
     ratio, reason = spec.rehearsal_ratio, "set by you"
     if ratio is None:
+        if on_progress:
+            on_progress("ask the model who it is", 0, 0)
         ratio, reason = own_identity.rehearsal_ratio(own_identity.ask(model))
     frozen = suite_prompts(locales)
     general = rehearsal.rehearse(

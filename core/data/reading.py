@@ -23,6 +23,7 @@ from core.data.talk import (
     FLAGS,
     QUESTION,
     REJECTED,
+    ROLE,
     ROLE_NAMES,
     SYSTEM,
     TURNS,
@@ -30,13 +31,10 @@ from core.data.talk import (
     Keys,
     Row,
     Talk,
-    key_name,
 )
 from core.data.written import turns_in
 from core.text.normalize import locale_of
 
-#: Keys of other tools that are null in files of text alone.
-_OPTIONAL = ("tools", "functions", "objects")
 #: Rows that hang on something that is no text; without it the reply would be about nothing.
 _MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 #: Names of turn keys by the format that ``--format`` names.
@@ -81,6 +79,9 @@ def read_row(row: Row, fmt: str | None = None) -> Read | None:
     elif not name:
         if not keys.has(*QUESTION, *CONTEXT, *ANSWER) or (fmt and fmt != "alpaca"):
             return None
+        whole = any(_is_talk(keys.see(key)) for key in ANSWER)
+        if keys.has(*QUESTION, *CONTEXT) != keys.has(*ANSWER) and not whole:
+            raise _half(keys)
         name = "alpaca" if keys.has("instruction") else "question and answer"
         _read_exchange(keys, talk)
     _put_system(keys, talk, ours=row.get("kind") in get_args(Kind))
@@ -88,8 +89,8 @@ def read_row(row: Row, fmt: str | None = None) -> Read | None:
     _begin_with_a_question(talk)
     _check_order(talk)
     conversation = _conversation(keys, talk)
-    left = {k: v for k, v in keys.left.items() if not is_nothing(v) or key_name(k) not in _OPTIONAL}
-    return Read(conversation, name, {**talk.left, **left}, talk.notes)
+    left = {k: v for k, v in {**talk.left, **keys.left}.items() if not is_nothing(v)}
+    return Read(conversation, name, left, talk.notes)
 
 
 def _opened(row: Row) -> Row:
@@ -103,13 +104,12 @@ def _opened(row: Row) -> Row:
 def _read_written(keys: Keys, talk: Talk) -> str:
     """Read a conversation that is written as one text; "written" or ""."""
     for name in WRITTEN:
-        key, value = keys.get(name)
-        if value is None:
-            continue
+        value = keys.see(name)
         turns = turns_in(value) if isinstance(value, str) else []
-        if not turns:
-            keys.left[key] = value
+        asks = name in QUESTION or name in CONTEXT
+        if not turns or (asks and keys.has(*ANSWER) and turns[-1] != ("assistant", "")):
             continue
+        key, _ = keys.get(name)
         for role, text in turns:
             if text or role == "user":
                 talk.say(role, text, key)
@@ -152,13 +152,26 @@ def _read_turns(keys: Keys, talk: Talk, names: Sequence[str]) -> str:
 
 
 def _listed(value: Any, key: str) -> Any:
-    """A list that was written as text, as tables hold it; anything else as it is."""
+    """Turns as a list: written as text, as tables hold them, or as columns of an object."""
+    if isinstance(value, Mapping) and Keys(value).has(*ROLE):
+        columns = [column for column in value.values() if isinstance(column, list)]
+        if len(columns) == len(value) and len({len(column) for column in columns}) == 1:
+            return [dict(zip(value, turn, strict=True)) for turn in zip(*columns, strict=True)]
     if not isinstance(value, str) or not value.lstrip().startswith("["):
         return value
     try:
         return json.loads(value)
     except (ValueError, RecursionError) as error:
         raise RowError(key, f"a list that is not JSON: {error}", "write it as JSON") from error
+
+
+def _half(keys: Keys) -> RowError:
+    missing = "question" if keys.has(*ANSWER) else "answer"
+    return RowError(
+        "",
+        f"no {missing} among the keys {', '.join(list(keys.left)[:6])}",
+        f"say which key holds it (--columns {missing}=KEY), or leave the row out",
+    )
 
 
 # --- a question and its answer ---------------------------------------------------------------
@@ -183,10 +196,10 @@ def _read_exchange(keys: Keys, talk: Talk) -> None:
 
 def _answer(talk: Talk, key: str, answer: Any) -> None:
     """The reply to what was asked: a text, a turn, or turns (TRL repeats the question in them)."""
-    if isinstance(answer, Mapping) and Keys(answer).has("role", "from"):
+    if isinstance(answer, Mapping) and Keys(answer).has(*ROLE):
         answer = [answer]
     if _is_talk(answer):
-        first = Keys(answer[0]).get("role", "from")[1]
+        first = Keys(answer[0]).get(*ROLE)[1]
         if ROLE_NAMES.get(str(first).lower()) != "assistant":
             talk.messages.clear()
             talk.role_at.clear()
@@ -201,7 +214,7 @@ def _answer(talk: Talk, key: str, answer: Any) -> None:
 
 def _is_talk(value: Any) -> bool:
     return isinstance(value, list) and all(
-        isinstance(turn, Mapping) and Keys(turn).has("role", "from") for turn in value
+        isinstance(turn, Mapping) and Keys(turn).has(*ROLE) for turn in value
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 from core.data.fields import RowError
 from core.data.sources import MAX_UPLOAD_BYTES
+from core.data.talk import ROLE
 from core.fsio import human_bytes
 
 #: One conversation. A row of 1 MB is about 250,000 tokens, beyond any context we train.
@@ -62,7 +63,8 @@ def json_records(file: BinaryIO) -> Iterator[Record]:
 def _parse(text: bytes) -> list[Any]:
     """The JSON values in a text, one behind the other; RowError if there is anything else."""
     try:
-        decoded = text.decode("utf-8").strip(", \t\r\n")
+        # Files that were put behind one another keep their byte order marks.
+        decoded = text.decode("utf-8").strip(", \t\r\n\ufeff")
     except UnicodeDecodeError as error:
         raise RowError(
             "", f"byte {error.start + 1} of the row is not UTF-8", "save the file as UTF-8"
@@ -144,7 +146,7 @@ def _is_talk(value: Any) -> bool:
 
 def _is_turn(value: Any) -> bool:
     return isinstance(value, Mapping) and bool(
-        {"role", "from"} & value.keys() and {"content", "value"} & value.keys()
+        value.keys() & {*ROLE} and value.keys() & {"content", "value", "parts"}
     )
 
 
@@ -161,10 +163,21 @@ def _inside(value: dict[str, Any]) -> tuple[list[Any], dict[str, Any]] | None:
     }
     if lists and not any(_is_turn(v[0]) for v in lists.values()):
         lists = {k: v for k, v in lists.items() if k.lower() not in _KEPT_BACK} or lists
-        rows = [r.get("row", r) if isinstance(r, dict) else r for v in lists.values() for r in v]
-        return rows, {k: v for k, v in value.items() if k not in lists}
+        beside = {k: v for k, v in value.items() if k not in lists}
+        # A task of Self-Instruct: what is asked stands once, its instances below it.
+        task = {k: beside.pop(k) for k in list(beside) if k.lower() in _COLUMNS}
+        return [_unwrapped(row, task) for rows in lists.values() for row in rows], beside
     found = _as_columns(value)
     return None if found is None else (found, {})
+
+
+def _unwrapped(row: Any, task: dict[str, Any]) -> Any:
+    if not isinstance(row, dict):
+        return row
+    if row.get("truncated_cells"):
+        cut = ", ".join(map(str, row["truncated_cells"]))
+        return RowError(cut[:60], "the dataset viewer has cut this text", "download the whole file")
+    return {**task, **row.get("row", row)}
 
 
 def _as_columns(value: dict[str, Any]) -> list[Any] | None:

@@ -25,15 +25,17 @@ _NAMES = "Human|User|Assistant|System|Instruction|Input|Response"
 _STYLES = (
     re.compile(r"<\|im_start\|>\s*(\w+)[ \t]*\n"),
     re.compile(r"<\|start_header_id\|>\s*(\w+)\s*<\|end_header_id\|>\s*"),
+    re.compile(r"<start_of_turn>\s*(\w+)[ \t]*\n"),
+    re.compile(r"<\|(system|user|assistant)\|>[ \t]*\n?"),
     re.compile(rf"(?:^|\s*)###\s*({_NAMES})\s*:?[ \t]*\n?"),
     re.compile(r"(?:^|\n\s*\n\s*)(Human|Assistant|System|H|A):[ \t]*"),
-    re.compile(r"(?:^|\n\s*)(User|USER|Assistant|ASSISTANT):[ \t]*"),
+    re.compile(r"(?:^|\n\s*)(Human|User|USER|Assistant|ASSISTANT):[ \t]*"),
 )
 _SHORT = {"h": "human", "a": "assistant"}
 _END = re.compile(
-    r"(?:\s*(?:<\|im_end\|>|<\|eot_id\|>|<\|end_of_text\|>|<\|endoftext\|>|</s>))+\s*$"
+    r"(?:\s*(?:<\|(?:im_end|eot_id|end_of_text|endoftext|end)\|>|</s>|<end_of_turn>|<eos>))+\s*$"
 )
-_BEGIN = re.compile(r"^\s*(?:(?:<s>|<\|begin_of_text\|>)\s*)*")
+_BEGIN = re.compile(r"^\s*(?:(?:<s>|<bos>|<\|begin_of_text\|>)\s*)*")
 _INST = re.compile(r"(?:<s>\s*)?\[INST\](.*?)\[/INST\](.*?)(?=(?:<s>\s*)?\[INST\]|\Z)", re.DOTALL)
 _SYS = re.compile(r"\s*<<SYS>>(.*?)<</SYS>>", re.DOTALL)
 #: What Alpaca's prompt says before its first mark.
@@ -49,7 +51,9 @@ def turns_in(text: str) -> list[tuple[Role, str]]:
     text = _PREAMBLE.sub("", _BEGIN.sub("", text))
     if text.startswith("[INST]"):
         return list(_instructions(text))
-    style = next((s for s in _STYLES if s.match(text)), None)
+    styles = [s for s in _STYLES if s.match(text)]
+    # "Human: " alone may be a word of the text; what other tools mark with <...> is not.
+    style = next((s for s in styles if text[0] == "<" or len(s.findall(text)) > 1), None)
     return list(_marked(text, style)) if style else []
 
 

@@ -7,7 +7,7 @@ become views of it. LoRA weights stay apart, by name, and are added to the rows 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_FAMILIES = {"internlm2", "llama", "mistral", "qwen2", "qwen3"}
+from core.models.families import LLAMA_SHAPED
+
 #: Rotary tables of these kinds depend on the position only, not on the length of the prompt.
-#: "dynamic" is one of them up to the trained length, and no conversation is longer.
+#: "dynamic" is one of them up to the trained length. No conversation is longer; a training row may
+#: be, and then the whole micro-batch is stretched for its longest row, as transformers does it.
 _FIXED_ROPE = {"default", "dynamic", "linear", "llama3", "yarn"}
 
 
@@ -63,22 +65,22 @@ class Layer:
     k_norm: Tensor | None
 
 
-def unlike_llama(inner: Any, families: Container[str], ropes: Container[str]) -> str:
-    """Why a causal model is none of these Llama-shaped families ('' if it is one)."""
+def unlike_llama(inner: Any) -> str:
+    """Why a causal model is of no Llama-shaped family ('' if it is)."""
     config = inner.config
-    if config.model_type not in families:
+    if config.model_type not in LLAMA_SHAPED:
         return f"model type {config.model_type}"
     if getattr(config, "hidden_act", "silu") != "silu":
         return f"activation {config.hidden_act}"
     rope = getattr(inner.model.rotary_emb, "rope_type", "default")
-    return "" if rope in ropes else f"rotary embedding {rope}"
+    return "" if rope in _FIXED_ROPE else f"rotary embedding {rope}"
 
 
 def unsupported(model: Any) -> str:
     """Why ``LeanLlama`` cannot compute this model ('' if it can)."""
     inner = inner_model(model)
     config = inner.config
-    if reason := unlike_llama(inner, _FAMILIES, _FIXED_ROPE):
+    if reason := unlike_llama(inner):
         return reason
     head = int(
         getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

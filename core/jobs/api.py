@@ -217,7 +217,7 @@ def status(run: RunPaths) -> Status:
     state, reason = derive(seen)
     record = read_record(run.supervisor) or {}
     over = seen.exit or {}
-    progress = progress_of(run) if state is not State.CREATED else Progress()
+    progress = progress_of(run, spec.kind) if state is not State.CREATED else Progress()
     holder = locks.device_holder() if state is State.STARTING else None
     return Status(
         id=run.root.name,

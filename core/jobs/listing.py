@@ -95,5 +95,5 @@ def _summary(
         elapsed_seconds=elapsed(record, seen.exit, lost_at(run, state)),
         parent=spec.parent,
         params=spec.params,
-        progress=progress_of(run) if state in ACTIVE else Progress(),
+        progress=progress_of(run, spec.kind) if state in ACTIVE else Progress(),
     )

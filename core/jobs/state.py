@@ -99,7 +99,7 @@ class Progress:
         stage: what it is doing now, a short word such as ``train``; empty before the first line.
         done: units finished (steps, rows, shards, by stage).
         total: units in the stage; 0 if unknown.
-        eta_seconds: time left in this stage at the present rate; None if unknown.
+        eta_seconds: time left of the run (``core.jobs.remaining``); None if unknown.
     """
 
     stage: str = ""
@@ -166,6 +166,13 @@ class Status:
     waiting_for: str = ""
     stalled: bool = False
     left_over: tuple[int, ...] = ()
+
+    @property
+    def share(self) -> float:
+        """Of the whole run's time that is over, 0 to 1; of its stage while no time is known."""
+        if self.eta_seconds is not None and self.elapsed_seconds:
+            return self.elapsed_seconds / (self.elapsed_seconds + self.eta_seconds)
+        return min(1.0, self.done / self.total) if self.total else 0.0
 
     @property
     def active(self) -> bool:

@@ -22,6 +22,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationMixin,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaTokenizer,
@@ -46,8 +47,11 @@ class InternLM2Config(LlamaConfig):
         super().__post_init__(**kwargs)
 
 
-class InternLM2ForCausalLM(LlamaForCausalLM):
-    """Llama under InternLM2's name, so that config and weights find each other."""
+class InternLM2ForCausalLM(LlamaForCausalLM, GenerationMixin):
+    """Llama under InternLM2's name, so that config and weights find each other.
+
+    transformers looks for ``GenerationMixin`` among the direct parents, and warns without it.
+    """
 
     config_class = InternLM2Config
 

@@ -63,7 +63,10 @@ class _Child:
             return answer
 
     def _start(self) -> subprocess.Popen[bytes]:
-        passed = ("PATH", "LANG", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PERSONA_RUN_MARK", "TZ")
+        passed = (
+            *("PATH", "LANG", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV"),
+            *("PERSONA_RUN_MARK", "TZ"),
+        )
         env = {name: os.environ[name] for name in passed if name in os.environ}
         # Without torch the child starts in a third of the time, with a tenth of the memory.
         env |= {"USE_TORCH": "0", "USE_TF": "0", "USE_FLAX": "0", "HF_HUB_OFFLINE": "1"}

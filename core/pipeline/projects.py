@@ -7,6 +7,7 @@ list of runs ask; it reads what has changed since the last look and nothing else
 
 from __future__ import annotations
 
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from core import paths
+from core import fsio, paths
+from core.errors import UserError
 from core.jobs.journal import parse_record
 from core.jobs.listing import list_runs
 from core.jobs.state import ACTIVE, State, Summary
@@ -140,8 +142,26 @@ class Overview:
         return self.runs[run_id].name if run_id in self.runs else run_id
 
 
+#: How long a look is good for: every page and its sidebar ask several times a redraw.
+_FRESH_SECONDS = 0.5
+_last: tuple[tuple[str, int, int], float, Overview] | None = None
+
+
 def overview() -> Overview:
-    """What is there now. Cheap enough for every redraw; see tests/unit/test_projects.py."""
+    """What is there now, or was half a second ago; a new run or dataset is seen at once."""
+    global _last
+    places = (paths.runs_dir(), paths.datasets_dir())
+    runs, datasets = (p.stat().st_mtime_ns if p.is_dir() else 0 for p in places)
+    there = (str(paths.home()), runs, datasets)
+    fresh = _last is not None and time.monotonic() - _last[1] < _FRESH_SECONDS
+    if _last is not None and fresh and _last[0] == there:
+        return _last[2]
+    seen = _look()
+    _last = (there, time.monotonic(), seen)
+    return seen
+
+
+def _look() -> Overview:
     runs = list_runs()
     belonging = Belonging(runs)
     hers: dict[Identity, list[Summary]] = defaultdict(list)
@@ -223,13 +243,31 @@ def _names(title: str, runs: Sequence[Summary]) -> dict[str, Said]:
     names: dict[str, Said] = {}
     counted: Counter[str] = Counter()
     for run in reversed(runs):
-        before = names.get(run.parent or "") if run.params.get("resume_from") else None
+        goes_on = run.kind == "tune" or run.params.get("resume_from")
+        before = names.get(run.parent or "") if goes_on else None
         if before is not None and before.kind == run.kind:
             names[run.id] = Said(title, run.kind, before.number, before.resumed + 1)
             continue
         counted[run.kind] += 1
         names[run.id] = Said(title, run.kind, counted[run.kind])
     return names
+
+
+def request_of(project: Project) -> tuple[str, dict[str, str]] | None:
+    """The pack and the slots that a persona was made with, last; None if nobody wrote it down."""
+    for name in project.datasets:
+        try:
+            spec = fsio.read_json(DatasetPaths(paths.datasets_dir() / name).manifest).get("spec")
+        except UserError:
+            continue
+        if isinstance(spec, dict) and spec.get("persona_path"):
+            return Path(spec["persona_path"]).stem, dict(spec.get("overrides") or {})
+    for run in project.of("generate", "tune"):
+        spec = run.params.get("spec") or {}
+        pack = spec.get("persona_path") or spec.get("persona")
+        if pack:
+            return Path(pack).stem, dict(spec.get("overrides") or {})
+    return None
 
 
 def result_of(run: Summary) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from core.evaluation.plan import Size
 from core.jobs import api
 from core.paths import RunPaths
 from core.records import Record
@@ -29,6 +30,7 @@ class TuneSpec(Record):
     Args:
         persona: the pack (YAML). ``overrides``: its slots, as ``load_persona`` takes them.
         training, dataset: settings of TrainSpec and DatasetSpec that differ from the defaults.
+        size: of the scorecard.
     """
 
     called: ClassVar[str] = "tune"
@@ -39,6 +41,7 @@ class TuneSpec(Record):
     seed: int = 0
     training: dict[str, Any] = Field(default_factory=dict)
     dataset: dict[str, Any] = Field(default_factory=dict)
+    size: Size = "quick"
 
 
 class Made(Record):
@@ -132,7 +135,10 @@ def _evaluate(spec: TuneSpec, made: Mapping[Stage, Made]) -> RunPaths:
     from core.evaluation.score_job import ScoreSpec
 
     score = ScoreSpec(
-        base=spec.model, merged=made["merge"]["merged"], dataset=made["dataset"]["dataset"]
+        base=spec.model,
+        merged=made["merge"]["merged"],
+        dataset=made["dataset"]["dataset"],
+        size=spec.size,
     )
     return api.launch(score, name=f"evaluate {made['dataset']['name']}", parent=made["merge"].id)
 

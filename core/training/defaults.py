@@ -11,12 +11,12 @@ from typing import Any
 
 from core import fsio
 from core.inference.load import load_tokenizer
-from core.models import catalog
+from core.models import catalog, families
 from core.models.device import Choice, Device, bf16_gain, cpu_has_bf16
+from core.models.families import LLAMA_SHAPED
 from core.models.xtuner_template import XTunerTemplate
 from core.training import budget, cost, recipe, rows
 from core.training.spec import TrainSpec, default_warmup
-from core.training.step import FAMILIES
 
 #: What a person without a GPU is asked to wait for training.
 CPU_SECONDS = 11 * 60
@@ -57,6 +57,7 @@ def choose(
         chosen[name] = Choice(name, value, reason)
         return value
 
+    pick("stock_config", *_stock(ref))
     dtype = pick("dtype", *_dtype(device))
     quantize = overrides.get("quantize", TrainSpec(dataset=dataset).quantize)
     pick("lr", *recipe.learning_rate(shape.parameters, quantize))
@@ -100,6 +101,14 @@ def _length(longest: int) -> int:
     return max(128, 64 * math.ceil(longest / 64))
 
 
+def _stock(model: catalog.ModelRef) -> tuple[str, str]:
+    """XTuner's config for the family; the bundled model is trained by the tutorial's."""
+    family = families.of(model.family)
+    if model.source == "bundled" or family.stock_config == families.TUTORIAL_CONFIG:
+        return families.TUTORIAL_CONFIG, "the tutorial's"
+    return family.stock_config, f"XTuner's for {family.name}"
+
+
 def _dtype(device: Device) -> tuple[str, str]:
     """The device's compute type; on a CPU with bf16 units, bf16 where it is measured faster."""
     if device.kind == "cpu" and cpu_has_bf16() and (gain := bf16_gain()) >= _BF16_GAIN:
@@ -119,7 +128,7 @@ def _hold(device: Device, shape: cost.Shape, dtype: str, stats: rows.RowStats) -
 
 def _group(device: Device, model: Path) -> tuple[bool, str]:
     family = fsio.read_json(model / "config.json").get("model_type")
-    if device.kind == "cuda" and family in FAMILIES:
+    if device.kind == "cuda" and family in LLAMA_SHAPED:
         return False, "packed rows need no grouping, and equal steps keep a GPU busy"
     return True, "rows of like length are computed together: little padding"
 

@@ -251,7 +251,11 @@ OURS = {
     "columns.py": {"letter.upper()", "first", "second", "name", "listed(names)"},
     "waiting.py": {"said(holder)"},
     "report.py": {"report.lengths.limit", "text"},
-    "rows.py": {"kept"},
+    "rows.py": {"kept", "held"},
+    "current.py": {"gone", "why"},
+    "sidebar.py": {"title", "about"},
+    "intro.py": {"icon", "name", "about"},
+    "watch.py": {"kept", "left", "title", "_icon(view)"},
     "export.py": {"now.done", "now.total"},
     "result.py": {"proof['prompts']", "proof['tokens']", "took"},
     "state.py": {"done"},
@@ -266,7 +270,7 @@ OURS = {
         "high",
         "best['step']",
         "plain.SIZES[size]",
-    },  # fmt: skip
+    },
     "faults.py": {"number"},
 }
 

@@ -119,7 +119,9 @@ def test_a_merge_is_a_published_folder(tmp_path: Path, lora: str) -> None:
     assert config["auto_map"] == fsio.read_json(base.path / "config.json")["auto_map"]
     names = {p.name for p in base.path.iterdir()}
     assert names - {p.name for p in merged.iterdir()} == set()
-    assert prove(base, tmp_path / "adapter", merged, ProofPlan(nf4=False)).ok
+    proof = prove(base, tmp_path / "adapter", merged, ProofPlan(nf4=False))
+    assert proof.ok
+    assert not any("copied only if asked" in note for note in proof.notes)  # they are there
 
 
 def test_xtuners_merge_gives_the_published_folder_too(tmp_path: Path) -> None:

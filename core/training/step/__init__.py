@@ -4,6 +4,3 @@
 a decoder layer and its gradients by hand, ``loss`` never holds a vocabulary-wide float32 matrix,
 ``fused`` puts them in the place of XTuner's ``compute_loss``. Each can be turned off in the spec.
 """
-
-#: ``model_type`` of the families whose layers are computed here.
-FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})

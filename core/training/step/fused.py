@@ -10,15 +10,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from core.inference.fused import inner_model, unlike_llama
-from core.training.step import FAMILIES
 from core.training.step.layer import Layer, Rotary, forward
 from core.training.step.linear import Group, refresh, unlike
 from core.training.step.loss import LinearCrossEntropy
 from core.training.step.packing import Packed, pack
 from core.training.step.pointwise import EAGER, Pointwise
 
-#: Rotary tables of these kinds depend on the position only, not on the length of the row.
-_FIXED_ROPE = {"default", "linear", "llama3", "yarn"}
 #: On a GPU a micro-batch is filled up to a multiple of this.
 _GPU_TOKENS = 128
 
@@ -27,7 +24,7 @@ def unsupported(model: Any) -> str:
     """Why ``FusedStep`` cannot train this PEFT model ('' if it can)."""
     inner = inner_model(model)
     config = inner.config
-    if reason := unlike_llama(inner, FAMILIES, _FIXED_ROPE):
+    if reason := unlike_llama(inner):
         return reason
     window = getattr(config, "sliding_window", None)
     if window and window < config.max_position_embeddings:

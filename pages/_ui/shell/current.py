@@ -11,7 +11,8 @@ For other pages:
     which of ``known`` (ids or names, newest first) to show: what the address says, else what was
     chosen in this session, else the newest of the current persona, else the first. An address
     that names something else says so on the page. Kinds: ``dataset`` (a name), ``run`` (a
-    training), ``merge``, ``score`` (an evaluation), ``build`` (a dataset job).
+    training), ``merge``, ``score`` (an evaluation), ``build`` (a dataset job),
+    ``all`` (a run of the whole pipeline).
 ``choose(run=..., ...)``
     choose objects; session and address follow, and the persona with them. ``choose(persona=KEY)``
     changes to another persona and forgets the objects of the last one.
@@ -35,10 +36,10 @@ import streamlit as st
 
 from core.chat.render import code
 from core.pipeline import projects
-from core.pipeline.projects import Overview, Project, Said
+from core.pipeline.projects import STEPS, Overview, Project, Said, Step
 from pages._ui.shell.language import N_, t
 
-Kind = Literal["dataset", "run", "merge", "score", "build"]
+Kind = Literal["dataset", "run", "merge", "score", "build", "all"]
 Next = Literal["dataset", "train", "merge", "compare"]
 
 _KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -48,6 +49,7 @@ _GONE: dict[Kind, str] = {
     "merge": N_("There is no merge {name} here."),
     "score": N_("There is no scorecard {name} here."),
     "build": N_("There is no build {name} here."),
+    "all": N_("There is no run {name} here."),
 }
 _NEXT: dict[Next, tuple[str, Kind | None, str, str]] = {
     "dataset": ("pages/1_Dataset.py", None, N_("Build the dataset"), ":material/edit_note:"),
@@ -64,6 +66,13 @@ _NAMES = {
     "evaluate": N_("{persona}, scorecard {n}"),
     "export": N_("{persona}, export {n}"),
     "tune": N_("{persona}, run all {n}"),
+}
+COMPARE = "pages/4_Compare.py"
+_STEP_PAGES: dict[Step, str] = {
+    "built": "pages/1_Dataset.py",
+    "trained": "pages/2_Train.py",
+    "merged": "pages/3_Merge.py",
+    "verdict": COMPARE,
 }
 _PERSONA, _CHOSEN = "current_persona", "current_objects"
 
@@ -171,3 +180,13 @@ def go(page: str, **objects: str) -> None:
         st.session_state[_PERSONA] = owner.key
         objects = {"persona": owner.key, **objects}
     st.switch_page(page, query_params=objects)
+
+
+def open_project(project: Project | None) -> None:
+    """Make this persona the current one and show her where she stands: the step to take next."""
+    if project is None:
+        return
+    st.session_state[_PERSONA], st.session_state[_CHOSEN] = project.key, {}
+    waiting = (step for step in STEPS if project.step(step).standing != "done")
+    page = _STEP_PAGES[next(waiting, "verdict")]
+    st.switch_page(page, query_params={"persona": project.key})

@@ -29,7 +29,7 @@ def language() -> str:
     """
     if _STATE not in st.session_state:
         asked = st.query_params.get("lang") or st.context.cookies.get(_COOKIE) or st.context.locale
-        st.session_state[_STATE] = catalog.nearest(asked)
+        st.session_state[_STATE] = catalog.nearest(asked if isinstance(asked, str) else None)
     return str(st.session_state[_STATE])
 
 
