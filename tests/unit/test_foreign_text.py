@@ -243,7 +243,7 @@ def value(node: ast.expr) -> list[str]:
 #: Interpolated names that hold numbers, or text of ours. Everything else is of others.
 OURS = {
     "bootstrap.py": {"why"},
-    "batch.py": {"kl", "line", "base", "waiting.said(holder)", "changed", "total", "done"},
+    "batch.py": {"kl", "line", "base", "waiting.said(holder)", "changed", "total", "done", "left"},
     "chat.py": {"question", "waiting.said(holder)"},
     "turns.py": {"key", "icon", "words", "colour", "place", "count"},
     "transcripts.py": {"listed(names)", "tally.ties", "tally.both_bad"},
