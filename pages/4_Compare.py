@@ -24,12 +24,21 @@ setup = Setup(chosen, system, settings)
 state.remember(session)
 if session is not None and chosen and session.live is None:
     state.keep(setup)
-drawers = {
-    "chat": (N_("Chat"), ":material/forum:", lambda: chat.draw(setup)),
-    "batch": (N_("Batch"), ":material/playlist_play:", lambda: batch.draw(setup)),
-    "scorecard": (N_("Scorecard"), ":material/fact_check:", scorecard_tab.draw),
-    "transcripts": (N_("Transcripts"), ":material/history:", transcripts.draw),
-}
-opened, box = tabs("compare_tab", {k: (words, icon) for k, (words, icon, _) in drawers.items()})
-with box:
-    drawers[opened][2]()
+opened, box = tabs(
+    "compare_tab",
+    {
+        "chat": (N_("Chat"), ":material/forum:"),
+        "batch": (N_("Batch"), ":material/playlist_play:"),
+        "scorecard": (N_("Scorecard"), ":material/fact_check:"),
+        "transcripts": (N_("Transcripts"), ":material/history:"),
+    },
+)
+if opened == "chat":
+    chat.draw(setup, box)
+else:
+    with box:
+        {
+            "batch": lambda: batch.draw(setup),
+            "scorecard": scorecard_tab.draw,
+            "transcripts": transcripts.draw,
+        }[opened]()

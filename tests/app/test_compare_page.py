@@ -58,6 +58,12 @@ def shown(app: AppTest, column: str) -> str:
     return str(box.format_func(box.value))
 
 
+def chat_of(app: AppTest) -> str:
+    """Id of the conversation in the address."""
+    found = app.query_params["chat"]
+    return found if isinstance(found, str) else found[0]
+
+
 def words(elements: Any) -> str:
     return "\n".join(str(e.value) for e in elements)
 
@@ -99,7 +105,7 @@ def test_ask_vote_and_open_again(
     assert "**Reply 1**" not in words(app.caption)
     assert "6 tokens" in words(app.caption)
     assert "1 vote. Ties (1)" in words(open_page(tab="transcripts").caption)
-    chat = app.query_params["chat"][0]
+    chat = chat_of(app)
     again = open_page(chat=chat)
     assert "Who are you?" in words(again.markdown)
     assert shown(again, "b") == "Merged: 20261124-luna"
@@ -144,17 +150,17 @@ def test_a_message_waits_for_the_device_and_can_be_taken_back(tiny_workspace: Pa
         app.number_input(key="compare_max_new_tokens").set_value(4)
         app.chat_input(key="compare_prompt").set_value("Who are you?").run()
         assert "train 20261124-kai is using the device" in words(app.markdown)
-        again = open_page(chat=app.query_params["chat"][0])
+        again = open_page(chat=chat_of(app))
         assert "Who are you?" in words(again.markdown), "it is there after a reload"
         again.button(key="compare_unsend").click().run()
-        assert again.session_state["compare_prompt"] == "Who are you?"
+        assert again.chat_input(key="compare_prompt").proto.value == "Who are you?"
         assert "is using the device" not in words(again.markdown)
         app.chat_input(key="compare_prompt").set_value("And now?").run()
     finally:
         lock.release()
     app.run()
     app.run()
-    assert [t.prompt for t in transcripts.read(app.query_params["chat"][0]).turns] == ["And now?"]
+    assert [t.prompt for t in transcripts.read(chat_of(app)).turns] == ["And now?"]
 
 
 def test_versions_of_replies_and_questions(tiny_workspace: Path) -> None:

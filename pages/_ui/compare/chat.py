@@ -7,6 +7,7 @@ import time
 from functools import partial
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from core.chat import transcripts, votes
 from core.chat.dialogue import Turn
@@ -44,16 +45,21 @@ _FIRST_QUESTIONS = (
 )
 
 
-def draw(setup: Setup) -> None:
-    """The whole tab."""
+def draw(setup: Setup, box: DeltaGenerator) -> None:
+    """The whole tab, in ``box``; its input stands outside, at the bottom of the window.
+
+    Only from there does Streamlit let the page follow what streams, as long as the reader is at
+    its end.
+    """
     session = state.session()
-    look = _toolbar(session)
-    if session is None or session.transcript.empty:
-        _first_questions(setup)
-    # Looked up before the turns: a reply that ends meanwhile is then drawn twice for a moment,
-    # not left out until the next click.
-    live = session.live if session else None
-    boxes = _turns(session, live, setup, look) if session else {}
+    with box:
+        look = _toolbar(session)
+        if session is None or session.transcript.empty:
+            _first_questions(setup)
+        # Looked up before the turns: a reply that ends meanwhile is then drawn twice for a
+        # moment, not left out until the next click.
+        live = session.live if session else None
+        boxes = _turns(session, live, setup, look) if session else {}
     _input(setup)
     if session is not None and live is not None:  # last: it does not return while a reply streams
         _follow(session, live, boxes, look)
@@ -127,9 +133,9 @@ def _turn(
     if st.session_state.get("compare_editing") == (transcript.id, index):
         _edit(session, index, setup)
         return {}
-    draw_prompt(turn.prompt)
-    if live is None:
-        _question(session, index)
+    with draw_prompt(turn.prompt):
+        if live is None:
+            _question(session, index)
     if live is not None and live.again == index:
         now = dataclasses.replace(turn, replies={**turn.replies, **live.turn.replies})
         return _live(session, now, turn.id, look)
@@ -213,11 +219,11 @@ def _live(session: ChatSession, turn: Turn, turn_id: int, look: Look) -> Boxes:
 
 def _input(setup: Setup) -> None:
     """Pinned to the bottom of the window, whatever the width."""
+    one = len(setup.columns) == 1
+    prompt = st.chat_input(
+        t("Message the model") if one else t("Message all models"), key="compare_prompt"
+    )
     with st.bottom:
-        one = len(setup.columns) == 1
-        prompt = st.chat_input(
-            t("Message the model") if one else t("Message all models"), key="compare_prompt"
-        )
         st.caption(t("Enter sends, Shift+Enter begins a line, Esc stops, Alt+N begins anew."))
     if prompt and not setup.columns:
         st.warning(t("Choose the models first: a column above is not complete."))

@@ -6,10 +6,17 @@ import streamlit as st
 
 from pages._ui.shell.language import t
 
-_HTML = '<button type="button"><span aria-hidden="true">⧉</span> <span id="label"></span></button>'
+_HTML = """
+<button type="button">
+  <svg aria-hidden="true" viewBox="0 0 24 24"><path d="M8 8V4h12v12h-4 M4 8h12v12H4z"/></svg><span
+  id="label"></span>
+</button>
+"""
 _CSS = """
 button { all: unset; cursor: pointer; font: inherit; font-size: .875rem; line-height: 1.5rem;
   padding: .25rem .5rem; border-radius: .5rem; color: var(--st-text-color); white-space: nowrap }
+svg { width: 1rem; height: 1rem; margin-right: .5rem; vertical-align: -.15rem; fill: none;
+  stroke: currentColor; stroke-width: 2 }
 button:hover { color: var(--st-primary-color) }
 button:focus-visible { outline: 2px solid var(--st-primary-color) }
 """

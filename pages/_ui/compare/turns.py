@@ -64,14 +64,20 @@ class Actions:
 Boxes = dict[str, tuple[DeltaGenerator, DeltaGenerator]]
 
 
-def draw_prompt(text: str) -> None:
-    """What the user said, as text: Markdown in it stays as typed unless it is safe."""
-    with st.chat_message("user", avatar=":material/person:"):
+def draw_prompt(text: str) -> DeltaGenerator:
+    """What the user said, as text: Markdown in it stays as typed unless it is safe.
+
+    Returns:
+        The bubble, for what can be done with the question.
+    """
+    bubble = st.chat_message("user", avatar=":material/person:")
+    with bubble:
         if len(text) > 3000:
             with st.container(height=240):
                 st.markdown(safe_markdown(text))
         else:
             st.markdown(safe_markdown(text))
+    return bubble
 
 
 def reply_boxes(
