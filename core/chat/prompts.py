@@ -5,6 +5,7 @@ from __future__ import annotations
 from core import fsio, paths
 from core.chat.batch import MAX_PROMPTS
 from core.conversation import Message, Probe
+from core.errors import UserError
 
 #: The pack of a dataset's own held-out questions; the other packs are suites, ``name.locale``.
 HELD_OUT = "held_out"
@@ -27,7 +28,14 @@ def load(name: str, dataset: paths.DatasetPaths | None) -> list[str]:
     """
     if name == HELD_OUT:
         rows = list(fsio.read_jsonl(dataset.probes)) if dataset else []
-        return _unique([_last_user(row["messages"]) for row in rows])
+        try:
+            return _unique([_last_user(row["messages"]) for row in rows])
+        except (LookupError, TypeError, StopIteration) as error:
+            raise UserError(
+                f"{dataset.probes if dataset else name} cannot be read",
+                why=f"{type(error).__name__}: {error}"[:200],
+                fix="build the dataset again, or choose other prompts",
+            ) from error
     from core.probes.suites import load_suite
 
     suite, _, locale = name.rpartition(".")

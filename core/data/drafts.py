@@ -8,7 +8,6 @@ tabs may edit at once, and a line torn by a crash costs that one action.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from core import paths
 from core.conversation import Conversation
 from core.data import store
 from core.errors import UserError
-from core.fsio import dump_json, read_json, write_json
+from core.fsio import dump_json, loads, read_json, write_json
 from core.paths import DatasetPaths
 
 
@@ -153,11 +152,9 @@ class Draft:
                 case "redo" if self.undone:
                     self.done.append(self.undone.pop())
                 case "edit":
-                    rows = tuple(Conversation.from_row(r) for r in action["rows"])
-                    self.done.append(
-                        Edit(action["at"], action["label"], rows, tuple(action["removed"]))
-                    )
-                    self.undone.clear()
+                    if edit := _edit(action):
+                        self.done.append(edit)
+                        self.undone.clear()
         self._apply()
 
     def _apply(self) -> None:
@@ -190,14 +187,24 @@ class Draft:
         return replaced.kind if replaced else self._index.kinds[position]
 
 
+def _edit(action: dict[str, Any]) -> Edit | None:
+    """An edit of the log; None for a line that this version did not write."""
+    try:
+        rows = tuple(Conversation.from_row(r) for r in action["rows"])
+        removed = tuple(map(str, action["removed"]))
+        return Edit(str(action["at"]), str(action["label"]), rows, removed)
+    except (UserError, LookupError, TypeError, AttributeError):
+        return None
+
+
 def _read_log(path: Path) -> Iterable[dict[str, Any]]:
     if not path.is_file():
         return
     with path.open("rb") as file:
         for line in file:
             try:
-                action = json.loads(line)
-            except ValueError:  # an empty line, or one torn by a crash
+                action = loads(line)
+            except (ValueError, RecursionError):  # an empty line, or one torn by a crash
                 continue
             if isinstance(action, dict) and action.get("do") in ("edit", "undo", "redo"):
                 yield action

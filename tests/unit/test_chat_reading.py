@@ -112,6 +112,6 @@ def test_ties_alone_decide_nothing() -> None:
 
 
 def test_seats_are_shuffled_but_stay() -> None:
-    orders = {tuple(votes.seats("chat", turn, ["a", "b"])) for turn in range(40)}
+    orders = {tuple(votes.shuffled("chat", turn, ["a", "b"])) for turn in range(40)}
     assert orders == {("a", "b"), ("b", "a")}
-    assert votes.seats("chat", 3, ["a", "b"]) == votes.seats("chat", 3, ["a", "b"])
+    assert votes.shuffled("chat", 3, ["a", "b"]) == votes.shuffled("chat", 3, ["a", "b"])

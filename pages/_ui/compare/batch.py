@@ -70,7 +70,9 @@ def _pack() -> list[str]:
     name = left.selectbox(
         t("Questions"), packs.packs(dataset), key="compare_pack", format_func=_pack_title
     )
-    chosen = packs.load(name, dataset)
+    chosen: list[str] = []
+    with errors_shown():  # the dataset's probes may be damaged
+        chosen = packs.load(name, dataset)
     most = max(1, len(chosen))
     count = right.number_input(t("How many"), 1, most, min(20, most), key="compare_batch_n")
     return chosen[: int(count)]
