@@ -7,9 +7,10 @@ from pages._ui.merge import result as merge_result
 from pages._ui.merge import state as merge_state
 from pages._ui.shell.bootstrap import bootstrap
 from pages._ui.shell.common import device_line, errors_shown
+from pages._ui.shell.language import t
 
 bootstrap()
-st.title("Merge")
+st.title(t("Merge"))
 device_line()
 view = merge_state.choose_view()
 with errors_shown():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import time
 from string import Formatter
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from core.errors import UserError
 from core.language import catalog, formats
 from core.language.messages import captured, pieces_of, translate_message
+from core.paths import REPO
 from tests.texts import Key, core_keys, keys_of, page_keys, read
 
 HELP = (
@@ -170,3 +172,55 @@ def test_a_long_hostile_text_takes_no_time() -> None:
     translate_message("a: " * 1_300, "zh")
     translate_message("cannot " * 500, "zh")
     assert time.perf_counter() - started < 2.0
+
+
+_DRAWN = """
+markdown caption write error warning info success subheader header title toast button
+download_button expander popover metric checkbox toggle radio selectbox multiselect text_input
+text_area number_input slider spinner status link_button badge segmented_control pills
+file_uploader form_submit_button chat_input page_link
+"""
+#: Calls of Streamlit whose first argument, help, text or label a person reads.
+DRAWN = set(_DRAWN.split())
+#: Names, which are the same in every language; and paths and addresses as examples.
+NAMES = {"Persona Workbench", "Language / 语言", "Top-p", "-badge["}
+EXAMPLE = re.compile(r"(/|https?://|pages/)\S+|\w+\.(json|py)")
+
+
+def raw_literals(source: str) -> list[tuple[int, str]]:
+    """(line, text) of English sentences that a module gives to Streamlit as they are."""
+    found = []
+    for call in ast.walk(ast.parse(source)):
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute):
+            continue
+        if call.func.attr not in DRAWN or not ast.unparse(call.func.value).startswith("st"):
+            continue
+        named = [
+            k.value for k in call.keywords if k.arg in {"help", "text", "label", "placeholder"}
+        ]
+        for node in [*call.args[:1], *named]:
+            parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+            for part in parts:
+                if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                    shown = re.sub(r":[\w/]+:", "", part.value)
+                    known = part.value in NAMES or EXAMPLE.fullmatch(part.value)
+                    if re.search(r"[A-Za-z]{3}", shown) and not known:
+                        found.append((part.lineno, part.value))
+    return found
+
+
+def test_the_pages_say_nothing_in_raw_english() -> None:
+    found = {}
+    for path in sorted((REPO / "pages").rglob("*.py")):
+        name = str(path.relative_to(REPO / "pages"))
+        raw = raw_literals(path.read_text(encoding="utf-8"))
+        if raw:
+            found[name] = raw
+    assert found == {}, "t() of pages/_ui/shell/language.py"
+
+
+def test_the_rule_sees_a_raw_sentence() -> None:
+    source = (
+        "st.info('Ready to start.')\nst.button(t('Start'))\nst.caption(f'{n} of them', help='Why')"
+    )
+    assert [text for _, text in raw_literals(source)] == ["Ready to start.", " of", "Why"]

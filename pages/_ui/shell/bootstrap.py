@@ -13,6 +13,7 @@ from core import paths
 from core.chat.render import code, literal
 from core.errors import UserError
 from pages._ui.shell.current import seen
+from pages._ui.shell.language import t
 from pages._ui.shell.running import APP, title
 
 #: A file of ours: for a Material icon here the browser would ask a font server on the internet.
@@ -34,8 +35,12 @@ def bootstrap() -> None:
         st.stop()
     except OSError as error:
         st.error(
-            f"The workspace {code(paths.home())} cannot be used: {literal(error.strerror)}. Free "
-            "disk space, or set PERSONA_HOME to a folder that this user may write.",
+            t(
+                "The workspace {folder} cannot be used: {reason}. Free disk space, or set "
+                "PERSONA_HOME to a folder that this user may write.",
+                folder=code(paths.home()),
+                reason=literal(error.strerror),
+            ),
             icon=":material/hard_drive:",
         )
         st.stop()
@@ -56,15 +61,17 @@ def _open_to_strangers() -> str:
     address = st.get_option("server.address") or ""
     why = ""
     if address not in _LOOPBACK:
-        why = f"The server listens on {literal(address or 'every address')}."
+        listens = literal(address) if address else t("every address")
+        why = t("The server listens on {address}.", address=listens)
     elif not (st.get_option("server.enableCORS") and st.get_option("server.enableXsrfProtection")):
-        why = "The checks of where a request comes from (CORS, XSRF) are switched off."
+        why = t("The checks of where a request comes from (CORS, XSRF) are switched off.")
     if not why:
         return ""
-    return (
-        f"{why} Anyone who reaches it could run jobs on this machine, so nothing is shown. Start "
+    return t(
+        "{why} Anyone who reaches it could run jobs on this machine, so nothing is shown. Start "
         "it with `make run` (127.0.0.1) and use `ssh -L 8501:127.0.0.1:8501`, or set "
-        "PERSONA_ALLOW_REMOTE=1 behind a proxy that asks for a login."
+        "PERSONA_ALLOW_REMOTE=1 behind a proxy that asks for a login.",
+        why=why,
     )
 
 
