@@ -25,7 +25,8 @@ class Protection:
     @property
     def numbers(self) -> list[int]:
         """The fault cases that it belongs to; none for an attack that is no case."""
-        return [int(n) for n in re.findall(r"\d+", re.match(r"[\d, ]*", self.case)[0])]  # type: ignore[index]
+        found = re.match(r"\d+(?:, \d+)*", self.case)
+        return [int(number) for number in found[0].split(", ")] if found else []
 
 
 PROTECTIONS = [
