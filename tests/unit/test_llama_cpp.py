@@ -25,6 +25,8 @@ from core.weights.gguf_export import write_gguf
 from tests.fakes import templates
 from tests.fakes import tiny_internlm2 as internlm2
 
+pytestmark = pytest.mark.slow
+
 NODE = Path(__file__).parents[1] / "node"
 TEXTS = ["Hello, who are you?", "  two  spaces\n\tand a tab", "你是谁？我是小石。", "<|im_end|>x"]
 COUNT = 24
@@ -156,7 +158,9 @@ def greedy(model: Any, prompt: list[int]) -> list[int]:
     ids = list(prompt)
     with torch.inference_mode():
         for _ in range(COUNT):
-            ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+            ids.append(
+                int(model(input_ids=torch.tensor([ids]), logits_to_keep=1).logits[0, -1].argmax())
+            )
     return ids[len(prompt) :]
 
 
@@ -188,34 +192,35 @@ def llama_cpp() -> Callable[[list[dict[str, Any]]], list[dict[str, Any]]]:
 @pytest.fixture(scope="module")
 def answers(
     llama_cpp: Any, bundled_model: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Mapping[str, tuple[Path, list[list[int]], dict[str, Any]]]:
-    """Case to its folder, the prompts, and what llama.cpp said."""
+) -> Mapping[str, tuple[Path, Any, dict[str, Any]]]:
+    """Case to its folder, its tokenizer, and what llama.cpp was asked and said."""
     root = tmp_path_factory.mktemp("gguf")
-    asked, prompts = [], {}
+    asked, tokenizers = [], {}
     names = [*CASES, *INTERNLM2]
     for case in names:
         save_case(root / case, case, bundled_model)
         write_gguf(root / case, root / f"{case}.gguf", kind="f32")
-        tokenizer = load_tokenizer(root / case)
-        long = tokenizer.encode(" ".join(TEXTS) * 3, add_special_tokens=False)[:60]
-        prompts[case] = [long[:9], long]
+        tokenizers[case] = load_tokenizer(root / case)
+        long = tokenizers[case].encode(" ".join(TEXTS) * 3, add_special_tokens=False)[:60]
         file = {"file": str(root / f"{case}.gguf"), "texts": TEXTS}
-        asked.append({**file, "prompts": prompts[case], "count": COUNT})
+        asked.append({**file, "prompts": [long[:9], long], "count": COUNT})
     said = llama_cpp(asked)
-    return {case: (root / case, prompts[case], one) for case, one in zip(names, said, strict=True)}
+    return {
+        case: (root / case, tokenizers[case], {**question, **answer})
+        for case, question, answer in zip(names, asked, said, strict=True)
+    }
 
 
 @pytest.mark.parametrize("case", [*CASES, *INTERNLM2])
 def test_llama_cpp_reads_and_answers_as_transformers(answers: Any, case: str) -> None:
-    folder, prompts, said = answers[case]
+    folder, tokenizer, said = answers[case]
     assert "error" not in said, said
-    tokenizer = load_tokenizer(folder)
     wanted = [tokenizer.encode(text, add_special_tokens=False) for text in TEXTS]
     assert said["tokens"] == wanted
     # A text is fed as in training: with the beginning that the chat template writes, or without.
     assert said["adds_bos"] == bool(ChatTemplate(tokenizer).bos)
     model = load_model(folder, dtype="float32")
-    for prompt, reply in zip(prompts, said["replies"], strict=True):
+    for prompt, reply in zip(said["prompts"], said["replies"], strict=True):
         expected = greedy(model, prompt)
         assert reply == expected[: len(reply)]
         assert len(reply) == COUNT or reply[-1] in (2, tokenizer.eos_token_id)
