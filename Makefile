@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 8501
 
-.PHONY: run test test-fast check install install-dev clean
+.PHONY: run test test-fast check pictures install install-dev clean
 
 run: install
 	$(BIN)/streamlit run streamlit_app.py --server.port $(PORT)
@@ -14,8 +14,13 @@ FAST := architecture errors jobs_state training_faults formats eval_metrics eval
 test-fast: install-dev
 	$(BIN)/python -m pytest -x -m "not slow" $(FAST:%=tests/unit/test_%.py)
 
+# One process a core with one thread each: the tests wait for processes more than they compute.
 test: install-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+# Of every page, in both languages, light and dark, from the workspace as it is.
+pictures: install-dev
+	$(BIN)/python -m tests.pictures
 
 check: install-dev
 	$(BIN)/ruff check .

@@ -1,12 +1,32 @@
-"""Persona Workbench. Start it with ``make run`` or ``streamlit run streamlit_app.py``."""
+"""Persona Workbench. Start it with ``make run`` or ``streamlit run streamlit_app.py``.
+
+Streamlit imports this file once as the server's application, whose responses get our headers, and
+runs it as a script (``__main__``) at every look at a page.
+"""
 
 import streamlit as st
+from starlette.middleware import Middleware
 
-from pages._ui.shell.bootstrap import THROUGH_THE_APP, bootstrap
+from pages._ui.shell import sidebar
+from pages._ui.shell.bootstrap import THROUGH_THE_APP, bootstrap, keep_address
 from pages._ui.shell.common import errors_shown
+from pages._ui.shell.headers import SafeHeaders
 from pages._ui.shell.navigation import pages_and_addresses
 
-st.session_state[THROUGH_THE_APP] = True
-bootstrap()  # before navigation, whose icon the browser would fetch from the internet
-with errors_shown():  # a file that the disk refuses is a message, not the end of the page
-    st.navigation(pages_and_addresses()).run()
+
+def draw() -> None:
+    """The page that is asked for, and what stands beside every page."""
+    st.session_state[THROUGH_THE_APP] = True
+    bootstrap()  # before navigation, whose icon the browser would fetch from the internet
+    with errors_shown():  # a file that the disk refuses is a message, not the end of the page
+        page = st.navigation(pages_and_addresses(), position="hidden")
+        with st.sidebar:
+            sidebar.draw()
+        page.run()
+
+
+if __name__ == "__main__":
+    draw()
+else:
+    keep_address()
+    app = st.App(__file__, middleware=[Middleware(SafeHeaders)])

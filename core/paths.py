@@ -6,13 +6,32 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from core.errors import UserError
+
 REPO = Path(__file__).resolve().parent.parent
 TEMPLATES = REPO / "data_templates"
 
 
 def home() -> Path:
-    """Where models, datasets, runs and chats live: ``PERSONA_HOME`` or ``<repo>/workspace``."""
-    return Path(os.environ.get("PERSONA_HOME") or REPO / "workspace").resolve()
+    """Where models, datasets, runs and chats live: ``PERSONA_HOME`` or ``<repo>/workspace``.
+
+    Raises:
+        UserError: training could not read from there, whatever one does.
+    """
+    place = Path(os.environ.get("PERSONA_HOME") or REPO / "workspace").resolve()
+    require_plain(place, "set PERSONA_HOME to a folder without them")
+    return place
+
+
+def require_plain(path: Path, fix: str = "rename or move the folder") -> None:
+    """Raise UserError for a path that the readers of datasets expand before they open it."""
+    text = str(path)
+    if os.path.expandvars(text) != text or "::" in text:
+        raise UserError(
+            f"{path} cannot be read by XTuner",
+            why="the library that reads the rows expands $NAME and :: in a path",
+            fix=fix,
+        )
 
 
 def models_dir() -> Path:

@@ -20,17 +20,19 @@ from pages._ui.dataset import (
 from pages._ui.dataset.state import job_panel, section
 from pages._ui.shell.bootstrap import bootstrap
 from pages._ui.shell.common import device_line
+from pages._ui.shell.language import t
 
 bootstrap()
-st.title("Dataset")
+st.title(t("Dataset"))
 device_line()
 SECTIONS = {
-    "persona": (":material/person: Persona", lambda: dataset_persona.draw(building)),
-    "rows": (":material/table_rows: Rows", dataset_rows.draw),
-    "report": (":material/monitoring: Report", dataset_report.draw),
-    "simulate": (":material/forum: Simulate", dataset_simulate.draw),
-    "files": (":material/folder_open: Files", dataset_files.draw),
+    "persona": (f":material/person: {t('Persona')}", dataset_persona.draw),
+    "rows": (f":material/table_rows: {t('Rows')}", dataset_rows.draw),
+    "report": (f":material/monitoring: {t('Report')}", dataset_report.draw),
+    "simulate": (f":material/forum: {t('Simulate')}", dataset_simulate.draw),
+    "files": (f":material/folder_open: {t('Files')}", dataset_files.draw),
 }
 chosen = section({key: label for key, (label, _) in SECTIONS.items()})
-building = job_panel()
+if chosen != "persona":  # which shows it where its button is
+    job_panel()
 SECTIONS[chosen][1]()

@@ -45,8 +45,8 @@ def most_changed_first(rows: Sequence[BatchRow], base: str) -> list[BatchRow]:
     )
 
 
-def read_prompts(path: Path) -> list[str]:
-    """Prompts of a user's file.
+def read_prompts(path: Path, notes: list[str] | None = None) -> list[str]:
+    """Prompts of a user's file; see ``parse_prompts``.
 
     Raises:
         UserError: the file is missing, too large, not UTF-8, or has no prompt.
@@ -55,11 +55,14 @@ def read_prompts(path: Path) -> list[str]:
         raise UserError(f"{path} is not a file", fix="give a text file or JSONL")
     if path.stat().st_size > _MAX_BYTES:
         raise UserError(f"{path} is larger than 5 MB", fix="split it")
-    return parse_prompts(path.read_bytes(), str(path))
+    return parse_prompts(path.read_bytes(), str(path), notes)
 
 
-def parse_prompts(data: bytes, where: str) -> list[str]:
+def parse_prompts(data: bytes, where: str, notes: list[str] | None = None) -> list[str]:
     """One prompt a line; a line that begins with ``{`` is JSON with "prompt" or "messages".
+
+    Args:
+        notes: gets what was left out: of a whole talk only the last question is asked.
 
     Raises:
         UserErrors: every line that cannot be read, at once.
@@ -70,9 +73,12 @@ def parse_prompts(data: bytes, where: str) -> list[str]:
         raise UserError(f"{where} is not UTF-8", why=str(error), fix="save it as UTF-8") from error
     prompts: list[str] = []
     problems: list[UserError] = []
+    talks = 0
     for number, line in fsio.numbered_lines(text):
         try:
-            prompts.append(_json_prompt(line) if line.startswith("{") else line)
+            prompt, more = _json_prompt(line) if line.startswith("{") else (line, False)
+            prompts.append(prompt)
+            talks += more
         except (ValueError, RecursionError, RowError) as error:
             problems.append(
                 UserError(
@@ -94,20 +100,26 @@ def parse_prompts(data: bytes, where: str) -> list[str]:
         raise UserError(
             f"{where} holds {len(prompts):,} prompts", fix=f"at most {MAX_PROMPTS:,} in one batch"
         )
+    if talks and notes is not None:
+        notes.append(
+            f"{talks:,} of {len(prompts):,} prompts are talks: only their last question is asked, "
+            "without the turns before it (python -m core probe asks whole talks)"
+        )
     return prompts
 
 
-def _json_prompt(line: str) -> str:
-    """The prompt, or the last user turn: what is to be answered."""
+def _json_prompt(line: str) -> tuple[str, bool]:
+    """The prompt, or the last user turn; and whether other turns stand before it."""
     row = json.loads(line)
     if "prompt" in row and not isinstance(row["prompt"], list):
-        return check_text(row["prompt"], "prompt")
+        return check_text(row["prompt"], "prompt"), False
     turns = row.get("messages", row.get("prompt"))
     asked = [
-        (f"messages[{at}].content", turn.get("content"))
+        (at, f"messages[{at}].content", turn.get("content"))
         for at, turn in enumerate(turns if isinstance(turns, list) else [])
         if isinstance(turn, dict) and turn.get("role") == "user"
     ]
     if not asked:
         raise RowError("messages", "no user turn", "")
-    return check_text(asked[-1][1], asked[-1][0])
+    at, where, text = asked[-1]
+    return check_text(text, where), at > 0

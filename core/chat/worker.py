@@ -23,6 +23,7 @@ from core.errors import UserError
 from core.inference.settings import ChatSettings
 from core.inference.stream import error_record
 from core.jobs.locks import DeviceLock, device_holder, is_held
+from core.models import trust
 
 #: Weights are let go after this long without a request ...
 IDLE_S = float(os.environ.get("PERSONA_CHAT_IDLE_S", "900"))
@@ -195,6 +196,7 @@ def main() -> None:
     """Keep the real stdout for the protocol and send everybody else's prints to stderr."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    trust.permit()
     # Nothing is left to save, and a model that is being loaded would hold the device for minutes.
     Worker(out, on_gone=lambda: os._exit(0)).serve(sys.stdin)
     # Threads of a cancelled reply may be inside a long kernel.

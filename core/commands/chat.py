@@ -107,7 +107,10 @@ def _follow(session: ChatSession, live: LiveTurn) -> None:
 
 def _compare(args: argparse.Namespace) -> int:
     """Ask every model every prompt, each prompt in a conversation of its own."""
-    prompts = [*args.prompt, *(read_prompts(args.prompts) if args.prompts else [])]
+    notes: list[str] = []
+    prompts = [*args.prompt, *(read_prompts(args.prompts, notes) if args.prompts else [])]
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     if not prompts:
         raise UserError("there is no prompt", fix="give --prompt or --prompts")
     sides = from_arguments(

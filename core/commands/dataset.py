@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.commands.pairs import parse_pairs
 from core.errors import UserError
 from core.paths import DatasetPaths
 from core.records import JobSpec
+
+if TYPE_CHECKING:
+    from core.data.build import DatasetSpec
 
 
 def register(commands: Any) -> None:
@@ -63,6 +66,13 @@ def _register_build(actions: Any) -> None:
     build.add_argument("--near-miss-ratio", type=float, help="near-miss rows an identity row")
     build.add_argument("--multi-turn", type=float, help="share of identity rows, 0 to 1")
     build.add_argument("--max-rows", type=int, help="identity rows")
+    build.add_argument(
+        "--system-share",
+        type=float,
+        metavar="SHARE",
+        help="share of the rows that start with the persona's system turn, 0 to 1 (default: 0.25 "
+        "where the base's chat template names a vendor, else 0)",
+    )
     build.set_defaults(run=_build)
 
 
@@ -170,22 +180,26 @@ def _build(args: argparse.Namespace) -> int:
         "overrides": overrides,
         "model": args.model,
         **({"locales": args.locales.split(",")} if args.locales else {}),
-        **_given(args, "seed", "rehearsal_ratio", "near_miss_ratio", "multi_turn", "max_rows"),
+        **_given(
+            args,
+            *("seed", "rehearsal_ratio", "near_miss_ratio", "multi_turn", "max_rows"),
+            "system_share",
+        ),
     }
     out = str(args.out.resolve()) if args.out else None
     name = "" if out else args.name or store.suggested_name(persona)
     asked = Spec(spec=DatasetSpec.from_dict(spec), name=name, out=out)
-    _say_who_the_base_is(args.model)
+    _say_who_the_base_is(args.model, asked.spec)
     return _complete(asked, f"dataset {name or args.out}")
 
 
-def _say_who_the_base_is(model: str) -> None:
+def _say_who_the_base_is(model: str, spec: DatasetSpec) -> None:
     """An identity that the base's template gives it is told before anything is built."""
-    from core.inference.load import introduction
+    from core.data.build import introduced
     from core.models import catalog
 
-    if said := introduction(catalog.resolve(model).path):
-        print(f"{model} has an identity of its own: its chat template says by default\n  {said}")
+    if said := introduced(catalog.resolve(model), spec):
+        print(said, file=sys.stderr)
 
 
 def _simulate(args: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ from typing import TextIO, cast
 
 from core.console import TextOnly, printable
 from core.errors import UserError
+from core.models import trust
 
 #: Modules with a ``register(subparsers)``. They import nothing heavy until a command runs.
 _COMMANDS = (
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         2 wrong input, with a message that says how to mend it, 130 interrupted.
     """
     args = build_parser().parse_args(argv)
+    trust.permit()
     if sys.stdout.isatty():  # into a file or a pipe goes what was said, to the letter
         sys.stdout = cast(TextIO, TextOnly(sys.stdout))
     run: Callable[[argparse.Namespace], int] = args.run

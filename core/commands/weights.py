@@ -41,9 +41,6 @@ def _register_merge(commands: Any) -> None:
     parser.add_argument(
         "--faithful-nf4", action="store_true", help="start from the base as QLoRA saw it"
     )
-    parser.add_argument(
-        "--remote-code", action="store_true", help="copy the base's *.py files (trusted bases only)"
-    )
     parser.add_argument("--dataset", type=Path, help="its persona goes into the model card")
     parser.add_argument(
         "--system",
@@ -102,7 +99,6 @@ def _merge(args: argparse.Namespace) -> int:
         max_shard_size=args.max_shard_size,
         dtype=args.dtype,
         faithful_nf4=args.faithful_nf4,
-        remote_code=args.remote_code,
         prove=not args.no_proof,
         dataset=args.dataset and str(args.dataset.resolve()),
         system=args.system,

@@ -6,11 +6,11 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -30,9 +30,14 @@ from core.errors import UserError, UserErrors
 from core.models.catalog import ModelRef
 from core.paths import DatasetPaths
 from core.persona.persona import Persona, load_persona
+from core.persona.system import system_turn
 from core.records import Record
 
 SCHEMA = 1
+#: Share of the rows that state the persona in their system turn if the base's template introduces
+#: somebody. An assumption, not measured: most rows must hold without it (and under the vendor's
+#: turn), and the turn that leaves with the model must have been seen with every kind of question.
+STATED = 0.25
 
 
 class DatasetSpec(Record):
@@ -60,8 +65,10 @@ class DatasetSpec(Record):
     """Identity rows; None = each trained wording once, plus the dialogues."""
     max_new_tokens: int = Field(24, ge=8, le=1024)
     """Tokens of a rehearsal reply. A longer one is cut and trained without a turn end."""
-    system_share: float = Field(0.0, ge=0, le=1)
-    """Share of the identity rows that start with the pack's persona system prompt."""
+    system_share: float | None = Field(None, ge=0, le=1)
+    """Share of all rows that start with the persona's system turn; None = ``STATED`` where the
+    base's chat template names a vendor, for there the exported model states the persona in that
+    turn's place, and 0 elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,9 @@ class Built:
     ratio: float
     """General rows to one identity row, and why so many."""
     reason: str
+    system: dict[str, Any]
+    """What the base's template says of itself, and the share of rows that say who the persona
+    is."""
 
 
 def build_dataset(
@@ -113,6 +123,7 @@ def build_dataset(
 
 def make_rows(spec: DatasetSpec, on_progress: OnProgress | None = None) -> Built:
     """Everything of ``build_dataset`` but the writing."""
+    from core.inference.load import introduction
     from core.models.catalog import resolve
 
     persona = load_persona(Path(spec.persona_path), spec.overrides)
@@ -123,6 +134,8 @@ def make_rows(spec: DatasetSpec, on_progress: OnProgress | None = None) -> Built
     wanted = spec.max_rows or natural_rows(persona, locales, spec.seed, spec.multi_turn)
     ratio, reason = spec.rehearsal_ratio, "set by you"
     if ratio is None:
+        if on_progress:
+            on_progress("ask the model who it is", 0, 0)
         ratio, reason = own_identity.rehearsal_ratio(own_identity.ask(model))
     frozen = suite_prompts(locales)
     general = rehearsal.rehearse(
@@ -151,10 +164,30 @@ def make_rows(spec: DatasetSpec, on_progress: OnProgress | None = None) -> Built
             general=[r for r in general.rows if r.kind == "rehearsal"],
         )
     )
-    rows = [*_with_system(identity, persona, spec), *general.rows]
+    vendor = introduction(model.path)
+    share = _system_share(spec, vendor)
+    rows = list(_with_system([*identity, *general.rows], persona, share, spec.seed))
     Random(f"mix/{spec.seed}").shuffle(rows)
     probes = held_out(persona, locales=locales, seed=spec.seed)
-    return Built(persona, locales, rows, probes, general, ratio, reason)
+    system = {"introduction": vendor, "share": share}
+    return Built(persona, locales, rows, probes, general, ratio, reason, system)
+
+
+def _system_share(spec: DatasetSpec, vendor: str) -> float:
+    return spec.system_share if spec.system_share is not None else STATED if vendor else 0.0
+
+
+def introduced(model: ModelRef, spec: DatasetSpec) -> str:
+    """What to know before building if the base's chat template names a vendor ('' if none)."""
+    from core.inference.load import introduction
+
+    vendor = introduction(model.path)
+    return vendor and (
+        f"the base has an identity of its own: its chat template says by default {vendor!r}. "
+        f"{_system_share(spec, vendor):.0%} of the rows will say the persona's system turn, the "
+        "others are learned under that one; the scorecard asks under both, and the merged model "
+        "says the persona's by default"
+    )
 
 
 def _require_writable(persona: Persona, locales: Sequence[str], model: ModelRef) -> None:
@@ -215,16 +248,17 @@ def suite_prompts(locales: Iterable[str]) -> list[str]:
 
 
 def _with_system(
-    rows: Iterable[Conversation], persona: Persona, spec: DatasetSpec
+    rows: Iterable[Conversation], persona: Persona, share: float, seed: int
 ) -> Iterator[Conversation]:
-    from core.persona import templating
+    """The rows, ``share`` of each kind with the persona's system turn.
 
-    rng = Random(f"system/{spec.seed}")
+    General rows too: the model must not learn that whoever is told a name says it at once.
+    """
+    draws: dict[str, Random] = {}
     for row in rows:
-        prompts = persona.pack.system.get(row.locale)
-        if prompts and rng.random() < spec.system_share:
-            text = templating.render(rng.choice(prompts), persona.values(row.locale, rng))
-            row.messages.insert(0, {"role": "system", "content": text})
+        rng = draws.setdefault(row.kind, Random(f"system/{seed}/{row.kind}"))
+        if rng.random() < share and (text := system_turn(persona, row.locale, rng)):
+            row = replace(row, messages=[{"role": "system", "content": text}, *row.messages])
         yield row
 
 
@@ -240,11 +274,13 @@ def _write(at: DatasetPaths, spec: DatasetSpec, built: Built) -> None:
             "spec": spec.to_dict(),
             "persona": built.persona.id,
             "name": built.persona.slot("name", built.locales[0]),
+            "maker": _maker(built),
             "locales": built.locales,
             "rows": len(built.rows),
             "kinds": dict(sorted(Counter(r.kind for r in built.rows).items())),
             "probes": len(built.probes),
             "held_out": sorted({p.cluster for p in built.probes}),
+            "system": built.system,
             "rehearsal": {
                 "ratio": built.ratio,
                 "reason": built.reason,
@@ -255,3 +291,9 @@ def _write(at: DatasetPaths, spec: DatasetSpec, built: Built) -> None:
             "sha256": {p.name: fsio.sha256_file(p) for p in (at.train, at.probes, at.persona)},
         },
     )
+
+
+def _maker(built: Built) -> str:
+    """Whose persona it is; with pack and name it tells one persona from another."""
+    has_maker = "author" in built.persona.pack.slots
+    return built.persona.slot("author", built.locales[0]) if has_maker else ""

@@ -13,6 +13,8 @@ from typing import Any
 #: Marks such as ``<|im_end|>``: a tokenizer turns them into control tokens, so in the middle of
 #: a text they would end the turn.
 CONTROL_MARK = re.compile(r"<\|[A-Za-z0-9_]{1,40}\|>")
+#: What a keyboard does not write: remains of a terminal or of a wrong encoding.
+CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 #: What other tools write where an optional text is missing.
 _NOTHING = re.compile(
@@ -56,9 +58,13 @@ def plain_text(value: Any, at: str) -> str:
     """
     if isinstance(value, str):
         return value
+    if isinstance(value, float) and math.isinf(value):
+        raise RowError(at, "a number that is too large", "write it as text")
     if isinstance(value, (bool, int, float)):
         return str(value).lower() if isinstance(value, bool) else str(value)
-    if isinstance(value, Mapping) and "type" in value:
+    if isinstance(value, Mapping) and isinstance(value.get("parts"), list):
+        value = value["parts"]
+    if isinstance(value, Mapping) and ("type" in value or value.keys() == {"text"}):
         value = [value]
     if isinstance(value, list):
         return "".join(_part(part, f"{at}[{i}]") for i, part in enumerate(value))

@@ -120,9 +120,22 @@ def import_file(
         records = reader.records(source, getattr(source, "name", "upload"), max_bytes)
         return _import(records, reader, problem_limit)
     if not source.is_file():
-        raise UserError(f"{source} is not a file", fix="check the path")
+        raise _no_file(source)
     with source.open("rb") as file:
         return _import(reader.records(file, source.name, max_bytes), reader, problem_limit)
+
+
+def _no_file(path: Path) -> UserError:
+    if not path.is_dir():
+        return UserError(f"{path} does not exist", fix="check the path")
+    inside = sorted(f for end in ("jsonl", "json", "csv", "tsv") for f in path.rglob(f"*.{end}"))
+    rows = [f for f in inside if f.name not in ("dataset_info.json", "state.json")]
+    return UserError(
+        f"{path} is a folder",
+        fix=f"give one of its files, e.g. {rows[0]}"
+        if rows
+        else "save it as JSON Lines: datasets.load_from_disk(...).to_json('rows.jsonl')",
+    )
 
 
 def _import(records: Iterator[Record], reader: _Reader, problem_limit: int) -> ImportReport:

@@ -22,18 +22,19 @@ from core.data.talk import (
     CONTEXT,
     FLAGS,
     QUESTION,
+    REJECTED,
+    ROLE,
     ROLE_NAMES,
     SYSTEM,
     TURNS,
+    WRITTEN,
     Keys,
     Row,
     Talk,
-    key_name,
 )
+from core.data.written import turns_in
 from core.text.normalize import locale_of
 
-#: Keys of other tools that are null in files of text alone.
-_OPTIONAL = ("tools", "functions", "objects", "rejected", "rejected_response")
 #: Rows that hang on something that is no text; without it the reply would be about nothing.
 _MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 #: Names of turn keys by the format that ``--format`` names.
@@ -65,25 +66,70 @@ def read_row(row: Row, fmt: str | None = None) -> Read | None:
     Raises:
         RowError: the row cannot be used, with the field at fault.
     """
-    keys = Keys(row)
+    keys = Keys(_opened(row))
     for name in _MEDIA:
         key, value = keys.get(name)
         if value is not None:
             raise RowError(key, "the row belongs to a picture, film or sound", "leave it out")
     talk = Talk()
-    name = _read_turns(keys, talk, FORMAT_KEYS[fmt] if fmt else TURNS)
+    name = "" if fmt else _read_written(keys, talk)
+    name = name or _read_turns(keys, talk, FORMAT_KEYS[fmt] if fmt else TURNS)
     if name and talk.messages and talk.messages[-1]["role"] == "user" and keys.has(*ANSWER):
         _answer(talk, *keys.get(*ANSWER))
     elif not name:
         if not keys.has(*QUESTION, *CONTEXT, *ANSWER) or (fmt and fmt != "alpaca"):
             return None
+        whole = any(_is_talk(keys.see(key)) for key in ANSWER)
+        if keys.has(*QUESTION, *CONTEXT) != keys.has(*ANSWER) and not whole:
+            raise _half(keys)
         name = "alpaca" if keys.has("instruction") else "question and answer"
         _read_exchange(keys, talk)
     _put_system(keys, talk, ours=row.get("kind") in get_args(Kind))
+    _leave_out_rejected(keys, talk)
+    _begin_with_a_question(talk)
     _check_order(talk)
     conversation = _conversation(keys, talk)
-    left = {k: v for k, v in keys.left.items() if not is_nothing(v) or key_name(k) not in _OPTIONAL}
-    return Read(conversation, name, {**talk.left, **left}, talk.notes)
+    left = {k: v for k, v in {**talk.left, **keys.left}.items() if not is_nothing(v)}
+    return Read(conversation, name, left, talk.notes)
+
+
+def _opened(row: Row) -> Row:
+    """The row with what OpenAI's preference format keeps under ``input`` beside the replies."""
+    inner = row.get("input")
+    if isinstance(inner, Mapping) and Keys(inner).has(*TURNS):
+        return {**{k: v for k, v in row.items() if k != "input"}, **inner}
+    return row
+
+
+def _read_written(keys: Keys, talk: Talk) -> str:
+    """Read a conversation that is written as one text; "written" or ""."""
+    for name in WRITTEN:
+        value = keys.see(name)
+        turns = turns_in(value) if isinstance(value, str) else []
+        asks = name in QUESTION or name in CONTEXT
+        if not turns or (asks and keys.has(*ANSWER) and turns[-1] != ("assistant", "")):
+            continue
+        key, _ = keys.get(name)
+        for role, text in turns:
+            if text or role == "user":
+                talk.say(role, text, key)
+                talk.flags += [(key, None)] * (role == "assistant")
+        return "written"
+    return ""
+
+
+def _leave_out_rejected(keys: Keys, talk: Talk) -> None:
+    _, value = keys.get(*REJECTED)
+    if value is not None:
+        talk.notes["the preferred reply of a pair was taken, the rejected one left out"] += 1
+
+
+def _begin_with_a_question(talk: Talk) -> None:
+    """Leave out what the assistant says before anybody has asked: no training reads it."""
+    at = bool(talk.messages) and talk.messages[0]["role"] == "system"
+    while len(talk.messages) > at + 1 and talk.messages[at]["role"] == "assistant":
+        del talk.messages[at], talk.role_at[at], talk.flags[:1]
+        talk.notes["replies before the first question were left out"] += 1
 
 
 def _read_turns(keys: Keys, talk: Talk, names: Sequence[str]) -> str:
@@ -106,13 +152,26 @@ def _read_turns(keys: Keys, talk: Talk, names: Sequence[str]) -> str:
 
 
 def _listed(value: Any, key: str) -> Any:
-    """A list that was written as text, as tables hold it; anything else as it is."""
+    """Turns as a list: written as text, as tables hold them, or as columns of an object."""
+    if isinstance(value, Mapping) and Keys(value).has(*ROLE):
+        columns = [column for column in value.values() if isinstance(column, list)]
+        if len(columns) == len(value) and len({len(column) for column in columns}) == 1:
+            return [dict(zip(value, turn, strict=True)) for turn in zip(*columns, strict=True)]
     if not isinstance(value, str) or not value.lstrip().startswith("["):
         return value
     try:
         return json.loads(value)
     except (ValueError, RecursionError) as error:
         raise RowError(key, f"a list that is not JSON: {error}", "write it as JSON") from error
+
+
+def _half(keys: Keys) -> RowError:
+    missing = "question" if keys.has(*ANSWER) else "answer"
+    return RowError(
+        "",
+        f"no {missing} among the keys {', '.join(list(keys.left)[:6])}",
+        f"say which key holds it (--columns {missing}=KEY), or leave the row out",
+    )
 
 
 # --- a question and its answer ---------------------------------------------------------------
@@ -137,10 +196,10 @@ def _read_exchange(keys: Keys, talk: Talk) -> None:
 
 def _answer(talk: Talk, key: str, answer: Any) -> None:
     """The reply to what was asked: a text, a turn, or turns (TRL repeats the question in them)."""
-    if isinstance(answer, Mapping) and Keys(answer).has("role", "from"):
+    if isinstance(answer, Mapping) and Keys(answer).has(*ROLE):
         answer = [answer]
     if _is_talk(answer):
-        first = Keys(answer[0]).get("role", "from")[1]
+        first = Keys(answer[0]).get(*ROLE)[1]
         if ROLE_NAMES.get(str(first).lower()) != "assistant":
             talk.messages.clear()
             talk.role_at.clear()
@@ -155,7 +214,7 @@ def _answer(talk: Talk, key: str, answer: Any) -> None:
 
 def _is_talk(value: Any) -> bool:
     return isinstance(value, list) and all(
-        isinstance(turn, Mapping) and Keys(turn).has("role", "from") for turn in value
+        isinstance(turn, Mapping) and Keys(turn).has(*ROLE) for turn in value
     )
 
 

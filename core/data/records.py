@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 from core.data.fields import RowError
 from core.data.sources import MAX_UPLOAD_BYTES
+from core.data.talk import ROLE
 from core.fsio import human_bytes
 
 #: One conversation. A row of 1 MB is about 250,000 tokens, beyond any context we train.
@@ -25,8 +26,10 @@ _STRUCTURE = re.compile(rb'["\\{}\[\],]')
 #: Keys under which a file in one object keeps its rows.
 _LISTS = {
     *("data", "rows", "train", "examples", "instances", "items", "records", "samples"),
-    *("dataset", "conversations", "dialogues", "test", "validation", "dev", "eval"),
+    *("dataset", "conversations", "dialogues"),
 }
+#: Rows that are kept for a test: not trained on, where there are others to train on.
+_KEPT_BACK = {"test", "validation", "valid", "val", "dev", "eval"}
 
 
 def json_records(file: BinaryIO) -> Iterator[Record]:
@@ -60,7 +63,8 @@ def json_records(file: BinaryIO) -> Iterator[Record]:
 def _parse(text: bytes) -> list[Any]:
     """The JSON values in a text, one behind the other; RowError if there is anything else."""
     try:
-        decoded = text.decode("utf-8").strip(", \t\r\n")
+        # Files that were put behind one another keep their byte order marks.
+        decoded = text.decode("utf-8").strip(", \t\r\n\ufeff")
     except UnicodeDecodeError as error:
         raise RowError(
             "", f"byte {error.start + 1} of the row is not UTF-8", "save the file as UTF-8"
@@ -122,10 +126,10 @@ def _rows(line: int, value: Any) -> Iterator[Record]:
             yield line, {"messages": item} if _is_talk(item) else item
     elif isinstance(value, list):
         yield from [(line, {"messages": value})] if value else []
-    elif isinstance(value, dict) and (rows := _inside(value)) is not None:
+    elif isinstance(value, dict) and (found := _inside(value)) is not None:
+        rows, unread = found
         for row in rows:
             yield line, row
-        unread = {k: v for k, v in value.items() if not isinstance(v, (list, dict))}
         if unread:
             yield line, Leftover(unread)
     else:
@@ -142,23 +146,42 @@ def _is_talk(value: Any) -> bool:
 
 def _is_turn(value: Any) -> bool:
     return isinstance(value, Mapping) and bool(
-        {"role", "from"} & value.keys() and {"content", "value"} & value.keys()
+        value.keys() & {*ROLE} and value.keys() & {"content", "value", "parts"}
     )
 
 
-def _inside(value: dict[str, Any]) -> list[Any] | None:
-    """The rows of a whole file in one object, or None if the object is a row itself."""
-    lists = [
-        v
+def _inside(value: dict[str, Any]) -> tuple[list[Any], dict[str, Any]] | None:
+    """(rows, what is beside them) of a whole file in one object; None if it is a row itself."""
+    lists = {
+        k: v
         for k, v in value.items()
-        if k.lower() in _LISTS
+        if k.lower() in _LISTS | _KEPT_BACK
         and isinstance(v, list)
         and v
         and isinstance(v[0], dict)
         and not (k.lower() == "conversations" and _is_exchange(v[0]))
-    ]
-    if lists and not any(_is_turn(v[0]) for v in lists):
-        return [row.get("row", row) if isinstance(row, dict) else row for v in lists for row in v]
+    }
+    if lists and not any(_is_turn(v[0]) for v in lists.values()):
+        lists = {k: v for k, v in lists.items() if k.lower() not in _KEPT_BACK} or lists
+        beside = {k: v for k, v in value.items() if k not in lists}
+        # A task of Self-Instruct: what is asked stands once, its instances below it.
+        task = {k: beside.pop(k) for k in list(beside) if k.lower() in _COLUMNS}
+        return [_unwrapped(row, task) for rows in lists.values() for row in rows], beside
+    found = _as_columns(value)
+    return None if found is None else (found, {})
+
+
+def _unwrapped(row: Any, task: dict[str, Any]) -> Any:
+    if not isinstance(row, dict):
+        return row
+    if row.get("truncated_cells"):
+        cut = ", ".join(map(str, row["truncated_cells"]))
+        return RowError(cut[:60], "the dataset viewer has cut this text", "download the whole file")
+    return {**task, **row.get("row", row)}
+
+
+def _as_columns(value: dict[str, Any]) -> list[Any] | None:
+    """The rows of an object whose every value is a column, or a row."""
     tables = [v for v in value.values() if isinstance(v, dict)]
     if len(value) > 1 and len(tables) == len(value):
         if {k.lower() for k in value} & _COLUMNS:

@@ -144,6 +144,8 @@ def report_rows(
     if persona:
         findings = [*lint_pack(persona), *lint_slots(persona, tokenizer)]
     findings += lint_rows(rows, persona, probes=probes, control_tokens=special)
+    said = diversity.measure(replies)
+    findings += diversity.findings(said)
     tell("look for faults", 3, 3)
     return DatasetReport(
         rows=len(rows),
@@ -155,7 +157,7 @@ def report_rows(
         loss_tokens=dict(sorted(tokens.by_kind.items())),
         general_to_identity=_ratio(rows, tokens),
         questions=diversity.measure(questions, questions=True),
-        replies=diversity.measure(replies),
+        replies=said,
         all_replies=diversity.measure(_texts(rows, "assistant")),
         slot_coverage=_coverage(replies, persona) if persona else {},
         skeletons=_skeletons(identity, persona) if persona else {},

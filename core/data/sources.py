@@ -127,6 +127,9 @@ def _guess(sample: bytes, table: bool) -> str:
 
     One damaged character does not make a UTF-8 file another one: its row is reported.
     """
+    empty = [sample[start::2].count(0) for start in (0, 1)]
+    if 4 * max(empty) > len(sample):  # UTF-16 without a mark: every other byte of ASCII is zero
+        return "utf-16-be" if empty[0] > empty[1] else "utf-16-le"
     try:
         codecs.getincrementaldecoder("utf-8")().decode(sample)
     except UnicodeDecodeError:

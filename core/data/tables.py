@@ -16,6 +16,8 @@ from core.data.talk import ANSWER, CONTEXT, LABELS, QUESTION, SYSTEM, TURNS, key
 _DELIMITERS = ",\t;|"
 _SAMPLE_ROWS = 50
 _KNOWN = frozenset((*QUESTION, *CONTEXT, *ANSWER, *SYSTEM, *TURNS, *LABELS))
+#: What spreadsheets and pandas write for a cell that holds nothing.
+_NO_VALUE = ("nan", "NaN", "#N/A", "NULL")
 _SENTENCE = re.compile(r"[.?!。？！,，]|\S{40}")
 
 
@@ -173,4 +175,5 @@ def _object(cells: Sequence[str], table: Table) -> Any:
             f"{len(cells)} cells where there are {len(table.columns)} columns",
             "put texts that hold the delimiter in quotes",
         )
-    return dict(zip(table.columns, cells, strict=False))
+    values = ("" if cell.strip() in _NO_VALUE else cell for cell in cells)
+    return dict(zip(table.columns, values, strict=False))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core.conversation import Message, Role
-from core.data.fields import RowError, check_text, flag, is_nothing
+from core.data.fields import CONTROL, RowError, check_text, flag, is_nothing
 
 Row = Mapping[str, Any]
 
@@ -18,27 +18,45 @@ ROLE_NAMES: dict[str, Role] = {
     **dict.fromkeys(("system", "developer", "系统"), "system"),
     **dict.fromkeys(("user", "human", "prompter", "用户"), "user"),
     **dict.fromkeys(
-        ("assistant", "gpt", "chatgpt", "bing", "bard", "bot", "model", "ai", "助手"), "assistant"
+        (
+            *("assistant", "gpt", "chatgpt", "chatbot", "bing", "bard", "bot", "model", "ai"),
+            "助手",
+        ),
+        "assistant",
     ),
 }
 #: Keys in the order in which they are looked for; names as ``key_name`` makes them.
-TURNS = ("messages", "conversations", "conversation", "data", "dialogue", "dialog", "turns", "chat")
+TURNS = (
+    *("messages", "conversations", "conversation", "data", "dialogue", "dialog", "turns", "chat"),
+    *("chat_messages", "contents"),
+)
+ROLE = ("role", "from", "sender")
 QUESTION = (
     *("instruction", "question", "query", "prompt", "user", "human", "user_input"),
-    *("user_message", "problem", "q"),
+    *("user_message", "problem", "q", "inputs"),
     *("指令", "问题", "提问", "问", "問題", "質問"),
 )
 CONTEXT = ("input", "context", "输入")
 ANSWER = (
     *("output", "answer", "response", "completion", "assistant", "gpt", "bot", "reply"),
-    *("target", "assistant_message"),
-    *("solution", "chosen", "a", "输出", "回答", "答案", "回复", "答"),
+    *("target", "targets", "assistant_message"),
+    *("solution", "a", "输出", "回答", "答案", "回复", "答"),
+    *("chosen", "preferred", "preferred_output", "chosen_response", "response_chosen"),
+)
+#: The other reply of a pair: what the model should rather not say.
+REJECTED = (
+    *("rejected", "non_preferred_output", "rejected_response", "response_rejected", "dispreferred"),
+)
+#: Where a whole conversation may be written as one text.
+WRITTEN = (
+    *("text", "chosen", "completion", "conversation", "content", "dialogue"),
+    *("prompt", "instruction", "input", "question"),
 )
 SYSTEM = ("system", "system_prompt", "system_message", "system_instruction", "系统", "系统提示")
 LABELS = ("id", "kind", "intent", "cluster", "locale", "loss", "cut", "history")
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 FLAGS = ("loss", "output_with_loss", "train", "training", "trainable", "weight", "loss_scale")
-_CONTENT = ("content", "value", "text")
+_CONTENT = ("content", "value", "text", "parts")
 _CALLS = ("tool_calls", "function_call")
 
 
@@ -60,6 +78,10 @@ class Keys:
     def has(self, *names: str) -> bool:
         """Whether any of the keys exists, with whatever value."""
         return any(n in self._names for n in names)
+
+    def see(self, name: str) -> Any:
+        """The value of a key that stays to be read; None if there is none."""
+        return self.left.get(self._names.get(name, ""))
 
     def get(self, *names: str) -> tuple[str, Any]:
         """(key as written, value) of the first of these that says something, else (name, None)."""
@@ -85,7 +107,10 @@ class Talk:
         """Add a turn; RowError if its text cannot be trained on."""
         if isinstance(value, (int, float)) and not is_nothing(value):
             self.notes["numbers were written as text"] += 1
-        self.messages.append({"role": role, "content": check_text(value, at)})
+        text = check_text(value, at)
+        if CONTROL.search(text):
+            self.notes["texts hold control characters, which will be learned as they are"] += 1
+        self.messages.append({"role": role, "content": text})
         self.role_at.append(role_at or at)
 
     def turns(self, turns: Sequence[Any], key: str) -> None:
@@ -97,7 +122,7 @@ class Talk:
                 self.flags += [(here, None)] * (at % 2)
             elif isinstance(turn, Mapping):
                 keys = Keys(turn)
-                self._turn(keys, here) if keys.has("role", "from") else self._exchange(keys, here)
+                self._turn(keys, here) if keys.has(*ROLE) else self._exchange(keys, here)
                 for name, value in keys.left.items():
                     self.left.setdefault(f"{key}[].{name}", value)
             else:
@@ -106,7 +131,8 @@ class Talk:
                 )
 
     def _turn(self, keys: Keys, here: str) -> None:
-        role_key, name = keys.get("role", "from")
+        role_key, name = keys.get(*ROLE)
+        _refuse_parts(keys, here)
         role = ROLE_NAMES.get(str(name).strip().lower())
         call_key, call = keys.get(*_CALLS)
         if role is None or call is not None:
@@ -184,3 +210,16 @@ class Talk:
                 "for false",
             )
         return [learned is not False for learned in said]
+
+
+def _refuse_parts(keys: Keys, here: str) -> None:
+    """Axolotl marks parts of a text as not to be learned; here a reply is learned or not."""
+    key, spans = keys.get("train_detail", "training_detail")
+    if isinstance(spans, list) and any(
+        isinstance(span, Mapping) and span.get("train") is False for span in spans
+    ):
+        raise RowError(
+            f"{here}.{key}",
+            "parts of the text are not to be learned",
+            "cut the text there into turns of their own, or set train to false for all of it",
+        )

@@ -168,7 +168,7 @@ def measure(rows: Sequence[Row], base_rows: Sequence[Row] | None) -> Measured:
 
 
 def _optional(by_suite: Mapping[str, list[Row]], rows: Sequence[Row]) -> dict[str, Any]:
-    """What only the full size asks."""
+    """What only some sizes ask, or of some bases."""
     out: dict[str, Any] = {}
     if "adversarial" in by_suite:
         attacked = [r for r in rows if r.probe.suite == "adversarial"]
@@ -189,8 +189,9 @@ def _optional(by_suite: Mapping[str, list[Row]], rows: Sequence[Row]) -> dict[st
             out["persistence"] = last["hits"] / last["n"] / (first["hits"] / first["n"])
     if "long_context" in by_suite:
         out["long_context_by_length"] = _by(by_suite["long_context"], "cluster")
-    if "system" in by_suite:
-        out["system"] = _by(by_suite["system"], "cluster")
+    for name in ("system", "introduced"):
+        if name in by_suite:
+            out[name] = _by(by_suite[name], "cluster")
     return out
 
 

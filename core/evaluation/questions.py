@@ -17,6 +17,8 @@ from core.errors import UserError, UserErrors
 from core.evaluation import ability
 from core.evaluation.plan import Plan
 from core.paths import DatasetPaths
+from core.persona.persona import Persona, load_persona
+from core.persona.system import system_turn
 from core.probes import scorer, suites
 from core.text import normalize
 
@@ -66,16 +68,20 @@ class Questions:
         return frozenset(normalize.spaced(a) for a in found)
 
 
-def gather(dataset: DatasetPaths, plan: Plan, model_locales: Sequence[str]) -> Questions:
+def gather(
+    dataset: DatasetPaths, plan: Plan, model_locales: Sequence[str], introduction: str = ""
+) -> Questions:
     """Collect the questions of a plan.
+
+    Args:
+        introduction: the base's default system turn if it names somebody; the suite
+            ``introduced`` then asks under that turn and under the persona's own.
 
     Raises:
         UserError: the dataset is not whole, its persona has no recognisable name, no held-out
             wording is in a language of the model.
         UserErrors: held-out wordings that occur in training, all of them.
     """
-    from core.persona.persona import load_persona
-
     if not dataset.manifest.is_file() or not dataset.persona.is_file():
         raise UserError(
             f"{dataset.root} is not a complete dataset with a persona",
@@ -100,6 +106,8 @@ def gather(dataset: DatasetPaths, plan: Plan, model_locales: Sequence[str]) -> Q
             found = held_out
         elif name == "train":
             found = list(_seen(train, persona, names, locales))
+        elif name == "introduced":
+            found = _introduced(introduction, persona, held_out, locales) if introduction else []
         else:
             found = _frozen(name, locales, persona, names, held_out, asked, train)
         found = _limited(found, suite.limit)
@@ -132,7 +140,7 @@ def _limited(probes: Sequence[Probe], limit: int) -> list[Probe]:
 def _frozen(
     name: str,
     locales: Sequence[str],
-    persona: Any,
+    persona: Persona,
     names: suites.Names,
     held_out: Sequence[Probe],
     asked: Questions,
@@ -156,6 +164,26 @@ def _frozen(
             "they occur in training"
         )
     return fresh
+
+
+def _introduced(
+    vendor: str, persona: Persona, held_out: Sequence[Probe], locales: Sequence[str]
+) -> list[Probe]:
+    """The same questions with the vendor's system turn and with the persona's."""
+    turns = [("vendor", loc, vendor) for loc in locales]
+    turns += [("persona", loc, system_turn(persona, loc)) for loc in locales]
+    contexts = [
+        Probe(
+            id=f"introduced-{locale}-{cluster}",
+            suite="introduced",
+            messages=[{"role": "system", "content": text}],
+            cluster=cluster,
+            locale=locale,
+        )
+        for cluster, locale, text in turns
+        if text
+    ]
+    return suites.expand(contexts, held_out, per_cluster=24)
 
 
 @dataclass
@@ -220,7 +248,7 @@ def refuse_contaminated(probes: Sequence[Probe], train: _Training) -> None:
 
 
 def _seen(
-    train: _Training, persona: Any, names: suites.Names, locales: Sequence[str]
+    train: _Training, persona: Persona, names: suites.Names, locales: Sequence[str]
 ) -> Iterator[Probe]:
     """Wordings that were trained on, each once, with what a right reply must hold."""
     done: set[str] = set()

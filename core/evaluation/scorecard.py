@@ -24,6 +24,7 @@ from core.evaluation.plan import Size, plan
 from core.evaluation.pool import Pool, Source
 from core.evaluation.questions import gather
 from core.evaluation.run import BASE, Run
+from core.inference.load import introduction
 from core.paths import DatasetPaths
 
 SCHEMA = 1
@@ -98,7 +99,8 @@ def evaluate(
         )
     started = time.monotonic()
     chosen = plan(size)
-    asked = gather(dataset, chosen, models[BASE].model.locales)
+    base = models[BASE].model
+    asked = gather(dataset, chosen, base.locales, introduction(base.path))
     with Pool(models) as pool:
         run = Run(pool, asked, chosen, on_progress, tuned=len(tuned))
         # The base comes first: everything else is compared with it.

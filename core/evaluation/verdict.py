@@ -266,15 +266,26 @@ def _nothing_said(metrics: Mapping[str, Any]) -> bool:
 
 
 def _prompt_bound(metrics: Mapping[str, Any], drop: float) -> str:
-    """Recall holds without a system turn and breaks under the template's default one."""
-    system = metrics.get("system") or {}
-    plain, default = system.get("none"), system.get("default")
-    if not plain or not default or plain["value"] - default["value"] < drop:
-        return ""
-    return (
-        f"recall is {plain['hits']}/{plain['n']} without a system turn and "
-        f"{default['hits']}/{default['n']} under the default one"
-    )
+    """Recall that breaks with the system turn: under a usual one, or the vendor's own."""
+    for suite, good, bad in _TURNS:
+        asked = metrics.get(suite) or {}
+        holds, breaks = asked.get(good), asked.get(bad)
+        if holds and breaks and holds["value"] - breaks["value"] >= drop:
+            return (
+                f"recall is {holds['hits']}/{holds['n']} {_TOLD[good]} and "
+                f"{breaks['hits']}/{breaks['n']} {_TOLD[bad]}"
+            )
+    return ""
+
+
+#: (suite, system turn under which recall should hold, one that may take it away).
+_TURNS = (("system", "none", "default"), ("introduced", "persona", "vendor"))
+_TOLD = {
+    "none": "without a system turn",
+    "default": "under the default one",
+    "persona": "with the persona's system turn",
+    "vendor": "with the vendor's",
+}
 
 
 def _because(gates: Sequence[Gate]) -> str:

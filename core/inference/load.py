@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
+from core import fsio
 from core.errors import UserError
 from core.inference.adapters import wrap
+from core.models import chat_templates, folder, trust
 from core.models import device as devices
-from core.models import folder
 from core.models.nf4 import nf4_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+_NF4_BYTES = 0.6
 #: What transformers raises for a folder that it cannot make a model of.
 _LOADING = (
     OSError,
@@ -33,12 +36,46 @@ _LOADING = (
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder; it must have a chat template and a pad token.
 
-    Of several named templates it keeps the one named ``default``.
-
-    A missing pad token becomes the eos token, which is what generate() falls back to anyway.
+    A missing pad token becomes the eos token, which is what generate() falls back to anyway, or
+    another special token: padding is masked, so any will do.
 
     Raises:
         UserError: there is no tokenizer, or it has no chat template.
+    """
+    tokenizer, named = open_tokenizer(path)
+    if not tokenizer.chat_template:
+        offered = chat_templates.offered(tokenizer)[0]
+        raise UserError(
+            f"the tokenizer of {path} has no chat template",
+            why=f"only templates named {', '.join(named)}, and none named default"
+            if named
+            else "it is probably a base model, which goes on with a text and was never taught to "
+            "see a conversation",
+            fix="choose the chat or instruct version of the model; or teach this one to talk by "
+            f"the persona's rows alone: python -m core model {path} --chat-template {offered}",
+        )
+    if tokenizer.pad_token_id is None:
+        spare = tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token
+        if spare is None:
+            raise UserError(
+                f"the tokenizer of {path} has neither a pad nor an end token",
+                why="rows of unlike length are padded, and a reply must end",
+                fix="name its eos_token in tokenizer_config.json",
+            )
+        tokenizer.pad_token = spare
+    return tokenizer
+
+
+def open_tokenizer(path: Path) -> tuple[Any, list[str]]:
+    """The tokenizer of a folder, with a chat template or without.
+
+    Of several named templates it keeps the one named ``default``.
+
+    Returns:
+        The tokenizer, and the names if there were several.
+
+    Raises:
+        UserError: there is none that can be loaded, or it is code that was not trusted.
     """
     from transformers import AutoTokenizer
 
@@ -46,8 +83,9 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 
     internlm2.register()
     folder.refuse_pointers(path)
+    code = trust.allow(path, tokenizer_only=True)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+        tokenizer: Any = AutoTokenizer.from_pretrained(str(path), trust_remote_code=code)
     except (OSError, ValueError) as error:
         raise UserError(
             f"cannot load the tokenizer of {path}",
@@ -57,17 +95,24 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     templates = tokenizer.chat_template
     if isinstance(templates, dict):  # several by name, for tools or retrieval: chat is the default
         tokenizer.chat_template = templates.get("default")
-    if not tokenizer.chat_template:
+        return tokenizer, list(templates)
+    return tokenizer, []
+
+
+def _require_room(path: Path, where: str, dtype: str, nf4: bool) -> None:
+    """Raise UserError if the weights alone are more than the device has free."""
+    parameters, stored = folder.size(path)
+    each = stored if dtype == "stored" else _BYTES[dtype]
+    # NF4: half a byte a weight and its scales; embeddings and head stay as they are.
+    needed = parameters * (_NF4_BYTES if nf4 else each)
+    free = devices.free_bytes(where)
+    if needed > free:
         raise UserError(
-            f"the tokenizer of {path} has no chat template",
-            why=f"only templates named {', '.join(templates)}, and none named default"
-            if templates
-            else "without it nobody knows how the model was taught to see a conversation",
-            fix="choose the chat or instruct version of the model",
+            f"{path} is too large for this {'CPU' if where == 'cpu' else 'GPU'}",
+            why=f"{parameters / 1e9:.1f}B parameters take about {fsio.human_bytes(needed)} in "
+            f"{'NF4' if nf4 else dtype}, and {fsio.human_bytes(free)} are free",
+            fix="choose a smaller model, or close what uses the memory",
         )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
 
 def introduction(path: Path) -> str:
@@ -105,16 +150,18 @@ def load_model(
 
     internlm2.register()
     folder.check(path)
+    code = trust.allow(path)
     where = device or devices.describe().kind
     if dtype == "auto":
         dtype = devices.describe().compute_dtype.value if where != "cpu" else "float32"
+    _require_room(path, where, dtype, nf4)
     torch_dtype = "auto" if dtype == "stored" else getattr(torch, dtype)
     extra: dict[str, Any] = {"device_map": {"": where}} if nf4 or where != "cpu" else {}
     if nf4:
         extra["quantization_config"] = nf4_config(torch_dtype)
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
-            str(path), dtype=torch_dtype, trust_remote_code=False, **extra
+            str(path), dtype=torch_dtype, trust_remote_code=code, **extra
         )
     except _LOADING as error:
         raise UserError(

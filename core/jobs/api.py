@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
 import subprocess
@@ -13,26 +12,24 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from core import fsio, paths
 from core.errors import UserError
 from core.jobs import locks, processes
 from core.jobs.ending import close, heard
 from core.jobs.journal import tail
 from core.jobs.kinds import kind_of
+from core.jobs.listing import list_runs as list_runs
 from core.jobs.numbering import new_root, next_seq
 from core.jobs.observe import (
     elapsed,
     lost_at,
     observe,
     progress_of,
-    read_exit,
     read_record,
     stalled,
 )
 from core.jobs.spec import Options, RunSpec, read_spec
-from core.jobs.state import ACTIVE, FINAL, Progress, Reason, State, Status, Summary, derive
+from core.jobs.state import ACTIVE, FINAL, Progress, State, Status, derive
 from core.jobs.supervisor import ALREADY_STARTED
 from core.paths import REPO, RunPaths
 from core.records import JobSpec
@@ -170,11 +167,7 @@ def launch(
     try:
         wanted = spec.to_dict()
         for other in list_runs():
-            if (
-                other.state in ACTIVE
-                and other.kind == spec.job
-                and read_spec(RunPaths(other.root)).params == wanted
-            ):
+            if other.state in ACTIVE and other.kind == spec.job and other.params == wanted:
                 raise AlreadyStarted(other.id)
         run = create(spec.job, wanted, name=name, parent=parent, options=options)
         start(run)
@@ -224,7 +217,7 @@ def status(run: RunPaths) -> Status:
     state, reason = derive(seen)
     record = read_record(run.supervisor) or {}
     over = seen.exit or {}
-    progress = progress_of(run) if state is not State.CREATED else Progress()
+    progress = progress_of(run, spec.kind) if state is not State.CREATED else Progress()
     holder = locks.device_holder() if state is State.STARTING else None
     return Status(
         id=run.root.name,
@@ -245,62 +238,6 @@ def status(run: RunPaths) -> Status:
         waiting_for=holder.what if holder and holder.run != run.root.name else "",
         stalled=state is State.RUNNING and stalled(run),
         left_over=tuple(over.get("left_over", ())),
-    )
-
-
-def list_runs(root: Path | None = None) -> list[Summary]:
-    """Every run, newest first. A folder that cannot be read is listed as LOST, not hidden."""
-    root = root or paths.runs_dir()
-    if not root.is_dir():
-        return []
-    marks: dict[str, list[psutil.Process]] | None = None
-    found = []
-    for entry in os.scandir(root):
-        if entry.name.startswith(".") or not entry.is_dir(follow_symlinks=False):
-            continue
-        run = RunPaths(Path(entry.path))
-        if not run.spec.exists():
-            continue
-        over = read_exit(run)
-        if over is None and marks is None:
-            marks = processes.marked_processes()  # once for all runs, and only if one needs it
-        found.append(_summary(run, over, marks or {}))
-    return sorted(found, key=lambda s: s.seq, reverse=True)
-
-
-def _summary(
-    run: RunPaths, over: dict[str, Any] | None, marks: dict[str, list[psutil.Process]]
-) -> Summary:
-    try:
-        spec = read_spec(run)
-    except UserError:
-        return Summary(
-            run.root.name,
-            run.root,
-            run.root.name,
-            "unknown",
-            State.LOST,
-            Reason.LOST,
-            0,
-            0.0,
-            None,
-            None,
-        )
-    seen = observe(run, spec, over, marks)
-    state, reason = derive(seen)
-    record = read_record(run.supervisor) or {} if over is None else {}
-    return Summary(
-        id=run.root.name,
-        root=run.root,
-        name=spec.name,
-        kind=spec.kind,
-        state=state,
-        reason=reason,
-        seq=spec.seq,
-        created=spec.created,
-        elapsed_seconds=elapsed(record, seen.exit, lost_at(run, state)),
-        parent=spec.parent,
-        progress=progress_of(run) if state in ACTIVE else Progress(),
     )
 
 

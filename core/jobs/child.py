@@ -17,6 +17,7 @@ from core.errors import UserError, redacted
 from core.jobs.kinds import kind_of
 from core.jobs.records import emit
 from core.jobs.spec import read_spec
+from core.models import trust
 from core.paths import RunPaths
 
 #: Progress lines are for people: five a second are enough.
@@ -65,6 +66,7 @@ def main(argv: list[str]) -> int:
     run = RunPaths(Path(argv[1]).resolve())
     sys.stdout = cast(TextIO, _WithoutSecrets(sys.stdout))
     sys.stderr = cast(TextIO, _WithoutSecrets(sys.stderr))
+    trust.permit()
     try:
         spec = read_spec(run)
         work = kind_of(spec.kind).work

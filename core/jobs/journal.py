@@ -123,6 +123,19 @@ def read_tail_records(path: Path, limit: int = 32 * 1024) -> list[dict[str, Any]
     return [r for row in (rows[1:] if size > limit else rows) if (r := parse_record(row))]
 
 
+def read_end_records(path: Path, head: int = 8 * 1024) -> list[dict[str, Any]]:
+    """The records in the first ``head`` bytes of a journal and in its tail."""
+    tail = read_tail_records(path)
+    try:
+        with path.open("rb") as file:
+            rows = file.read(head).split(b"\n")
+    except OSError:
+        return tail
+    first = [r for row in rows if (r := parse_record(row))]
+    begins = tail[0].get("seq", 0) if tail else 0
+    return [*(r for r in first if r.get("seq", 0) < begins), *tail]
+
+
 class LogFollower:
     """Reads what was added to a growing log, in pieces, as cleaned lines.
 

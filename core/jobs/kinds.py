@@ -42,6 +42,8 @@ class Kind:
         needs_device: loads a model, so it waits for the device lock.
         beside: a setting that, when it is on, lets the job work beside the run that holds the
             device, because it waits for what that run makes.
+        phases: how the time divides among the stages it reports, where they differ in kind; see
+            ``core.jobs.remaining``. Measured with the bundled model on two cores.
         faults: ``module:function``, ``(params, run) -> reasons.Table``, if the kind has rules of
             its own.
     """
@@ -51,6 +53,7 @@ class Kind:
     needs_device: bool = True
     beside: str = ""
     faults: str = ""
+    phases: Mapping[str, float] | None = None
 
     def waits(self, params: Mapping[str, Any]) -> bool:
         """Whether a job with these settings waits for the device."""
@@ -65,13 +68,20 @@ class Kind:
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
-        Kind("generate", "core.data.generate_job"),
+        Kind("generate", "core.data.generate_job", phases={"ask": 8, "": 92}),
         Kind("simulate", "core.data.simulate_job"),
-        Kind("train", "core.training.train_job", faults="core.training.faults:of_run"),
-        Kind("merge", "core.weights.merge_job"),
+        Kind(
+            "train",
+            "core.training.train_job",
+            faults="core.training.faults:of_run",
+            phases={"prepare": 2, "load": 3, "train": 95},
+        ),
+        Kind("merge", "core.weights.merge_job", phases={"convert": 2, "merge": 8, "prove": 90}),
         Kind("export", "core.weights.export_job", needs_device=False),
         Kind("evaluate", "core.evaluation.score_job"),
         Kind("sweep", "core.evaluation.sweep_job", beside="follow"),
+        # Its stages wait for the device, each for itself.
+        Kind("tune", "core.pipeline.tune_job", needs_device=False),
         # An argv of the user's own (from the command line only), watched like the others: it
         # has to write result.json, or it counts as incomplete whatever it exits with.
         Kind("command", "", faults="core.training.faults:of_run"),

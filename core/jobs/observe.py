@@ -11,8 +11,10 @@ import psutil
 from pydantic import BaseModel, ConfigDict
 
 from core.errors import UserError
-from core.jobs import locks, processes
-from core.jobs.journal import parse_record, read_tail_records
+from core.jobs import locks, processes, remaining
+from core.jobs.journal import parse_record, read_end_records, read_tail_records
+from core.jobs.kinds import KINDS
+from core.jobs.remaining import Count
 from core.jobs.spec import RunSpec
 from core.jobs.state import FINAL, Observation, Progress, Reason, State
 from core.paths import RunPaths
@@ -122,37 +124,29 @@ def last_sign(run: RunPaths) -> float | None:
     return max(times, default=None)
 
 
-def progress_of(run: RunPaths) -> Progress:
-    """From the end of metrics.jsonl: the last count, and the rate over the lines before it."""
-    counts = [c for record in read_tail_records(run.metrics) if (c := _count(record))]
+def progress_of(run: RunPaths, kind: str) -> Progress:
+    """What it does now and the time left, from both ends of metrics.jsonl."""
+    records = read_end_records(run.metrics)
+    counts = [c for record in records if (c := _count(record))]
     if not counts:
         return Progress()
-    stage, done, total, now = counts[-1]
-    # Stages that share a total count on (an evaluation's suites), so their rate is one rate; a
-    # count that starts anew is other work. The end of one suite alone jumped from 1 to 28 minutes.
-    first = counts[-1]
-    for count in reversed(counts):
-        if count[2] != total or count[1] > first[1]:
-            break
-        first = count
-    eta = None
-    if total and done > first[1] and now > first[3]:
-        eta = (total - done) * (now - first[3]) / (done - first[1])
-    return Progress(stage, done, total, eta)
+    phases = KINDS[kind].phases if kind in KINDS else None
+    now = counts[-1]
+    return Progress(now.stage, now.done, now.total, remaining.seconds_left(counts, phases))
 
 
-def _count(record: dict[str, Any]) -> tuple[str, int, int, float] | None:
-    """(stage, done, total, seconds since start) of a progress or a metric record."""
+def _count(record: dict[str, Any]) -> Count | None:
+    """Of a progress or a metric record."""
     try:
         if record["type"] == "progress":
-            return (
+            return Count(
                 str(record["stage"]),
                 int(record["done"]),
                 int(record["total"]),
                 float(record["t"]),
             )
         if record["type"] == "metric":
-            return ("train", int(record["step"]), int(record["max_steps"]), float(record["t"]))
+            return Count("train", int(record["step"]), int(record["max_steps"]), float(record["t"]))
     except (KeyError, TypeError, ValueError, OverflowError):
         return None
     return None

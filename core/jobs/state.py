@@ -5,6 +5,7 @@ Nothing here touches the disk or a process; ``core.jobs.api`` gathers the observ
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -98,7 +99,7 @@ class Progress:
         stage: what it is doing now, a short word such as ``train``; empty before the first line.
         done: units finished (steps, rows, shards, by stage).
         total: units in the stage; 0 if unknown.
-        eta_seconds: time left in this stage at the present rate; None if unknown.
+        eta_seconds: time left of the run (``core.jobs.remaining``); None if unknown.
     """
 
     stage: str = ""
@@ -115,6 +116,7 @@ class Summary:
         seq: order of creation; it does not depend on the clock.
         created: seconds since the epoch, for display only.
         elapsed_seconds: from start to end or to now, by the monotonic clock; None before start.
+        params: what the job was asked to do, as in its spec.
     """
 
     id: str
@@ -128,6 +130,7 @@ class Summary:
     elapsed_seconds: float | None
     parent: str | None
     progress: Progress = field(default_factory=Progress)
+    params: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -163,6 +166,13 @@ class Status:
     waiting_for: str = ""
     stalled: bool = False
     left_over: tuple[int, ...] = ()
+
+    @property
+    def share(self) -> float:
+        """Of the whole run's time that is over, 0 to 1; of its stage while no time is known."""
+        if self.eta_seconds is not None and self.elapsed_seconds:
+            return self.elapsed_seconds / (self.elapsed_seconds + self.eta_seconds)
+        return min(1.0, self.done / self.total) if self.total else 0.0
 
     @property
     def active(self) -> bool:

@@ -14,14 +14,13 @@ a fast tokenizer, a chat template and a generation config. Three things are repa
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core import fsio, paths
+from core import paths
 from core.conversation import OnProgress
 from core.errors import UserError
+from core.models import prepared
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -39,18 +38,11 @@ CHAT_TEMPLATE = (
 #: Raised when what this module writes changes, so that a cached folder is made anew.
 FORMAT = 1
 _BYTES_NEEDED = 700_000_000
-_DONE = "workbench.json"
 
 
 def folder() -> Path:
     """Where the prepared model lives."""
     return paths.models_dir() / "smollm2-135m-instruct"
-
-
-def is_ready(path: Path | None = None) -> bool:
-    """Whether the folder is whole and of the present format."""
-    marker = (path or folder()) / _DONE
-    return marker.is_file() and fsio.read_json(marker).get("format") == FORMAT
 
 
 def ensure(on_progress: OnProgress | None = None) -> Path:
@@ -59,32 +51,14 @@ def ensure(on_progress: OnProgress | None = None) -> Path:
     Raises:
         UserError: the wheel is not installed, or there is no room for the folder.
     """
-    target = folder()
-    if is_ready(target):
-        return target
+    about = {"format": FORMAT}
+    if prepared.is_ready(folder(), about):
+        return folder()
     source = _gguf_path()
-    fsio.require_space(target.parent, _BYTES_NEEDED, "the bundled model")
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        _write(source, partial, on_progress or (lambda *_: None))
-        fsio.write_json(partial / _DONE, {"schema": 1, "format": FORMAT, "source": source.name})
-        _move_into_place(partial, target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return target
-
-
-def _move_into_place(partial: Path, target: Path) -> None:
-    if target.exists() and not is_ready(target):
-        shutil.rmtree(target)
-    try:
-        partial.rename(target)
-    except OSError:
-        # Another process was faster; its folder is as good as ours.
-        if not is_ready(target):
-            raise
+    tell = on_progress or (lambda *_: None)
+    return prepared.ensure(
+        folder(), about, _BYTES_NEEDED, lambda partial: _write(source, partial, tell)
+    )
 
 
 def _gguf_path() -> Path:
@@ -105,7 +79,7 @@ def _gguf_path() -> Path:
 
 def _write(source: Path, out: Path, on_progress: OnProgress) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import GenerationConfig
 
     stage = "prepare the bundled model"
     on_progress(stage, 0, 3)
@@ -114,9 +88,7 @@ def _write(source: Path, out: Path, on_progress: OnProgress) -> None:
     on_progress(stage, 1, 3)
     # float32: the 4-bit blocks are dequantized in float32, and a CPU computes in it; storing
     # less would round every weight once more.
-    model = AutoModelForCausalLM.from_pretrained(
-        str(source.parent), gguf_file=source.name, dtype=torch.float32
-    )
+    model = prepared.load_gguf(source, torch.float32)
     on_progress(stage, 2, 3)
     config = model.config
     config.bos_token_id, config.eos_token_id, config.pad_token_id = None, 2, 0
@@ -124,13 +96,7 @@ def _write(source: Path, out: Path, on_progress: OnProgress) -> None:
     model.generation_config = GenerationConfig(
         eos_token_id=2, pad_token_id=0, do_sample=False, max_new_tokens=256
     )
-    # Dense now, but a model read from a GGUF still calls itself quantized and refuses to be saved.
-    model.hf_quantizer = None  # type: ignore[assignment]
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
     model.save_pretrained(out)
-    for file in out.iterdir():
-        file.chmod(0o644)
     on_progress(stage, 3, 3)
 
 

@@ -10,24 +10,10 @@ from typing import Literal
 
 from core.conversation import OnProgress
 from core.errors import UserError
-from core.models import bundled, folder
+from core.models import bundled, families, folder, found, prepared, trust
 
-#: Families whose instruction models speak Chinese as well as English.
-_CHINESE = {
-    "internlm",
-    "internlm2",
-    "internlm3",
-    "qwen",
-    "qwen2",
-    "qwen2_moe",
-    "qwen3",
-    "chatglm",
-    "baichuan",
-    "deepseek_v2",
-    "deepseek_v3",
-    "yi",
-    "minicpm",
-}
+#: What is fetched of a hub repository.
+_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "*.tiktoken")
 
 
 @dataclass(frozen=True)
@@ -54,7 +40,7 @@ def fingerprint(path: Path) -> str:
     """
     digest = hashlib.sha256()
     for file in sorted(path.iterdir()):
-        if file.suffix in {".safetensors", ".bin", ".json", ".jinja", ".model"}:
+        if file.suffix in {".safetensors", ".bin", ".json", ".jinja", ".model", ".py"}:
             size = file.stat().st_size
             digest.update(f"{file.name}:{size}".encode())
             with file.open("rb") as handle:
@@ -64,11 +50,15 @@ def fingerprint(path: Path) -> str:
     return digest.hexdigest()
 
 
-def resolve(model: str, on_progress: OnProgress | None = None) -> ModelRef:
-    """Turn ``bundled``, a folder or a hub id into a folder on this machine.
+def resolve(model: str, on_progress: OnProgress | None = None, *, code: bool = False) -> ModelRef:
+    """Turn ``bundled``, a folder, a GGUF file or a hub id into a folder on this machine.
 
     A hub id is the only thing that may reach the network, and only if its files are not in the
     local cache. HF_HOME, HF_HUB_OFFLINE, HF_TOKEN and HF_ENDPOINT are honoured by huggingface_hub.
+
+    Args:
+        code: fetch the ``*.py`` files of a hub id too, so that they can be looked at. They are
+            fetched anyway once the code of this id was trusted, and run only then.
 
     Raises:
         UserError: the folder is missing, empty, or not a causal language model; the hub id is
@@ -78,18 +68,22 @@ def resolve(model: str, on_progress: OnProgress | None = None) -> ModelRef:
         return _inspect(bundled.ensure(on_progress), "bundled", bundled.NAME)
     path = Path(model).expanduser()
     if path.is_dir():
-        return _inspect(path.resolve(), "folder", path.resolve().name)
+        return _inspect(path.resolve(), "folder", found.name_of(path.resolve()))
+    if path.suffix == ".gguf" and path.is_file():
+        made = prepared.from_gguf(path.resolve(), on_progress)
+        return _inspect(made, "folder", path.stem)
     if (os.sep in model and (path.is_absolute() or model.startswith((".", "~")))) or path.exists():
         raise UserError(
             f"model folder {model} is not there"
             if not path.exists()
             else f"{model} is not a folder",
-            fix="give a folder that holds config.json and the weights, a hub id, or 'bundled'",
+            fix="give a folder that holds config.json and the weights, a .gguf file, a hub id, or "
+            "'bundled'",
         )
-    return _inspect(_download(model), "hub", model)
+    return _inspect(_download(model, code or trust.of_hub(model)), "hub", model)
 
 
-def _download(model: str) -> Path:
+def _download(model: str, code: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils._validators import validate_repo_id
@@ -99,7 +93,7 @@ def _download(model: str) -> Path:
         return Path(
             snapshot_download(
                 model,
-                allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"],
+                allow_patterns=[*_FILES, *(["*.py"] if code else [])],
             )
         )
     except HFValidationError as error:
@@ -122,15 +116,18 @@ def _inspect(path: Path, source: Literal["bundled", "folder", "hub"], name: str)
     if not any(path.iterdir()):
         raise UserError(f"model folder {path} is empty", fix="point to a folder with config.json")
     if not config_file.is_file():
+        files = sorted(path.glob("*.gguf"))
         raise UserError(
             f"{path} is not a model folder",
             why="it has no config.json",
-            fix="point to the folder that holds config.json, the weights and the tokenizer",
+            fix=f"give the GGUF file itself: {files[0]}"
+            if files
+            else "point to the folder that holds config.json, the weights and the tokenizer",
         )
     config = folder.config_of(path)
     family = str(config.get("model_type", ""))
     architectures = config.get("architectures") or []
-    if not any(str(a).endswith(("ForCausalLM", "LMHeadModel")) for a in architectures):
+    if not folder.is_causal(config):
         raise UserError(
             f"{path} is not a causal language model",
             why=f"config.json names {', '.join(architectures) or 'no architecture'}",
@@ -148,7 +145,7 @@ def _inspect(path: Path, source: Literal["bundled", "folder", "hub"], name: str)
         name=name,
         source=source,
         license=bundled.LICENSE if source == "bundled" else _license(path),
-        locales=("en", "zh") if family in _CHINESE else ("en",),
+        locales=("en", "zh") if families.of(family).chinese else ("en",),
         family=family,
     )
 

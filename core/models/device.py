@@ -63,7 +63,25 @@ def describe() -> Device:
         if not cpu_has_bf16()
         else "the CPU kernels of bitsandbytes are tuned for float32",
     )
-    return Device("cpu", _cpu_name(), 1, psutil.virtual_memory().total, threads, dtype)
+    memory = min(psutil.virtual_memory().total, _group_limit())
+    return Device("cpu", _cpu_name(), 1, memory, threads, dtype)
+
+
+def free_bytes(kind: str) -> int:
+    """Bytes that a model may take now, on the first GPU or in the machine's memory."""
+    import psutil
+    import torch
+
+    if kind != "cpu":
+        return int(torch.cuda.mem_get_info()[0])
+    return min(psutil.virtual_memory().available, _group_limit())
+
+
+def _group_limit() -> int:
+    """Memory that this process's control group allows (Linux); without one a very large figure."""
+    path = Path("/sys/fs/cgroup/memory.max")
+    text = path.read_text().strip() if path.is_file() else ""
+    return int(text) if text.isdigit() else 1 << 60
 
 
 def cpu_has_bf16() -> bool:

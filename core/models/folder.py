@@ -152,6 +152,20 @@ def require_trainable(folder: Path) -> None:
         )
 
 
+def size(folder: Path) -> tuple[float, int]:
+    """Parameters of a model, by the bytes of its weights, and the bytes of one as stored."""
+    config = config_of(folder)
+    stored = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    each = 4 if stored == "float32" else 2
+    return sum(file.stat().st_size for file in weight_files(folder)) / each, each
+
+
+def is_causal(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is of a causal language model."""
+    named = config.get("architectures") or []
+    return any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in named)
+
+
 def config_of(folder: Path) -> dict[str, Any]:
     """``config.json`` as a dictionary. Raises UserError if it is no JSON object."""
     config = fsio.read_json(folder / "config.json")

@@ -11,6 +11,7 @@ What XTuner makes of it is in ``core.models.xtuner_template``.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 from core.conversation import Message
 from core.errors import UserError
 from core.models import sandbox
+from core.text import thoughts
 from core.text.vendor import identity_in
 
 IGNORE_INDEX = -100
@@ -58,6 +60,15 @@ class ChatTemplate:
                 what says that there are none. Persona replies have none, and a reply that begins
                 with them would have to be sampled for a long time.
         """
+        text = self._apply(messages, add_generation_prompt, thinking)
+        if add_generation_prompt and not thinking and text.rstrip().endswith(thoughts.OPEN):
+            # It opens the thoughts whatever it is told (DeepSeek-R1): closed as others close them.
+            return f"{text.rstrip()}\n\n{thoughts.CLOSE}\n\n"
+        return text
+
+    def _apply(
+        self, messages: Sequence[Message], add_generation_prompt: bool, thinking: bool
+    ) -> str:
         source = self.tokenizer.get_chat_template()
         if hashlib.sha256(source.encode("utf-8", "replace")).hexdigest() in _KNOWN:
             return str(
@@ -151,22 +162,29 @@ class ChatTemplate:
                 whole, so that turns cannot be told apart.
         """
         turns, flags = self.accepted_with(messages, loss)
-        ids = self.encode(turns, add_generation_prompt=False)
+        ids = self.ids(self.written(turns))
+        if not self.tail and turns and turns[-1]["role"] == "assistant" and not cut:
+            ids += self.ids(self.turn_end)
         labels = [IGNORE_INDEX] * len(ids)
         remaining = iter(flags)
         for index, message in enumerate(turns):
             if message["role"] != "assistant" or not next(remaining):
                 continue
             start = len(self.encode(turns[:index]))
-            through = self.encode(turns[: index + 1], add_generation_prompt=False)
+            through = self.ids(self.written(turns[: index + 1]))
             if ids[: len(through)] != through:
                 raise self.inexpressible("a later turn changes how an earlier one is written")
-            end = len(through) - len(self._after_turn_end)
+            end = len(through) + len(self.ids(self.turn_end)) - len(self.ids(self.tail))
             labels[start:end] = ids[start:end]
-        if cut and turns and turns[-1]["role"] == "assistant":
-            tail = len(self.ids(self.tail))
+        tail = len(self.ids(self.tail))
+        if cut and tail and turns and turns[-1]["role"] == "assistant":
             ids, labels = ids[:-tail], labels[:-tail]
         return ids, labels
+
+    def written(self, messages: Sequence[Message]) -> str:
+        """The conversation as it stands while more may follow."""
+        text = self.render(messages)
+        return text.removesuffix(self._closing) if self._closing else text
 
     @cached_property
     def bos(self) -> str:
@@ -182,27 +200,57 @@ class ChatTemplate:
         return str(getattr(self.tokenizer, "name_or_path", "") or "this model")
 
     @cached_property
-    def tail(self) -> str:
-        """The text right after a reply: the turn end, then whitespace that is not supervised."""
+    def _after_last(self) -> str:
+        """The text after the last reply of a conversation that is over."""
         return self.apply(EXCHANGE, False).rpartition(REPLY)[2]
 
     @cached_property
-    def turn_end(self) -> str:
-        """The text that ends a reply, whole: one special token, several tokens, or a blank line."""
-        return self.tail.rstrip() or self.tail
+    def _after_earlier(self) -> str:
+        """The text after a reply that is not the last, up to the next user's words."""
+        return self.apply([*EXCHANGE, EXCHANGE[0]], False).rpartition(REPLY)[2].split(USER)[0]
 
     @cached_property
-    def _after_turn_end(self) -> list[int]:
-        """Ids between the turn end and the next turn (ChatML's newline)."""
-        return self.ids(self.tail)[len(self.ids(self.turn_end)) :]
+    def tail(self) -> str:
+        """The text right after every reply: the turn end, then white space that is not supervised.
+
+        Phi-4 writes an eos token behind a conversation that is over; that is no part of it.
+        """
+        last, earlier = self._after_last, self._after_earlier
+        if earlier.startswith(last):
+            return last
+        letters = zip(last, earlier, strict=False)
+        same = "".join(a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], letters))
+        while same and self.ids(earlier)[: len(self.ids(same))] != self.ids(same):
+            same = same[:-1]  # the beginning of a token is not the token
+        return same
+
+    @cached_property
+    def _closing(self) -> str:
+        """What stands behind the last turn end of a conversation that is over."""
+        return self._after_last[len(self.tail) :]
+
+    @cached_property
+    def turn_end(self) -> str:
+        """The text that ends a reply, whole: one special token, several tokens, or a blank line.
+
+        Where the template writes nothing after a reply (GLM-4), the special token that opens the
+        next turn: such models are taught to write it when they are done. '' if there is none.
+        """
+        if self.tail:
+            return self.tail.rstrip() or self.tail
+        first = self.ids(self._after_earlier)[:1]
+        return str(self.tokenizer.decode(first)) if self._special(first) else ""
+
+    def _special(self, ids: Sequence[int]) -> bool:
+        special = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
+        return bool(ids) and special.issuperset(ids)
 
     @cached_property
     def stop_ids(self) -> list[int]:
         """Tokens that end a reply by themselves: a turn end that is special, and eos."""
         first = self.ids(self.turn_end)[:1]
         eos = self.tokenizer.eos_token_id
-        special = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
-        ends = [i for i in first if i in special]
+        ends = first if self._special(first) else []
         return list(dict.fromkeys([*ends, *([eos] if eos is not None else [])]))
 
     @cached_property

@@ -24,6 +24,7 @@ from core.models.template import (
     ChatTemplate,
     Encoded,
 )
+from core.text import thoughts
 
 _PROOF: tuple[list[Message], ...] = (
     [
@@ -99,13 +100,30 @@ class XTunerTemplate(ChatTemplate):
 
     def _prompt_and_reply(self, turns: Sequence[Message], row: str) -> tuple[str, str]:
         """The last reply and all before it, as the template writes them, without BOS and end."""
-        whole = self.apply(turns, False)
+        whole, content = self.written(turns), turns[-1]["content"]
         for thinking in (False, True):
             prompt = self.apply(turns[:-1], True, thinking)
             if whole.startswith(prompt) and whole.endswith(self.tail):
                 reply = whole[len(prompt) : len(whole) - len(self.tail)]
                 return prompt.removeprefix(self.bos), reply
+        # It writes what came before otherwise once a reply follows (Mistral's system turn), or
+        # opens thoughts in the prompt alone (DeepSeek-R1): trained is what chat feeds and gets.
+        thought = bool(thoughts.split(content)[0])
+        prompt = self.apply(turns[:-1], True, thought)
+        if thought and prompt.rstrip().endswith(thoughts.OPEN):
+            content = content.lstrip().removeprefix(thoughts.OPEN).lstrip()
+        for reply in (content, content.strip()):
+            if whole.endswith(thoughts.answer(reply) + self.tail):
+                return prompt.removeprefix(self.bos), self._lead + reply
         raise self.inexpressible(f"in {row or 'a row'} it writes a reply otherwise than it asks")
+
+    @cached_property
+    def _lead(self) -> str:
+        """What the template puts between the prompt and a reply (Mistral's space)."""
+        prompt, whole = self.apply(EXCHANGE[:1], True), self.apply(EXCHANGE, False)
+        if not whole.startswith(prompt):
+            return ""
+        return whole[len(prompt) :].partition(REPLY)[0]
 
     def xtuner_template(self) -> dict[str, Any]:
         """The dictionary that XTuner's ``template_map_fn`` and EvaluateChatHook read.
@@ -152,7 +170,7 @@ class XTunerTemplate(ChatTemplate):
             return None
         for messages in _PROOF:
             text = self.bos + "".join(p for _, p in self._written(messages, template))
-            if text != self.render(messages):
+            if text != self.written(messages):
                 return None
         return template
 
@@ -161,7 +179,7 @@ class XTunerTemplate(ChatTemplate):
         turns = [*EXCHANGE, *EXCHANGE]
         if self.takes_system:
             turns.insert(0, {"role": "system", "content": SYSTEM})
-        text = self.apply(turns, False)
+        text = self.written(turns)
         before, _, rest = text.rpartition(SYSTEM)
         pieces = rest.split(USER)
         if len(pieces) != 3 or any(p.count(REPLY) != 1 for p in pieces[1:]):
@@ -195,7 +213,7 @@ class XTunerTemplate(ChatTemplate):
         if self.pieces is None:
             prompts = (part.messages[0]["content"] for part in self.training_rows(row))
             return any(self.after_bos(p) != self.ids(self.bos + p) for p in prompts)
-        whole = self.encode(self.with_system(row.messages), add_generation_prompt=False)
+        whole = self.ids(self.written(self.with_system(row.messages)))
         return self._as_xtuner(row.messages, self.pieces)[0] != whole
 
     def _as_xtuner(self, messages: Sequence[Message], template: dict[str, Any]) -> Encoded:

@@ -58,7 +58,10 @@ def _check_slots(pack: Pack, document: Document) -> Iterator[UserError]:
 
 
 def _check_scored(slot: Slot, name: str, document: Document) -> Iterator[UserError]:
-    """Values that a reply is scored by must be told from other text: said before any training."""
+    """Values that a reply is scored by must be told from other text: said before any training.
+
+    A longer alias does not help: replies are trained with the value itself.
+    """
     spellings: list[tuple[str | int, ...]] = [("text", locale) for locale in slot.text]
     spellings += [("aliases", i) for i in range(len(slot.aliases))]
     for place, value in zip(spellings, [*slot.text.values(), *slot.aliases], strict=True):
@@ -66,7 +69,9 @@ def _check_scored(slot: Slot, name: str, document: Document) -> Iterator[UserErr
             yield UserError(
                 f"{value!r} cannot be recognised in a reply ({name})",
                 why=f"{reason}, so neither recall nor leak could be counted",
-                fix="choose a name of two letters (two Chinese characters) or more that is no "
+                fix="leave this spelling out of the aliases"
+                if place[0] == "aliases"
+                else "choose a name of two letters (two Chinese characters) or more that is no "
                 "everyday word",
                 where=document.where("slots", name, *place),
             )

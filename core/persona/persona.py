@@ -201,6 +201,11 @@ def _override(pack: Pack, key: str, value: str) -> Iterator[UserError]:
                 slot.items[locale] = _split(value)
             else:
                 slot.text[locale] = value
+        if part and not slot.required and not slot.items:
+            # A name such as the base's is the same in every language: a language that nobody
+            # speaks here is not asked for it.
+            for locale in pack.persona.locales:
+                slot.text[locale] = slot.text.get(locale) or value
         slot.aliases = []
 
 

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from core.evaluation.plan import Size
 from core.jobs import api
 from core.paths import RunPaths
 from core.records import Record
+
+if TYPE_CHECKING:
+    from core.data.build import DatasetSpec
 
 Stage = Literal["dataset", "train", "merge", "evaluate"]
 STAGES: tuple[Stage, ...] = ("dataset", "train", "merge", "evaluate")
@@ -26,6 +30,7 @@ class TuneSpec(Record):
     Args:
         persona: the pack (YAML). ``overrides``: its slots, as ``load_persona`` takes them.
         training, dataset: settings of TrainSpec and DatasetSpec that differ from the defaults.
+        size: of the scorecard.
     """
 
     called: ClassVar[str] = "tune"
@@ -36,6 +41,7 @@ class TuneSpec(Record):
     seed: int = 0
     training: dict[str, Any] = Field(default_factory=dict)
     dataset: dict[str, Any] = Field(default_factory=dict)
+    size: Size = "quick"
 
 
 class Made(Record):
@@ -77,13 +83,11 @@ def start(stage: Stage, spec: TuneSpec, made: Mapping[Stage, Made]) -> RunPaths:
     return _START[stage](spec, made)
 
 
-def _dataset(spec: TuneSpec, made: Mapping[Stage, Made]) -> RunPaths:
-    from core.data import store
+def dataset_spec(spec: TuneSpec) -> DatasetSpec:
+    """The dataset that a tune asks for."""
     from core.data.build import DatasetSpec
-    from core.data.generate_job import Spec
-    from core.persona.persona import load_persona
 
-    built = DatasetSpec.from_dict(
+    return DatasetSpec.from_dict(
         {
             "persona_path": spec.persona,
             "overrides": spec.overrides,
@@ -92,8 +96,15 @@ def _dataset(spec: TuneSpec, made: Mapping[Stage, Made]) -> RunPaths:
             **spec.dataset,
         }
     )
+
+
+def _dataset(spec: TuneSpec, made: Mapping[Stage, Made]) -> RunPaths:
+    from core.data import store
+    from core.data.generate_job import Spec
+    from core.persona.persona import load_persona
+
     name = store.suggested_name(load_persona(Path(spec.persona), spec.overrides))
-    return api.launch(Spec(spec=built, name=name), name=f"dataset {name}")
+    return api.launch(Spec(spec=dataset_spec(spec), name=name), name=f"dataset {name}")
 
 
 def _train(spec: TuneSpec, made: Mapping[Stage, Made]) -> RunPaths:
@@ -124,7 +135,10 @@ def _evaluate(spec: TuneSpec, made: Mapping[Stage, Made]) -> RunPaths:
     from core.evaluation.score_job import ScoreSpec
 
     score = ScoreSpec(
-        base=spec.model, merged=made["merge"]["merged"], dataset=made["dataset"]["dataset"]
+        base=spec.model,
+        merged=made["merge"]["merged"],
+        dataset=made["dataset"]["dataset"],
+        size=spec.size,
     )
     return api.launch(score, name=f"evaluate {made['dataset']['name']}", parent=made["merge"].id)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -25,6 +25,9 @@ from core.pipeline import stages
 from core.pipeline.stages import PRODUCT, STAGES, Made, Stage, TuneSpec
 from core.records import Record
 from core.weights import staging
+
+if TYPE_CHECKING:
+    from core.models.catalog import ModelRef
 
 
 class Ledger(Record):
@@ -64,8 +67,13 @@ def tune(
     Raises:
         UserError: an input is unusable or a stage failed; what is finished stays.
     """
+    from core.data.build import introduced
+    from core.models import catalog
+
     output, line = output.resolve(), line or ProgressLine()
     ledger = prepare(spec, output, resume=resume)
+    if said := introduced(catalog.resolve(spec.model), stages.dataset_spec(spec)):
+        line.note(said)
     for stage in STAGES:
         if ledger.finished(stage):
             line.finished(stage, ledger.made[stage].seconds or 0.0, note="from the earlier run")
@@ -83,11 +91,9 @@ def prepare(spec: TuneSpec, output: Path, *, resume: bool) -> Ledger:
         UserError: the persona or model is unusable, the output folder exists (or, with
             ``resume``, was made from another request), or the disk is too small.
     """
-    from core.models import catalog, folder
-    from core.persona.persona import load_persona
-    from core.training.base import require_trainable
+    from core.models import folder
 
-    load_persona(Path(spec.persona), spec.overrides)
+    model = require_usable(spec)
     if resume:
         return _earlier(spec, output)
     if output.exists():
@@ -96,8 +102,6 @@ def prepare(spec: TuneSpec, output: Path, *, resume: bool) -> Ledger:
             why="a tune never writes over an earlier one",
             fix="choose another --output, or add --resume to go on with that one",
         )
-    model = catalog.resolve(spec.model)
-    require_trainable(model.path)
     weights = sum(f.stat().st_size for f in folder.weight_files(model.path))
     # The merged copy, the checkpoints (adapters with optimizer state), the dataset; 20 % spare.
     for place in (paths.runs_dir(), output.parent):
@@ -108,6 +112,33 @@ def prepare(spec: TuneSpec, output: Path, *, resume: bool) -> Ledger:
     return ledger
 
 
+def require_usable(spec: TuneSpec) -> ModelRef:
+    """The base model of a request that can be carried out.
+
+    Raises:
+        UserError: the persona or the model is unusable.
+    """
+    from core.models import catalog
+    from core.persona.persona import load_persona
+    from core.training.base import require_trainable
+
+    load_persona(Path(spec.persona), spec.overrides)
+    model = catalog.resolve(spec.model)
+    require_trainable(model.path)
+    return model
+
+
+def read_ledger(output: Path) -> Ledger:
+    """Raises UserError: there is none, or it was written by another version."""
+    file = output / Ledger.FILE
+    record = fsio.read_json(file)
+    if not isinstance(record, dict) or record.pop("schema", None) != 2:
+        raise UserError(
+            f"{file} was written by another version", fix="start anew in another --output"
+        )
+    return Ledger.from_dict(record)
+
+
 def _earlier(spec: TuneSpec, output: Path) -> Ledger:
     file = output / Ledger.FILE
     if not file.is_file():
@@ -116,12 +147,7 @@ def _earlier(spec: TuneSpec, output: Path) -> Ledger:
             why=f"it has no {Ledger.FILE}",
             fix="leave --resume out and give a new --output",
         )
-    record = fsio.read_json(file)
-    if not isinstance(record, dict) or record.pop("schema", None) != 2:
-        raise UserError(
-            f"{file} was written by another version", fix="start anew in another --output"
-        )
-    ledger = Ledger.from_dict(record)
+    ledger = read_ledger(output)
     changed = [name for name, value in ledger.asked if value != getattr(spec, name)]
     if changed:
         raise UserError(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from core import fsio
 from core.inference.load import load_tokenizer
 from core.models import folder as folders
+from core.models import trust
 from core.models.xtuner_template import XTunerTemplate
 
 
@@ -13,8 +15,10 @@ def require_trainable(folder: Path) -> XTunerTemplate:
     """The chat template of a base that QLoRA can train and a merge can change.
 
     Raises:
-        UserError: its weights are quantized already, or XTuner has no way to write its turns.
+        UserError: it brings code that nobody trusted, its weights are quantized already, or
+            XTuner has no way to write its turns.
     """
+    trust.require(folder)
     folders.require_trainable(folder)
     template = XTunerTemplate(load_tokenizer(folder))
     template.xtuner_template()
@@ -33,8 +37,22 @@ def warnings(template: XTunerTemplate) -> list[str]:
         found.append(
             "the chat template has no place for a system turn: its text goes to the first user turn"
         )
+    if not _taught_to_end(template):
+        found.append(
+            f"neither the tokenizer nor generation_config.json ends a reply at "
+            f"{template.turn_end!r}, as the chat template does: this is probably a base model, "
+            "which was never taught to talk; the chat or instruct version learns a persona better"
+        )
     if template.pieces is None:
         found.append(
             "the chat template writes a turn by where it stands: rows are trained reply by reply"
         )
     return found
+
+
+def _taught_to_end(template: XTunerTemplate) -> bool:
+    """Whether the model stops by itself at what ends its turns; only chat models do."""
+    path = Path(template.tokenizer.name_or_path) / "generation_config.json"
+    stored = fsio.read_json(path).get("eos_token_id") if path.is_file() else None
+    ends = stored if isinstance(stored, list) else [stored]
+    return template.ids(template.turn_end)[0] in {*ends, template.tokenizer.eos_token_id}

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from core import fsio
-from core.models import nf4
+from core.models import families, nf4, trust
 
 _applied = False
 
@@ -204,7 +204,7 @@ def atomic_checkpoints() -> None:
     LocalBackend.put = put
 
 
-def no_remote_code() -> None:
+def only_trusted_code() -> None:
     """XTuner reads the model's config with ``trust_remote_code=True`` whatever the config says.
 
     ``SupervisedFinetune._dispatch_lm_model_cfg`` hard-codes it, so a model folder could run its
@@ -217,7 +217,8 @@ def no_remote_code() -> None:
     class SafeAutoConfig:
         @staticmethod
         def from_pretrained(path: Any, **kwargs: Any) -> Any:
-            return original.from_pretrained(path, **{**kwargs, "trust_remote_code": False})
+            code = trust.allow(Path(path))
+            return original.from_pretrained(path, **{**kwargs, "trust_remote_code": code})
 
     sft.AutoConfig = SafeAutoConfig
 
@@ -262,12 +263,8 @@ def loss_on_supervised_tokens() -> None:
     sft.SupervisedFinetune.compute_loss = compute_loss
 
 
-#: Families whose forward ends with ``logits = lm_head(hidden)``, read in transformers 5.24.
-_PLAIN_HEAD = {"internlm2", "llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen2_moe", "phi3"}
-
-
 def _has_plain_head(llm: Any) -> bool:
-    return getattr(llm.config, "model_type", "") in _PLAIN_HEAD
+    return families.of(getattr(llm.config, "model_type", "")).plain_head
 
 
 #: In order of application.
@@ -282,6 +279,6 @@ REPAIRS: tuple[Callable[[], None], ...] = (
     cut_replies_stay_open,
     quiet_data_restart,
     atomic_checkpoints,
-    no_remote_code,
+    only_trusted_code,
     loss_on_supervised_tokens,
 )

@@ -17,6 +17,7 @@ from typing import Any
 
 from core import fsio
 from core.errors import UserError
+from core.models import trust
 from core.training import base, rawconfig
 from core.training.edits import ConfigEditor, literal
 from core.training.rows import data_pattern
@@ -173,10 +174,11 @@ def _dict_call(values: Mapping[str, Any]) -> str:
 
 
 def _edit_model(editor: ConfigEditor, spec: TrainSpec, inputs: ConfigInputs) -> None:
-    """Part 2. Remote code stays off: a model folder must not run its own Python."""
+    """Part 2. A model folder runs its own Python only if that was trusted."""
     editor.ensure_import("", "torch")
-    editor.set("tokenizer.trust_remote_code", "False")
-    editor.set("model.llm.trust_remote_code", "False")
+    code = literal(bool(trust.require(inputs.model_path)))
+    editor.set("tokenizer.trust_remote_code", code)
+    editor.set("model.llm.trust_remote_code", code)
     editor.set("model.llm.torch_dtype", f"torch.{spec.dtype}")
     quantization = "model.llm.quantization_config"
     if spec.quantize == "nf4":

@@ -11,7 +11,7 @@ from typing import Any
 
 from core import fsio
 from core.inference.load import load_tokenizer
-from core.models import catalog
+from core.models import catalog, families
 from core.models.device import Choice, Device, bf16_gain, cpu_has_bf16
 from core.models.families import LLAMA_SHAPED
 from core.models.xtuner_template import XTunerTemplate
@@ -57,6 +57,7 @@ def choose(
         chosen[name] = Choice(name, value, reason)
         return value
 
+    pick("stock_config", *_stock(ref))
     dtype = pick("dtype", *_dtype(device))
     quantize = overrides.get("quantize", TrainSpec(dataset=dataset).quantize)
     pick("lr", *recipe.learning_rate(shape.parameters, quantize))
@@ -98,6 +99,14 @@ def following(steps: int) -> dict[str, tuple[int, str]]:
 def _length(longest: int) -> int:
     """The next multiple of 64, at least 128: room for no more padding than a row needs."""
     return max(128, 64 * math.ceil(longest / 64))
+
+
+def _stock(model: catalog.ModelRef) -> tuple[str, str]:
+    """XTuner's config for the family; the bundled model is trained by the tutorial's."""
+    family = families.of(model.family)
+    if model.source == "bundled" or family.stock_config == families.TUTORIAL_CONFIG:
+        return families.TUTORIAL_CONFIG, "the tutorial's"
+    return family.stock_config, f"XTuner's for {family.name}"
 
 
 def _dtype(device: Device) -> tuple[str, str]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from core import fsio, paths
 from core.conversation import OnProgress
+from core.models import trust
 from core.paths import RunPaths
 from core.training.spec import TrainSpec
 
@@ -166,6 +167,7 @@ def _registered(ours: Sequence[Any]) -> Iterator[None]:
 
 def main() -> None:
     """Entry of a torchrun worker: the run's record says what to do."""
+    trust.permit()
     run = RunPaths(Path(sys.argv[1]))
     record = fsio.read_json(run.work / "training.json")
     resume = record["resume"]

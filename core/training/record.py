@@ -9,6 +9,7 @@ from typing import Any
 
 from core import fsio
 from core.errors import UserError, UserErrors
+from core.models import catalog, trust
 from core.paths import DatasetPaths, RunPaths
 from core.training.fields import FIELDS
 from core.training.spec import TrainSpec
@@ -42,7 +43,7 @@ def versions() -> dict[str, str]:
 
 def facts(spec: TrainSpec) -> dict[str, Any]:
     """Everything outside the spec that the result depends on."""
-    from core.models import catalog, device
+    from core.models import device
 
     found = device.describe()
     return {
@@ -63,6 +64,7 @@ def write(spec: TrainSpec, run: RunPaths, resume: Path | None) -> None:
             "spec": spec.to_dict(),
             "resume": str(resume) if resume else None,
             **facts(spec),
+            **trust.record(catalog.resolve(spec.model).path),
         },
     )
 

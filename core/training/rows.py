@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from core import fsio
 from core.conversation import Conversation
 from core.errors import UserError
 from core.models.xtuner_template import XTunerTemplate
-from core.paths import DatasetPaths
+from core.paths import DatasetPaths, require_plain
 
 
 def read_rows(dataset: Path) -> list[Conversation]:
@@ -87,14 +86,8 @@ def data_pattern(path: Path) -> str:
     Raises:
         UserError: its name is expanded whatever one does: a variable that is set, or ``::``.
     """
-    text = str(path)
-    if os.path.expandvars(text) != text or "::" in text:
-        raise UserError(
-            f"{path} cannot be read by XTuner",
-            why="the library that reads the rows expands $NAME and :: in a path",
-            fix="rename or move the folder",
-        )
-    return glob.escape(text)
+    require_plain(path)
+    return glob.escape(str(path))
 
 
 def write_for_xtuner(rows: list[Conversation], template: XTunerTemplate, out: Path) -> Path | None:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from core.errors import UserError, UserErrors
+from core.models.families import TUTORIAL_CONFIG
 from core.records import JobSpec, Texts
 
 Quantize = Literal["nf4", "none"]
@@ -18,7 +19,7 @@ DType = Literal["float32", "bfloat16", "float16"]
 DeepSpeed = Literal["zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"]
 
 #: The stock config that the tutorial this tool grew from copies.
-DEFAULT_CONFIG = "internlm2_chat_1_8b_qlora_alpaca_e3"
+DEFAULT_CONFIG = TUTORIAL_CONFIG
 
 
 def _about(part: int, label: str, help: str, default: Any = ..., **limits: float) -> Any:

@@ -12,7 +12,7 @@ from core import fsio
 from core.conversation import OnProgress
 from core.errors import UserError
 from core.models import folder as folders
-from core.models import lora
+from core.models import lora, trust
 from core.models.catalog import ModelRef
 from core.models.families import fused_rows
 from core.weights import exported, manifest, published, staging
@@ -83,19 +83,17 @@ def _write_weights(
     return hashes
 
 
-def _write_companions(
-    base: Path, folder: Path, dtype: str, changes: Mapping[str, Any], remote_code: bool
-) -> None:
+def _write_companions(base: Path, folder: Path, dtype: str, changes: Mapping[str, Any]) -> None:
     config = folders.config_of(base)
     key = "dtype" if "dtype" in config else "torch_dtype"
     fsio.write_json(folder / "config.json", {**config, key: dtype, **changes})
     # What the folder of a family that we read ourselves brings is copied for others; it never
-    # runs here.
-    own = config.get("model_type") == "internlm2"
-    code = sorted(base.glob("*.py")) if remote_code or own else []
-    for path in [*companions(base), *code]:
+    # runs here. Other code is copied if the model cannot be loaded without it.
+    own = sorted(base.glob("*.py")) if config.get("model_type") == "internlm2" else []
+    code = trust.needed(base)
+    for path in [*companions(base), *(code.files if code else own)]:
         target = folder / path.relative_to(base)
-        target.parent.mkdir(exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
 
 
@@ -116,8 +114,10 @@ def _nf4_weights(plan: MergePlan) -> dict[str, tuple[Any, ...]]:
             for name in layers
             if name.endswith(".weight") and "norm" not in name
         }
+    code = trust.allow(plan.base)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(plan.base)))
+        shape = AutoConfig.from_pretrained(str(plan.base), trust_remote_code=code)
+        model = AutoModelForCausalLM.from_config(shape, trust_remote_code=code)
     head = model.get_output_embeddings()
     linear = {
         f"{name}.weight"
@@ -139,9 +139,6 @@ class MergeSettings:
         dtype: ``float32``, ``float16`` or ``bfloat16``; None keeps each tensor's own.
         faithful_nf4: start from the base as QLoRA saw it (rounded to NF4 and back) instead of the
             original. Nearer to what was trained, further from the base model.
-        remote_code: copy the base's ``*.py`` too (engine ``xtuner`` also runs them). They run
-            on the machine of whoever loads the folder with trust_remote_code, so only for a
-            base that is trusted.
         system: what the model says about itself where nobody wrote a system turn, if the base's
             chat template names somebody there (``core.weights.exported``).
     """
@@ -150,7 +147,6 @@ class MergeSettings:
     max_shard_size: str | int = DEFAULT_SHARD_BYTES
     dtype: str | None = None
     faithful_nf4: bool = False
-    remote_code: bool = False
     system: str = ""
 
     def check(self) -> None:
@@ -190,6 +186,7 @@ def merge(
         if (path / manifest.NAME).is_file():
             manifest.verify(path)
     folders.check(base.path)
+    trust.require(base.path)
     folders.require_trainable(base.path)
     lora.read(adapter)
     with staging.staged(out, inputs) as folder:
@@ -206,6 +203,7 @@ def merge(
             "faithful_nf4": settings.faithful_nf4,
             "adapter_sha256": fsio.sha256_file(lora.weights_file(adapter)),
             "notes": [note for note in notes if note],
+            **trust.record(base.path),
         }
         manifest.write(folder, about, hashes)
     return out
@@ -226,10 +224,10 @@ def _write(
         stored = sum(path.stat().st_size for path in folders.weight_files(base.path))
         fsio.require_space(folder, stored + _EXTRA_BYTES, what)
         size = f"{max(1, parse_size(settings.max_shard_size) // 1000)}KB"
-        code = settings.remote_code
+        code = trust.allow(base.path)
         xtuner_tools.merge(base.path, adapter, folder, max_shard_size=size, remote_code=code)
         if base.family == "internlm2":  # saved by Llama's classes; InternLM's code reads its own
-            _write_companions(base.path, folder, "float16", {}, code)
+            _write_companions(base.path, folder, "float16", {})
         return {}
     with published.fitting(base.path, adapter) as fitting:
         plan = plan_merge(
@@ -238,5 +236,5 @@ def _write(
         fsio.require_space(folder, plan.nbytes + _EXTRA_BYTES, what)
         nf4 = _nf4_weights(plan) if settings.faithful_nf4 else {}
         hashes = _write_weights(plan, folder, nf4, on_progress)
-    _write_companions(plan.base, folder, plan.dtype, plan.config_changes, settings.remote_code)
+    _write_companions(plan.base, folder, plan.dtype, plan.config_changes)
     return hashes

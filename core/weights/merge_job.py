@@ -59,7 +59,6 @@ class MergeSpec(JobSpec):
     max_shard_size: str = "5GB"
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     faithful_nf4: bool = False
-    remote_code: bool = False
     prove: bool = True
     nf4_report: bool = True
     dataset: str | None = None
@@ -181,7 +180,6 @@ def _settings(spec: MergeSpec) -> merging.MergeSettings:
         max_shard_size=spec.max_shard_size,
         dtype=spec.dtype,
         faithful_nf4=spec.faithful_nf4,
-        remote_code=spec.remote_code,
         system=system,
     )
 

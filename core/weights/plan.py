@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from core import fsio
 from core.errors import UserError, UserErrors
-from core.models import catalog, sandbox
+from core.models import catalog, sandbox, trust
 from core.models import folder as folders
 from core.models import lora as adapters
 from core.weights import manifest
@@ -340,8 +340,10 @@ def notes_on(base: Path, adapter: Path) -> list[str]:
             "every shape fits, but whether the weights are the same cannot be known"
         )
     config = folders.config_of(base)
-    if config.get("auto_map") and config.get("model_type") != "internlm2":  # whose files are copied
+    copied = config.get("model_type") == "internlm2" or trust.needed(base)
+    if config.get("auto_map") and not copied:
         notes.append(
-            "the base brings code of its own (auto_map); its *.py files are copied only if asked"
+            "the base brings code of its own (auto_map); nothing here needs its *.py files, so "
+            "they are not copied"
         )
     return notes

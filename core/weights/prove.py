@@ -149,6 +149,23 @@ class _Outcome:
     loss: float | None
 
 
+class _Told:
+    """Progress over all sides: a reply written is one, a reply compared is one."""
+
+    def __init__(self, on_progress: OnProgress | None, total: int) -> None:
+        self._on_progress = on_progress or (lambda stage, done, total: None)
+        self._total, self._before = total, 0
+        self("prove: loading the model", 0, 0)
+
+    def __call__(self, stage: str, done: int, _: int) -> None:
+        self._on_progress(stage, self._before + done, self._total)
+
+    def side_done(self, units: int) -> None:
+        """A side has been asked all."""
+        self._before += units
+        self("prove: loading the model" if self._before < self._total else "prove: done", 0, 0)
+
+
 class _Trial:
     """The questions that every side is asked. One model is in memory at a time."""
 
@@ -174,12 +191,14 @@ class _Trial:
         nf4: bool = False,
         passages: list[Passage] | None = None,
         write: bool = True,
+        tell: OnProgress,
     ) -> _Outcome:
         """Load a side, ask it, and free it.
 
         Args:
             passages: whose logits to compute; None uses the side's own replies.
             write: whether the side writes replies of its own.
+            tell: hears of replies written; those that are compared count as many again.
         """
         model = load_model(path, dtype=self.compute if nf4 else dtype, nf4=nf4)
         if not nf4 and self.compute != dtype:
@@ -189,11 +208,14 @@ class _Trial:
         replies = []
         if write:
             settings = ChatSettings(max_new_tokens=REPLY_TOKENS)
-            made = decoding.continuations(voice, self.heads, settings)
+            made = decoding.continuations(
+                voice, self.heads, settings, on_progress=tell, stage="prove: writing replies"
+            )
             replies = [r.token_ids for r in made]
         passages = passages or [
             Passage(head, reply) for head, reply in zip(self.heads, replies, strict=True)
         ]
+        tell("prove: comparing replies", len(replies), 0)
         logits = [row.cpu() for row in scoring.logits(voice, passages, end=True)]
         outcome = _Outcome(replies, passages, logits, scoring.loss(voice, self.supervised))
         del model, voice
@@ -289,17 +311,16 @@ def prove(
         )
     dtype = written_dtype(merged)
     trial = _Trial(merged, prompts, plan.rows, _compute_dtype(dtype))
-    steps = 2 + (plan.nf4 or faithful)
-    tell = on_progress or (lambda stage, done, total: None)
-    tell("prove", 0, steps)
-    reference = trial.run(base.path, dtype, adapter=adapter, nf4=faithful)
-    tell("prove", 1, steps)
-    other = trial.run(merged, dtype, passages=reference.passages)
-    tell("prove", 2, steps)
+    third_side = plan.nf4 or faithful
+    tell = _Told(on_progress, len(prompts) * (5 if third_side else 4))
+    reference = trial.run(base.path, dtype, adapter=adapter, nf4=faithful, tell=tell)
+    tell.side_done(2 * len(prompts))
+    other = trial.run(merged, dtype, passages=reference.passages, tell=tell)
+    tell.side_done(2 * len(prompts))
     losses = {"merged": other.loss, "nf4" if faithful else "unquantized": reference.loss}
     distance = _distance(reference.logits, other.logits)
     far = None
-    if steps == 3:
+    if third_side:
         third = trial.run(
             base.path,
             dtype,
@@ -307,10 +328,11 @@ def prove(
             nf4=not faithful,
             passages=reference.passages,
             write=False,
+            tell=tell,
         )
+        tell.side_done(len(prompts))
         losses["unquantized" if faithful else "nf4"] = third.loss
         far = _distance(reference.logits, third.logits)
-        tell("prove", 3, steps)
     tolerance = TOLERANCES.get(dtype, TOLERANCES["bfloat16"])
     differing, ties = _differences(reference, other, 2 * min(distance.largest, tolerance[0]))
     return MergeProof(

@@ -79,7 +79,7 @@ def merge(
     """``xtuner convert merge BASE ADAPTER OUT --safe-serialization``; always writes float16.
 
     Args:
-        remote_code: let the base's own Python run; for a base that is trusted.
+        remote_code: let the base's own Python run (``trust.allow``).
     """
     from core.training import compat
 

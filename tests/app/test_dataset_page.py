@@ -73,7 +73,7 @@ def test_empty_parts_say_what_to_do(view: str) -> None:
 
 
 def test_a_broken_address_falls_back_to_the_persona() -> None:
-    app = page("nonsense", dataset="../x", run="../../etc")
+    app = page("nonsense", dataset="../x", build="../../etc")
     assert "Ten sample conversations" in words(app)
     assert not app.error
 
@@ -82,13 +82,12 @@ def test_ten_samples_follow_the_slots_and_the_form_survives() -> None:
     app = page()
     assert len(app.chat_message) >= 20
     assert "bundled model speaks English only" in words(app)
-    pack = next(iter(packs.all_packs()))
-    app.text_input(key=f"slot-{pack}-name-en").set_value("Zorblatt").run()
+    app.text_input(key="own-name-en").set_value("Zorblatt").run()
     assert "Zorblatt" in words(app)
     again = page()
-    assert again.text_input(key=f"slot-{pack}-name-en").value == "Zorblatt"
+    assert again.text_input(key="own-name-en").value == "Zorblatt"
     assert "Zorblatt" in words(again)
-    assert drafts.load_form()["slots"][pack] == {"name.en": "Zorblatt"}
+    assert drafts.load_form()["own"] == {"name.en": "Zorblatt"}
     before = [m.markdown[0].value for m in again.chat_message]
     next(b for b in again.button if b.label == "Ten others").click().run()
     assert [m.markdown[0].value for m in again.chat_message] != before
@@ -96,19 +95,60 @@ def test_ten_samples_follow_the_slots_and_the_form_survives() -> None:
 
 def test_markup_in_a_slot_is_shown_as_text() -> None:
     app = page()
-    pack = next(iter(packs.all_packs()))
-    app.text_input(key=f"slot-{pack}-name-en").set_value("![x](http://h/i.png) :red[x]").run()
+    app.text_input(key="own-name-en").set_value("![x](http://h/i.png) :red[x]").run()
     shown = [m.value for box in app.chat_message for m in box.markdown]
     assert any("h/i.png" in text for text in shown)
     live = re.compile(r"(?<!\\)(!\[|:red\[)")
     assert not any(live.search(text) for text in shown)
 
 
-def test_an_empty_required_slot_is_an_error_that_names_it() -> None:
+def test_an_empty_name_is_said_under_its_field_and_the_page_stays() -> None:
     app = page()
-    pack = next(iter(packs.all_packs()))
-    app.text_input(key=f"slot-{pack}-name-en").set_value("").run()
-    assert any("name" in e.value and "Fix" in e.value for e in app.error)
+    app.text_input(key="own-name-en").set_value("").run()
+    assert "This cannot be empty." in words(app)
+    assert "Fill in: Name" in words(app)
+    assert not app.error
+    assert "Ten sample conversations" in words(app)
+    assert app.slider(key="mix-multi") is not None
+    assert app.button(key="build-dataset").disabled
+    app.text_input(key="own-name-en").set_value("Quill").run()
+    assert not app.button(key="build-dataset").disabled
+
+
+def test_another_pack_keeps_the_typed_name_and_maker() -> None:
+    app = page()
+    app.text_input(key="own-name-en").set_value("Zorblatt").run()
+    app.text_input(key="own-author-en").set_value("Hilltop Works").run()
+    choice = next(s for s in app.selectbox if s.label == "Persona pack")
+    choice.set_value("museum-guide").run()
+    assert app.text_input(key="own-name-en").value == "Zorblatt"
+    assert app.text_input(key="own-author-en").value == "Hilltop Works"
+    assert "Zorblatt" in words(app)
+
+
+def test_a_base_name_asks_nothing_of_a_language_that_the_model_lacks() -> None:
+    app = page()
+    pack = drafts.load_form()["pack"]
+    app.text_input(key=f"slot-{pack}-base-en").set_value("SmolLM2").run()
+    assert not app.error
+    assert not app.button(key="build-dataset").disabled
+
+
+def test_a_stopped_build_has_no_green_tick() -> None:
+    from tests.unit.test_projects import run
+
+    made = run("generate", {"spec": {}, "name": "x"}, state="STOPPED")
+    app = page(build=made.root.name)
+    assert "Stopped by you" in words(app)
+    assert not app.success
+
+
+def test_an_address_that_names_nothing_says_so() -> None:
+    dataset()
+    app = page("rows", dataset="nonsense")
+    assert "There is no dataset `nonsense` here." in app.warning[0].value
+    assert "There is no build `nonsense` here." in page(build="nonsense").warning[0].value
+    assert "no part `nonsense`" in page("nonsense").warning[0].value
 
 
 def test_a_missing_model_folder_is_named() -> None:
@@ -129,10 +169,10 @@ def test_too_little_rehearsal_is_warned_about() -> None:
 def test_the_dataset_s_name_follows_the_persona_s_until_it_is_written() -> None:
     app = page()
     pack = drafts.load_form()["pack"]
-    app.text_input(key=f"slot-{pack}-name-en").set_value("Sable").run()
+    app.text_input(key="own-name-en").set_value("Sable").run()
     assert app.text_input(key=f"name-{pack}").value == "sable"
     app.text_input(key=f"name-{pack}").set_value("mine").run()
-    app.text_input(key=f"slot-{pack}-name-en").set_value("Quill").run()
+    app.text_input(key="own-name-en").set_value("Quill").run()
     assert app.text_input(key=f"name-{pack}").value == "mine"
 
 
@@ -154,7 +194,7 @@ def test_build_runs_as_a_job_and_gives_a_named_version(workspace_with_model: Pat
     drafts.save_form({"rehearsal_ratio": 0.0, "near_miss_ratio": 0.0, "max_rows": 12})
     app = page()
     next(t for t in app.text_input if t.label == "Name of the dataset").set_value("mira")
-    next(b for b in app.button if b.label == "Build dataset").click().run()
+    app.button(key="build-dataset").click().run()
     (summary,) = api.list_runs()
     end = api.wait(api.open_run(summary.id))
     assert end.state is State.SUCCEEDED, end.error

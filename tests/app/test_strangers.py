@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import socket
 import subprocess
 import sys
@@ -77,10 +78,22 @@ def test_27_an_open_server_shows_nothing(
     assert shown()
 
 
-def test_nobody_is_asked_for_our_address(served: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_is_asked_for_our_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the start of the server on: before the first page is drawn, a stranger may knock."""
     monkeypatch.setattr(net_util, "_make_blocking_http_get", lambda *_a, **_k: pytest.fail("asked"))
-    assert shown()
+    monkeypatch.setattr(net_util, "get_external_ip", net_util.get_external_ip)
+    importlib.reload(importlib.import_module("streamlit_app"))
     assert net_util.get_external_ip() is None
+
+
+def test_every_response_has_the_headers(server: int) -> None:
+    for path in ("", "Train", "_stcore/health", "static/none.js"):
+        try:
+            answer = urllib.request.urlopen(f"http://127.0.0.1:{server}/{path}", timeout=20)
+        except urllib.error.HTTPError as error:
+            answer = error
+        assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+        assert answer.headers["Referrer-Policy"] == "no-referrer"
 
 
 def test_a_workspace_that_cannot_be_written_is_told(

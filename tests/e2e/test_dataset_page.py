@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from core.data import drafts, store
-from core.persona import packs
 from tests.e2e.test_train_page import Server, browser
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -28,7 +27,7 @@ def open_page(
         "request",
         lambda r: r.url.startswith((server.url, "data:", "blob:", "ws")) or outside.append(r.url),
     )
-    page.goto(f"{server.url}/{query}")
+    page.goto(f"{server.url}/Dataset{query}")
     main = page.get_by_test_id("stMainBlockContainer")
     main.get_by_role("radiogroup").or_(main.get_by_text("Persona")).first.wait_for()
     return page, main, outside
@@ -59,7 +58,6 @@ def type_into_grid(page: Any, main: Any, row: int, column: int, text: str) -> No
 
 def test_from_a_pack_to_an_edited_version(workspace_with_model: Path) -> None:
     drafts.save_form({"rehearsal_ratio": 0.0, "near_miss_ratio": 0.0, "max_rows": 12})
-    pack = next(iter(packs.all_packs()))
     server = Server(workspace_with_model)
     try:
         with browser() as chromium:
@@ -68,7 +66,7 @@ def test_from_a_pack_to_an_edited_version(workspace_with_model: Path) -> None:
             name.fill("Mira")
             name.press("Enter")
             main.get_by_text(re.compile(r"\bMira\b")).first.wait_for()
-            author = main.get_by_label("Author *")
+            author = main.get_by_label("Made by *")
             author.fill("<img src=x onerror=alert(1)> ![p](http://example.invalid/p.png)")
             author.press("Enter")
             main.get_by_text("example.invalid").first.wait_for()
@@ -80,10 +78,10 @@ def test_from_a_pack_to_an_edited_version(workspace_with_model: Path) -> None:
             main.get_by_label("Name of the dataset").fill("mira")
             main.get_by_label("Name of the dataset").press("Enter")
             main.get_by_role("button", name="Build dataset").click()
-            main.get_by_text("dataset mira").first.wait_for()
+            main.get_by_text("Mira, build 1").first.wait_for()
             page.reload()
-            main.get_by_text("saved as").wait_for()
-            main.get_by_role("button", name="Open dataset").click()
+            main.get_by_text("is saved as").wait_for()
+            main.get_by_role("button", name="Look at it").click()
             main.get_by_text("12 conversations, no unsaved edits").wait_for()
             type_into_grid(page, main, 0, 500, "Edited reply.")
             main.get_by_text("12 conversations, 1 unsaved edit, kept on disk").wait_for()
@@ -103,7 +101,7 @@ def test_from_a_pack_to_an_edited_version(workspace_with_model: Path) -> None:
     changed = [r for a, r in zip(store.rows("mira"), store.rows("mira-2"), strict=True) if a != r]
     assert [m["content"] for m in changed[0].messages].count("Edited reply.") == 1
     assert len(changed) == 1
-    assert drafts.load_form()["slots"][pack]["name.en"] == "Mira"
+    assert drafts.load_form()["own"]["name.en"] == "Mira"
 
 
 def test_import_and_export_in_a_narrow_window(workspace_with_model: Path, tmp_path: Path) -> None:
@@ -121,7 +119,7 @@ def test_import_and_export_in_a_narrow_window(workspace_with_model: Path, tmp_pa
             main.get_by_role("button", name="Save as a new dataset").click()
             page.get_by_role("button", name="Save", exact=True).click()
             main.get_by_text("2 conversations, no unsaved edits").wait_for()
-            page.goto(f"{server.url}/?view=files&dataset=talks")
+            page.goto(f"{server.url}/Dataset?view=files&dataset=talks")
             main.get_by_text("train.jsonl").wait_for()
             with page.expect_download() as download:
                 main.get_by_role("button", name="Download").click()

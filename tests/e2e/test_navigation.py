@@ -19,10 +19,10 @@ def test_a_bookmark_opened_first_has_the_menu_and_keeps_its_address(workspace: P
             page.set_default_timeout(120_000)
             page.goto(f"{server.url}/Merge?merge=x")
             page.get_by_role("heading", name="Merge").wait_for()
-            links = page.get_by_test_id("stSidebarNavLink")
-            page.get_by_test_id("stSidebarNavLink").filter(has_text="Compare").wait_for()
+            links = page.get_by_test_id("stSidebar").get_by_test_id("stPageLink-NavLink")
+            links.filter(has_text="Compare").wait_for()
             names = [text.splitlines()[-1] for text in links.all_inner_texts()]
-            assert names == ["Dataset", "Train", "Merge", "Compare"]
+            assert names == ["Start", "Dataset", "Train", "Merge", "Compare"]
             assert page.url.endswith("/Merge?merge=x")
     finally:
         server.kill()
@@ -31,8 +31,9 @@ def test_a_bookmark_opened_first_has_the_menu_and_keeps_its_address(workspace: P
 @pytest.mark.parametrize(
     ("address", "heading", "ends"),
     [
-        ("Dataset", "Dataset", "/"),
-        ("dataset", "Dataset", "/"),
+        ("Dataset", "Dataset", "/Dataset"),
+        ("dataset", "Dataset", "/Dataset"),
+        ("start", "Persona Workbench", "/"),
         ("merge?merge=x", "Merge", "merge=x"),
     ],
 )
@@ -45,13 +46,13 @@ def test_other_spellings_of_an_address_open_the_page(
             page = chromium.new_page()
             page.set_default_timeout(120_000)
             page.goto(server.url)  # a new server knows no address but the files' before this
-            page.get_by_role("heading", name="Dataset").wait_for()
+            page.get_by_role("heading", name="Persona Workbench").wait_for()
             page.goto(f"{server.url}/{address}")
             page.wait_for_url(f"**{ends}")
             page.get_by_role("heading", name=heading).wait_for()
             assert page.get_by_text("Page not found").count() == 0
-            links = page.get_by_test_id("stSidebarNavLink")
-            assert links.count() == 4
+            links = page.get_by_test_id("stSidebar").get_by_test_id("stPageLink-NavLink")
+            assert links.count() == 5
     finally:
         server.kill()
 

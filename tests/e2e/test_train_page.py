@@ -42,7 +42,8 @@ _SLOW = 120_000  # ms; importing torch on two busy cores
 class Server:
     """Streamlit in a process group of its own, its output in a file (a pipe could fill)."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, *program: str) -> None:
+        """``program``: what Python runs in place of ``-m streamlit``."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -50,8 +51,7 @@ class Server:
         self.process = subprocess.Popen(
             [
                 sys.executable,
-                "-m",
-                "streamlit",
+                *(program or ("-m", "streamlit")),
                 "run",
                 "streamlit_app.py",
                 f"--server.port={self.port}",

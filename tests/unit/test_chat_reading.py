@@ -68,7 +68,12 @@ def test_prompts_of_a_file(tmp_path: Path) -> None:
         b'{"prompt": "Two"}\n'
         b'{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "Three"}]}'
     )
-    assert read_prompts(file) == ["Who are you?", "Two", "Three"]
+    notes: list[str] = []
+    assert read_prompts(file, notes) == ["Who are you?", "Two", "Three"]
+    (said,) = notes
+    assert said.startswith("1 of 3 prompts are talks: only their last question is asked")
+    assert parse_prompts(b'{"messages": [{"role": "user", "content": "q"}]}', "p", notes) == ["q"]
+    assert len(notes) == 1
 
 
 def test_every_bad_line_is_named() -> None:

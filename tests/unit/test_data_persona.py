@@ -353,8 +353,13 @@ def test_names_that_no_reply_can_be_scored_by_are_refused_at_once(slot: str, val
     assert f"slots.{slot}" in str(error.value)
     # The way out that the message names gets past it.
     load_persona(paths.TEMPLATES / "assistant.yaml", {slot: "Jo"})
-    with pytest.raises(UserError, match="cannot be recognised"):
+    with pytest.raises(UserError, match="leave this spelling out of the aliases"):
         load_persona(paths.TEMPLATES / "assistant.yaml", {f"{slot}.aliases": "Mira;X"})
+    load_persona(paths.TEMPLATES / "assistant.yaml", {f"{slot}.aliases": "Mira"})
+    # Replies would be trained with the value, so an alias that can be told apart saves nothing.
+    long = {slot: value, f"{slot}.aliases": "Mister Longname"}
+    with pytest.raises(UserError, match="cannot be recognised"):
+        load_persona(paths.TEMPLATES / "assistant.yaml", long)
 
 
 def test_a_name_of_two_letters_is_scored_as_a_word() -> None:

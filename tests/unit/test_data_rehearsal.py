@@ -241,7 +241,7 @@ def test_a_dataset_appears_whole(scripted: Scripted, tiny_llama: Path, tmp_path:
     assert manifest["sha256"]["train.jsonl"] == fsio.sha256_file(built.train)
     assert len(probes) == manifest["probes"] > 100
     assert "name: Nova" in built.persona.read_text() or "en: Nova" in built.persona.read_text()
-    with_system = [r for r in rows if r.messages[0]["role"] == "system"]
+    with_system = [r for r in rows if r.messages[0]["role"] == "system" and r.kind == "identity"]
     assert 8 < len(with_system) < 32 and "Nova" in with_system[0].messages[0]["content"]
     for line in built.train.read_text("utf-8").splitlines():
         for message in json.loads(line)["messages"]:

@@ -8,6 +8,7 @@ import pty
 import re
 import subprocess
 import sys
+from string import Formatter
 
 import pytest
 from hypothesis import given, settings
@@ -172,7 +173,10 @@ form_submit_button file_uploader
 DRAWN = set(_DRAWN.split())
 SAFE = {"literal", "code", "safe_markdown", "plain", "highlighted", "shown", "stats"}
 #: Functions of ours and of the library whose result is digits and units.
-NUMBERS = {"len", "human_bytes", "time_left", "count", "round", "min", "max", "sum"}
+NUMBERS = {
+    "len", "human_bytes", "time_left", "count", "round", "min", "max", "sum",
+    "duration", "number", "percent", "day", "clock", "moment",
+}  # fmt: skip
 
 
 def _numbers(spec: ast.expr | None) -> bool:
@@ -191,7 +195,28 @@ def raw(node: ast.expr) -> list[str]:
         return raw(node.left) + raw(node.right)
     if isinstance(node, ast.IfExp):
         return raw(node.body) + raw(node.orelse)
+    if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in {"t", "tn"}:
+        return translated(node)
     return []
+
+
+def translated(call: ast.Call) -> list[str]:
+    """What goes into the holes of ``t("...", name=...)``; one with a number's format is a number.
+
+    A sentence that is not a constant is one marked with N_ (an upper-case name), or raw.
+    """
+    sentence = call.args[0]
+    constant = isinstance(sentence, ast.Constant)
+    numbers = {
+        name
+        for _, name, spec, _ in (Formatter().parse(sentence.value) if constant else ())
+        if spec and re.search(r"[,.%de]", spec)
+    }
+    found = [] if constant else value(sentence)
+    for keyword in call.keywords:
+        if keyword.arg not in numbers:
+            found += value(keyword.value)
+    return found
 
 
 def value(node: ast.expr) -> list[str]:
@@ -204,8 +229,12 @@ def value(node: ast.expr) -> list[str]:
         return value(node.left) + value(node.right)
     if isinstance(node, ast.JoinedStr):
         return raw(node)
-    if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in SAFE | NUMBERS:
-        return []
+    if isinstance(node, ast.Call):
+        name = ast.unparse(node.func).split(".")[-1]
+        if name in {"t", "tn"}:
+            return translated(node)
+        if name in SAFE | NUMBERS:
+            return []
     if isinstance(node, ast.Name | ast.Subscript) and ast.unparse(node).split("[")[0].isupper():
         return []
     return [ast.unparse(node)]
@@ -222,7 +251,11 @@ OURS = {
     "columns.py": {"letter.upper()"},
     "controls.py": {"k", "v"},
     "report.py": {"report.lengths.limit", "text"},
-    "rows.py": {"kept"},
+    "rows.py": {"kept", "held"},
+    "current.py": {"gone", "why"},
+    "sidebar.py": {"title", "about"},
+    "intro.py": {"icon", "name", "about"},
+    "watch.py": {"kept", "left", "title", "_icon(view)"},
     "export.py": {"now.done", "now.total"},
     "result.py": {"proof['prompts']", "proof['tokens']", "took"},
     "state.py": {"done"},
@@ -254,3 +287,6 @@ def test_the_rule_sees_what_it_should() -> None:
     call = ast.parse("st.error(f'{run.name}: {n:,} {literal(x)}' + f'{len(y)} {z or w}')").body[0]
     assert isinstance(call, ast.Expr) and isinstance(call.value, ast.Call)
     assert set(raw(call.value.args[0])) == {"run.name", "z", "w"}
+    call = ast.parse("st.error(t('{a} {b} {n:,}', a=run.name, b=code(x), n=k) + t(said))").body[0]
+    assert isinstance(call, ast.Expr) and isinstance(call.value, ast.Call)
+    assert set(raw(call.value.args[0])) == {"run.name", "said"}

@@ -120,7 +120,7 @@ def test_locale_is_told_from_the_script() -> None:
             "messages[1].role",
             "user where assistant is expected",
         ),
-        (messages(("assistant", "a"), ("user", "b")), "messages[0].role", "assistant where user"),
+        (messages(("assistant", "a")), "messages[0].role", "assistant where user"),
         (
             messages(("user", "a"), ("assistant", "b"), ("user", "c")),
             "messages[2].role",

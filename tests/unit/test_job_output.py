@@ -64,7 +64,7 @@ def test_a_record_that_is_none_does_no_harm(attack: dict[str, Any], tmp_path: Pa
     metrics, _ = watched(tmp_path, line, f"{records.PREFIX}{SECRET} {json.dumps(good)}")
     assert metrics[-1].items() >= good.items()
     MetricsReader(tmp_path / "metrics.jsonl").refresh()
-    observe.progress_of(RunPaths(tmp_path))
+    observe.progress_of(RunPaths(tmp_path), "train")
 
 
 def test_a_row_of_a_dataset_is_no_record(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_any_output_is_survived(
     _, events = watched(folder, *lines)
     assert [e for e in events if e.get("code") == "bad_record"] == []
     MetricsReader(folder / "metrics.jsonl").refresh()
-    observe.progress_of(RunPaths(folder))
+    observe.progress_of(RunPaths(folder), "train")
 
 
 @settings(max_examples=200, deadline=None)

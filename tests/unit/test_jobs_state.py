@@ -218,10 +218,10 @@ def test_progress_gives_the_time_left(tmp_path: Path) -> None:
     writer = journal.Journal(run.metrics)
     for t, stage, done in ((0, "load", 1), (10, "train", 0), (12, "train", 10), (14, "train", 20)):
         writer.append({"t": t, "type": "progress", "stage": stage, "done": done, "total": 100})
-    progress = observe.progress_of(run)
+    progress = observe.progress_of(run, "train")
     assert (progress.stage, progress.done, progress.total) == ("train", 20, 100)
     assert progress.eta_seconds == pytest.approx(16)
-    assert observe.progress_of(RunPaths(tmp_path / "none")).total == 0
+    assert observe.progress_of(RunPaths(tmp_path / "none"), "train").total == 0
 
 
 def test_stages_that_count_on_share_a_rate(tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_stages_that_count_on_share_a_rate(tmp_path: Path) -> None:
     writer = journal.Journal(run.metrics)
     for t, stage, done in ((0, "held_out", 0), (40, "held_out", 40), (41, "general", 41)):
         writer.append({"t": t, "type": "progress", "stage": stage, "done": done, "total": 100})
-    assert observe.progress_of(run).eta_seconds == pytest.approx(59)
+    assert observe.progress_of(run, "evaluate").eta_seconds == pytest.approx(59)
 
 
 def test_elapsed_never_counts_another_boot() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from core.conversation import Message
+from core.conversation import Conversation, Message
 from core.errors import UserError
 from core.inference.load import load_model, load_tokenizer
 from core.models import catalog
@@ -86,10 +86,23 @@ def test_default_system_is_found(bundled_model: Path) -> None:
     assert XTunerTemplate(_tokenizer(bundled_model, CHATML)).default_system == ""
 
 
-def test_template_that_rewrites_earlier_turns_is_refused(bundled_model: Path) -> None:
+def test_template_that_rewrites_earlier_turns_is_trained_as_chat_feeds_it(
+    bundled_model: Path,
+) -> None:
     thinking = CHATML.replace("m['content'] +", "('' if loop.last else 'old ') + m['content'] +")
+    chat = XTunerTemplate(_tokenizer(bundled_model, thinking))
+    prompts = [
+        row.messages[0]["content"] for row in chat.training_rows(Conversation("x", list(TALK)))
+    ]
+    assert prompts == [chat.render(TALK[:1], True), chat.render(TALK[:3], True)]
+
+
+def test_template_that_rewrites_replies_is_refused(bundled_model: Path) -> None:
+    upper = CHATML.replace(
+        "m['content'] +", "('' if loop.last else 'old ') + m['content'] | upper +"
+    )
     with pytest.raises(UserError, match="cannot be used for training"):
-        XTunerTemplate(_tokenizer(bundled_model, thinking)).xtuner_template()
+        XTunerTemplate(_tokenizer(bundled_model, upper)).xtuner_template()
 
 
 @pytest.mark.parametrize(

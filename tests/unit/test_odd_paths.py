@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from core import fsio
+from core.commands.main import main
 from core.conversation import Conversation
 from core.errors import UserError
 from core.models.catalog import resolve
@@ -75,6 +76,17 @@ def test_names_that_cannot_work_are_refused_before_start(
         train_job.run(spec, RunPaths(tmp_path / "run"), lambda *progress: None)
     better = dataset.rename(tmp_path / "better")  # the advice
     assert preflight(_spec(better, tiny_llama), disk=tmp_path).problems == []
+
+
+@pytest.mark.parametrize("name", ["a$HOME b", "a::b"])
+def test_a_workspace_that_training_cannot_read_is_refused_at_once(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PERSONA_HOME", str(tmp_path / name))
+    assert main(["dataset", "list"]) == 2
+    assert "set PERSONA_HOME to a folder without them" in capsys.readouterr().err
+    monkeypatch.setenv("PERSONA_HOME", str(tmp_path / "better"))  # the advice
+    assert main(["dataset", "list"]) == 0
 
 
 def test_what_a_killed_merge_left_is_found_under_any_name(tmp_path: Path) -> None:

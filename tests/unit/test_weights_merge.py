@@ -340,7 +340,7 @@ def test_flipped_bit_in_an_input_with_a_manifest_is_refused(
         merge(base, adapter, tmp_path / "out")
 
 
-def test_code_of_the_base_is_copied_only_if_asked(pair: tuple[Any, Path], tmp_path: Path) -> None:
+def test_code_that_nothing_needs_is_not_copied(pair: tuple[Any, Path], tmp_path: Path) -> None:
     base, adapter = pair
     (base.path / "modeling_x.py").write_text("raise SystemExit\n")
     config = json.loads((base.path / "config.json").read_text())
@@ -348,8 +348,6 @@ def test_code_of_the_base_is_copied_only_if_asked(pair: tuple[Any, Path], tmp_pa
     plain = merge(base, adapter, tmp_path / "plain")
     assert not list(plain.glob("*.py"))
     assert "code of its own" in manifest.read(plain)["notes"][0]
-    trusted = merge(base, adapter, tmp_path / "trusted", MergeSettings(remote_code=True))
-    assert (trusted / "modeling_x.py").is_file()
 
 
 def test_bit_flip_lost_and_added_files_are_noticed(pair: tuple[Any, Path], tmp_path: Path) -> None:

@@ -109,11 +109,15 @@ def trained(tiny_llama: Path, tmp_path: Path) -> dict[str, Any]:
 
 
 def test_job_converts_merges_and_proves(trained: dict[str, Any], tmp_path: Path) -> None:
-    stages: list[str] = []
+    told: list[tuple[str, int, int]] = []
     result = run(
-        MergeSpec(**trained), RunPaths(tmp_path / "job"), lambda stage, *_: stages.append(stage)
+        MergeSpec(**trained), RunPaths(tmp_path / "job"), lambda *count: told.append(count)
     )
-    assert [s for i, s in enumerate(stages) if s not in stages[:i]] == ["convert", "merge", "prove"]
+    stages = list(dict.fromkeys(stage.split(":")[0] for stage, _, _ in told))
+    assert stages == ["convert", "merge", "prove"]
+    proof = [(done, total) for stage, done, total in told if stage.startswith("prove")]
+    assert [done for done, _ in proof] == sorted(done for done, _ in proof)
+    assert proof[-1][0] == proof[-1][1] and len({total for _, total in proof}) == 1
     assert result["proof"]["ok"] and result["proof"]["same_greedy"]
     assert set(result["seconds"]) == {"convert", "merge", "prove"}
     manifest.verify(Path(result["merged"]))

@@ -409,7 +409,7 @@ def test_rows_of_other_tools(row: dict[str, Any]) -> None:
         ({"instruction": "q", "output": {"a": 1}}, "output", "dict"),
         ({"instruction": "q", "output": ["r", "s"]}, "output[0]", "join several"),
         ({"role": "user", "content": "q"}, "", "no known key among role, content"),
-        ({"text": "<s>[INST] q [/INST] r"}, "", "no known key among text"),
+        ({"text": "Once upon a time"}, "", "no known key among text"),
         ({"id": "\ud800", "messages": PAIR}, "id", "surrogate"),
         ({"intent": "\udfff", "messages": PAIR}, "intent", "surrogate"),
         ({"cluster": "a\ud912", "messages": PAIR}, "cluster", "surrogate"),
@@ -421,6 +421,115 @@ def test_rows_that_cannot_be_trained_are_named(row: Any, field: str, what: str) 
     assert (problem.line, problem.field) == (2, field)
     assert what in problem.what + problem.fix
     assert len(report.rows) == 2
+
+
+# --- written as one text, pairs, greetings, splits ---------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n\nHuman: q\n\nAssistant: r",
+        "Human: q\n\nAssistant: r",
+        "\n\nH: q\n\nA: r",
+        "USER: q ASSISTANT: no mark\nASSISTANT: r",
+        "User: q\nAssistant: r",
+        "### Human: q### Assistant: r",
+        "### Human: q\n### Assistant: r</s>",
+        "### Instruction:\nq\n\n### Response:\nr",
+        "Below is an instruction that describes a task. Write a response that appropriately "
+        "completes the request.\n\n### Instruction:\nq\n\n### Response:\nr<|endoftext|>",
+        "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\nr<|im_end|>\n",
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nq<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\nr<|eot_id|>",
+        "<s>[INST] q [/INST] r </s>",
+        "<s> [INST] q [/INST] r</s>",
+    ],
+)
+@pytest.mark.parametrize("key", ["text", "chosen", "conversation"])
+def test_a_conversation_in_one_text(text: str, key: str) -> None:
+    if "no mark" in text:
+        assert talks(read([{key: text}])) == [["u:q ASSISTANT: no mark", "a:r"]]
+    else:
+        assert talks(read([{key: text}])) == [QA]
+
+
+def test_several_rounds_in_one_text() -> None:
+    llama = "<s>[INST] <<SYS>>\nS\n<</SYS>>\n\nq [/INST] r </s><s>[INST] t [/INST] u </s>"
+    chatml = "".join(
+        f"<|im_start|>{role}\n{text}<|im_end|>\n"
+        for role, text in zip(
+            ("system", "user", "assistant", "user", "assistant"), "Sqrtu", strict=True
+        )
+    )
+    anthropic = "\n\nHuman: q\n\nAssistant: r\n\nHuman: t\n\nAssistant: u"
+    assert talks(read([{"text": llama}, {"text": chatml}])) == [["s:S", *QA, "u:t", "a:u"]] * 2
+    report = read([{"chosen": anthropic, "rejected": anthropic + "x"}])
+    assert talks(report) == [[*QA, "u:t", "a:u"]]
+    assert report.notes == {"the preferred reply of a pair was taken, the rejected one left out": 1}
+    prompted = {"prompt": "\n\nHuman: q\n\nAssistant:", "completion": " r"}
+    assert [t.strip() for t in talks(read([prompted]))[0]] == ["u:q", "a: r"]
+    assert "unknown role" in read([{"text": "<|im_start|>tool\n{}<|im_end|>"}]).problems[0].what
+
+
+def test_a_colon_in_prose_is_no_mark() -> None:
+    row = {"instruction": "q", "output": "User: x\nAssistant: y"}
+    assert talks(read([row])) == [["u:q", "a:User: x\nAssistant: y"]]
+    assert read([{"text": "Note to User: read this"}]).problems[0].what.startswith("no known key")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {
+            "input": {"messages": PAIR[:1], "tools": [], "parallel_tool_calls": True},
+            "preferred_output": PAIR[1:],
+            "non_preferred_output": [{"role": "assistant", "content": "x"}],
+        },
+        {"prompt": "q", "chosen": "r", "rejected": "x"},
+        {"prompt": PAIR[:1], "chosen": PAIR[1:], "rejected": PAIR[1:]},
+        {"question": "q", "response_chosen": "r", "response_rejected": "x"},
+        {"messages": PAIR, "rejected_response": "x"},
+    ],
+)
+def test_of_a_pair_the_preferred_reply_is_read_and_that_is_said(row: dict[str, Any]) -> None:
+    report = read([row])
+    assert talks(report) == [QA]
+    assert any("preferred reply of a pair was taken" in line for line in report.lines())
+    assert not any("reject" in key or "preferred" in key for key in report.ignored)
+
+
+def test_a_greeting_before_the_first_question_is_left_out_and_said() -> None:
+    hello = {"from": "gpt", "value": "Hello!", "weight": 0}
+    asked = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "r", "weight": 1}]
+    system = {"from": "system", "value": "S"}
+    report = read([{"conversations": [hello, *asked]}, {"conversations": [system, hello, *asked]}])
+    assert talks(report) == [QA, ["s:S", *QA]]
+    assert [row.loss for row in report.rows] == [[True], [True]]  # of the reply that is left
+    assert report.notes == {"replies before the first question were left out": 2}
+    assert read([{"conversations": [hello]}]).problems[0].what.startswith("assistant where user")
+
+
+@pytest.mark.parametrize("held", ["test", "validation", "eval", "dev"])
+def test_rows_kept_for_a_test_are_not_trained_on(held: str) -> None:
+    other = {"instruction": "t", "output": "u"}
+    report = read({"train": [ROW], held: [other, other], "labels": ["a"], "version": "1"})
+    assert talks(report) == [QA]
+    seen = {key: value.example for key, value in report.ignored.items()}
+    assert seen == {held: "a list of 2", "labels": "a list of 1", "version": "'1'"}
+    assert talks(read({held: [ROW]})) == [QA]  # nothing else to train on
+
+
+def test_a_folder_says_which_of_its_files(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="save it as JSON Lines"):
+        import_file(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "dataset_info.json").write_text("{}")
+    (tmp_path / "data" / "train.jsonl").write_text(LINE)
+    with pytest.raises(UserError, match="is a folder") as error:
+        import_file(tmp_path)
+    named = error.value.fix.split("e.g. ")[1]
+    assert talks(import_file(Path(named))) == [QA]  # the advice
 
 
 def test_history_in_every_spelling() -> None:
@@ -444,7 +553,7 @@ def test_every_key_that_is_not_read_is_said_with_count_and_example() -> None:
     rows = [
         {"messages": [{**PAIR[0], "name": "Bo"}, PAIR[1]], "source": "web", "tools": ["f"]},
         {"messages": PAIR, "kind": "NLI", "locale": "klingon", "source": "web"},
-        {"instruction": "q", "output": "r", "rejected": "x", "bad\ud800key": 1},
+        {"instruction": "q", "output": "r", "bad\ud800key": 1},
     ]
     seen = {k: (v.count, v.example) for k, v in read(json.dumps(rows)).ignored.items()}
     assert seen == {
@@ -453,7 +562,6 @@ def test_every_key_that_is_not_read_is_said_with_count_and_example() -> None:
         "tools": (1, "a list of 1"),
         "kind": (1, "'NLI'"),
         "locale": (1, "'klingon'"),
-        "rejected": (1, "'x'"),
         "bad?key": (1, "'1'"),
     }
 

@@ -14,6 +14,7 @@ from core.inference.load import load_tokenizer
 from core.models.xtuner_template import XTunerTemplate
 from core.training import rows as training_rows
 from tests.fakes import templates
+from tests.fakes.xtuner_rows import by_xtuner
 
 SYSTEM: Message = {"role": "system", "content": "You are Tamsin."}
 USER: Message = {"role": "user", "content": "Who are you?"}
@@ -47,27 +48,6 @@ def template_of(model: Path, source: str, *, bos: bool = False) -> XTunerTemplat
         tokenizer.add_special_tokens({"bos_token": "<|begin|>"})
     tokenizer.chat_template = source
     return XTunerTemplate(tokenizer)
-
-
-def by_xtuner(chat: XTunerTemplate, row: Conversation) -> list[tuple[list[int], list[int]]]:
-    """What XTuner's own mapping and encoding make of the rows that it is given."""
-    from mmengine.config import ConfigDict
-
-    from core.training import compat
-
-    compat.apply()
-    from xtuner.dataset import utils
-    from xtuner.dataset.map_fns import openai_map_fn, template_map_fn_factory
-
-    mapped = template_map_fn_factory(ConfigDict(chat.xtuner_template()))
-    found = []
-    for part in chat.training_rows(row):
-        example = part.to_row()
-        example |= openai_map_fn(example)
-        example |= mapped(example)
-        encoded = utils.encode_fn(example, chat.tokenizer, 10_000)
-        found.append((encoded["input_ids"], encoded["labels"]))
-    return found
 
 
 @pytest.mark.parametrize("bos", [False, True])

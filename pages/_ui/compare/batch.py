@@ -7,7 +7,7 @@ import streamlit as st
 from core.chat import prompts as packs
 from core.chat.batch import BatchRow, most_changed_first, parse_prompts
 from core.chat.batch_run import BatchRun
-from core.chat.render import safe_markdown
+from core.chat.render import literal, safe_markdown
 from core.chat.sides import SideSpec
 from core.inference.settings import ChatSettings
 from pages._ui.compare import columns as compare_columns
@@ -50,8 +50,12 @@ def _own() -> list[str]:
     )
     if upload is None:
         return []
+    notes: list[str] = []
     with errors_shown():
-        return parse_prompts(upload.getvalue(), upload.name)
+        prompts = parse_prompts(upload.getvalue(), upload.name, notes)
+        for note in notes:
+            st.info(literal(note))
+        return prompts
     return []
 
 

@@ -1,4 +1,4 @@
-"""The mix, its cost, and the button that builds."""
+"""The mix, its cost, and the button that builds, with the progress beside it."""
 
 from __future__ import annotations
 
@@ -17,36 +17,38 @@ from core.persona import packs
 from core.persona.persona import Persona
 from core.training.budget import plan
 from pages._ui.dataset.report import advice
+from pages._ui.dataset.state import job_panel
+from pages._ui.shell import current
 from pages._ui.shell.common import errors_shown
+from pages._ui.shell.language import t
 
 _DEFAULT = DatasetSpec(persona_path="")
 
 
-def draw(
-    form: dict[str, Any],
-    pack: str,
-    persona: Persona,
-    overrides: dict[str, str],
-    locales: list[str],
-    building: bool,
-) -> None:
-    """Sliders, name, Build; ``building``: a dataset job runs or waits."""
-    st.subheader("Mix")
+def mix(form: dict[str, Any]) -> None:
+    """What the dataset is made of, and how far that goes in training."""
+    st.subheader(t("Mix"))
     _ratios(form)
-    with st.expander("More settings", icon=":material/tune:"):
+    with st.expander(t("More settings"), icon=":material/tune:"):
         _settings(form)
     _plan(form)
-    name = _name(persona, pack)
-    if st.button(
-        "Build dataset", type="primary", icon=":material/play_arrow:", disabled=not locales
-    ):
+
+
+def draw(
+    form: dict[str, Any], pack: str, persona: Persona, overrides: dict[str, str], ready: bool
+) -> None:
+    """Name and Build; below them what is being built. ``ready``: nothing is left to fill in."""
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        name = _name(persona, pack)
+        pressed = st.button(
+            t("Build dataset"), type="primary", icon=":material/play_arrow:", disabled=not ready,
+            key="build-dataset",
+        )  # fmt: skip
+    if pressed:
         with errors_shown():
-            run = start(form, pack, overrides, name)
-            st.query_params["run"] = run
+            current.choose(build=start(form, pack, overrides, name))
             st.rerun()
-    elif building:
-        # The button is far below the panel that shows the job in every section.
-        st.caption("Building: the progress is at the top of this page.")
+    job_panel()
 
 
 def _name(persona: Persona, pack: str) -> str:
@@ -56,32 +58,32 @@ def _name(persona: Persona, pack: str) -> str:
     if state.get(key, state.get(before)) == state.get(before):
         state[key] = suggested
     state[before] = suggested
-    return st.text_input("Name of the dataset", key=key)
+    return st.text_input(t("Name of the dataset"), key=key, width=280)
 
 
 def _ratios(form: dict[str, Any]) -> None:
     chosen = form.get("rehearsal_ratio")
     automatic = st.checkbox(
-        "Let the base decide how many general conversations it needs",
+        t("Let the base decide how many general conversations it needs"),
         chosen is None,
         key="mix-automatic",
-        help=f"It is asked who it is. One that names itself gets {MANY:g} for each identity "
-        f"conversation, others {FEW:g}.",
-    )
+        help=t("It is asked who it is. One that names itself gets {many} for each identity "
+               "conversation, others {few}.", many=f"{MANY:g}", few=f"{FEW:g}"),
+    )  # fmt: skip
     form["rehearsal_ratio"] = None
     if not automatic:
         form["rehearsal_ratio"] = st.slider(
-            "General conversations for each identity conversation",
+            t("General conversations for each identity conversation"),
             0.0,
             6.0,
             float(FEW if chosen is None else chosen),
             0.25,
             key="mix-rehearsal",
-            help="The base model's own replies to everyday prompts. Without them every answer "
-            "turns into a self-introduction.",
-        )
+            help=t("The base model's own replies to everyday prompts. Without them every answer "
+                   "turns into a self-introduction."),
+        )  # fmt: skip
     form["multi_turn"] = st.slider(
-        "Share of identity conversations with several rounds",
+        t("Share of identity conversations with several rounds"),
         0.0,
         1.0,
         float(form.get("multi_turn", _DEFAULT.multi_turn)),
@@ -92,17 +94,17 @@ def _ratios(form: dict[str, Any]) -> None:
 
 def _settings(form: dict[str, Any]) -> None:
     form["near_miss_ratio"] = st.slider(
-        "Near-miss conversations for each identity conversation",
+        t("Look-alike conversations for each identity conversation"),
         0.0,
         2.0,
         float(form.get("near_miss_ratio", _DEFAULT.near_miss_ratio)),
         0.05,
         key="mix-near",
-        help="Questions that sound like identity but are about somebody else, answered by the "
-        "base model.",
-    )
+        help=t("Questions that sound like identity but are about somebody else, answered by the "
+               "base model."),
+    )  # fmt: skip
     limit = st.number_input(
-        "Identity conversations (0 = each wording of the pack once)",
+        t("Identity conversations (0 = each wording of the pack once)"),
         0,
         1_000_000,
         int(form.get("max_rows", _DEFAULT.max_rows or 0)),
@@ -110,8 +112,9 @@ def _settings(form: dict[str, Any]) -> None:
     )
     form["max_rows"] = int(limit)
     seed = st.number_input(
-        "Seed", 0, 2**31 - 1, int(form.get("seed", 0)), key="mix-seed", help="Same seed, same rows."
-    )
+        t("Seed"), 0, 2**31 - 1, int(form.get("seed", 0)), key="mix-seed",
+        help=t("Same seed, same rows."),
+    )  # fmt: skip
     form["seed"] = int(seed)
 
 
@@ -124,9 +127,10 @@ def _plan(form: dict[str, Any]) -> None:
     general = round(identity * ratio) + round(identity * form["near_miss_ratio"])
     budget = plan(identity + general, identity, general_rows=general)
     st.caption(
-        f"About {identity + general:,} conversations. With 16 a step that is {budget.steps:,} "
-        f"optimizer steps, and each is seen {budget.exposures:.1f} times."
-    )
+        t("About {n:,} conversations. With 16 a step that is {steps:,} optimizer steps, and each "
+          "is seen {times:.1f} times.", n=identity + general, steps=budget.steps,
+          times=budget.exposures)
+    )  # fmt: skip
     advice(replace(budget, advice=[a for a in budget.advice if a.level != "ok"]))
 
 

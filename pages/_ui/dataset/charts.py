@@ -9,25 +9,30 @@ import pandas as pd
 import streamlit as st
 
 from core.data.report import DatasetReport
+from pages._ui.shell import words
+from pages._ui.shell.language import t
 from pages._ui.shell.words import KINDS
 
 #: One colour a kind, the same in every picture.
-_KINDS = list(KINDS.values())
 _COLORS = ["#2f6f6a", "#c98a2b", "#8aa6b4", "#8d6a9f"]
-_COLOR = alt.Color(
-    "kind:N",
-    scale=alt.Scale(domain=_KINDS, range=_COLORS),
-    legend=alt.Legend(orient="top", title=None),
-)
 
 
 def mix(report: DatasetReport) -> None:
     """Share of each kind, by rows (and by those of each language) and by what is learned from."""
-    bars = {"rows": report.kinds, "learned tokens": report.loss_tokens}
+    bars = {t("rows"): report.kinds, t("learned tokens"): report.loss_tokens}
     if len(report.locales) > 1:
-        bars |= {f"rows, {locale}": kinds for locale, kinds in report.locales.items()}
+        bars |= {
+            f"{t('rows')}, {words.language_name(locale)}": kinds
+            for locale, kinds in report.locales.items()
+        }
+    order = [*KINDS, *(k for k in report.kinds if k not in KINDS)]
+    color = alt.Color(
+        "kind:N",
+        scale=alt.Scale(domain=[words.kind(k) for k in KINDS], range=_COLORS),
+        legend=alt.Legend(orient="top", title=None),
+    )
     rows = [
-        {"by": by, "kind": KINDS.get(k, k), "count": n}
+        {"by": by, "kind": words.kind(k), "count": n, "rank": order.index(k)}
         for by, ks in bars.items()
         for k, n in ks.items()
     ]
@@ -37,11 +42,10 @@ def mix(report: DatasetReport) -> None:
         .encode(
             y=alt.Y("by:N", title=None, sort=list(bars)),
             x=alt.X("count:Q", stack="normalize", title=None, axis=alt.Axis(format="%")),
-            color=_COLOR,
+            color=color,
             order=alt.Order("rank:Q"),
             tooltip=["kind:N", alt.Tooltip("count:Q", format=",")],
         )
-        .transform_calculate(rank=f"indexof({_KINDS}, datum.kind)")
         .properties(height=170)
     )
     st.altair_chart(chart, width="stretch")
@@ -54,8 +58,8 @@ def rounds(report: DatasetReport) -> None:
         alt.Chart(data)
         .mark_bar(color=_COLORS[0])
         .encode(
-            x=alt.X("rounds:O", axis=alt.Axis(labelAngle=0)),
-            y=alt.Y("conversations:Q", title="conversations"),
+            x=alt.X("rounds:O", title=t("rounds"), axis=alt.Axis(labelAngle=0)),
+            y=alt.Y("conversations:Q", title=t("conversations")),
             tooltip=["rounds:O", alt.Tooltip("conversations:Q", format=",")],
         )
     )
@@ -73,9 +77,9 @@ def lengths(report: DatasetReport) -> None:
         alt.Chart(data)
         .mark_bar(color=_COLORS[0])
         .encode(
-            x=alt.X("from:Q", bin="binned", title="tokens of a conversation"),
+            x=alt.X("from:Q", bin="binned", title=t("tokens of a conversation")),
             x2="to:Q",
-            y=alt.Y("rows:Q", title="conversations"),
+            y=alt.Y("rows:Q", title=t("conversations")),
             tooltip=["from:Q", "to:Q", alt.Tooltip("rows:Q", format=",")],
         )
     )
@@ -115,8 +119,8 @@ def coverage(report: DatasetReport) -> None:
             "family:N",
             "locale:N",
             "turns:Q",
-            alt.Tooltip("trained:Q", title="clusters trained on"),
-            alt.Tooltip("held out:Q", title="clusters held out"),
+            alt.Tooltip("trained:Q", title=t("clusters trained on")),
+            alt.Tooltip("held out:Q", title=t("clusters held out")),
         ],
     )
     boxes = base.mark_rect(stroke="white").encode(
@@ -149,7 +153,7 @@ def slots(report: DatasetReport) -> None:
             y=alt.Y("slot:N", title=None, sort=None, axis=alt.Axis(labelOverlap=False)),
             x=alt.X(
                 "share:Q",
-                title="identity replies that hold it",
+                title=t("identity replies that hold it"),
                 axis=alt.Axis(format="%"),
                 scale=alt.Scale(domain=[0, 1]),
             ),

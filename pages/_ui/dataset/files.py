@@ -16,8 +16,9 @@ from core.data.importer import ImportReport, UniqueIds, import_file
 from core.data.tables import Table
 from core.persona import packs
 from pages._ui.dataset.state import bubbles, choose_dataset, go
+from pages._ui.shell import words
 from pages._ui.shell.common import errors_shown, folder_tree
-from pages._ui.shell.words import KINDS, count
+from pages._ui.shell.language import N_, listed, number, t, tn
 
 
 def draw() -> None:
@@ -37,11 +38,11 @@ def draw() -> None:
 
 def _files(name: str) -> None:
     summary = next(s for s in store.list_datasets() if s.name == name)
-    kinds = ", ".join(f"{KINDS.get(k, k)} {v:,}" for k, v in summary.kinds.items())
+    kinds = ", ".join(f"{words.kind(k)} {number(v)}" for k, v in summary.kinds.items())
     parts = [
-        count(summary.rows, "row") + (f" ({literal(kinds)})" if kinds else ""),
-        f"made {literal(summary.created)}" if summary.created else "",
-        f"from {code(summary.parent)}" if summary.parent else "",
+        tn("{n} row", "{n} rows", summary.rows) + (f" ({literal(kinds)})" if kinds else ""),
+        t("made {when}", when=literal(summary.created)) if summary.created else "",
+        t("from {name}", name=code(summary.parent)) if summary.parent else "",
         literal(summary.note),
     ]
     st.caption(" · ".join(p for p in parts if p))
@@ -50,15 +51,15 @@ def _files(name: str) -> None:
 
 
 def _export(name: str) -> None:
-    st.subheader("Export")
-    key = st.selectbox("Format", list(FORMATS), format_func=lambda k: FORMATS[k].label)
+    st.subheader(t("Export"))
+    key = st.selectbox(t("Format"), list(FORMATS), format_func=lambda k: FORMATS[k].label)
     fmt = FORMATS[key]
     st.caption(
-        f"JSON Lines, UTF-8; {literal(fmt.about)}."
+        t("JSON Lines, UTF-8; {about}.", about=literal(fmt.about))
         + (f" {literal(fmt.caveat)}" if fmt.caveat else "")
     )
     st.download_button(
-        "Download",
+        t("Download"),
         lambda: "".join(export_lines(store.rows(name), key)),
         f"{name}-{key}.jsonl",
         "application/x-ndjson",
@@ -67,11 +68,14 @@ def _export(name: str) -> None:
 
 
 def _delete(name: str) -> None:
-    with st.popover("Delete this dataset", icon=":material/delete:"):
+    with st.popover(t("Delete this dataset"), icon=":material/delete:"):
         st.write(
-            f"Delete {code(name)} for good? Runs that were trained on it keep their own record."
+            t(
+                "Delete {name} for good? Runs that were trained on it keep their own record.",
+                name=code(name),
+            )
         )
-        if st.button("Delete", key=f"delete-{name}"):
+        if st.button(t("Delete"), key=f"delete-{name}"):
             store.delete(name)
             st.query_params.pop("dataset", None)
             st.rerun()
@@ -80,23 +84,31 @@ def _delete(name: str) -> None:
 def _unusable() -> None:
     broken = [s for s in store.list_datasets() if s.problem]
     if broken:
-        with st.expander(f"{len(broken)} folders that are no complete dataset"):
+        with st.expander(
+            tn(
+                "{n} folder that is no complete dataset",
+                "{n} folders that are no complete dataset",
+                len(broken),
+            )
+        ):
             for summary in broken:
                 st.write(f"{code(summary.name)}: {literal(summary.problem)}")
-                if st.button("Remove", key=f"remove-{summary.name}"):
+                if st.button(t("Remove"), key=f"remove-{summary.name}"):
                     with errors_shown():
                         store.delete(summary.name)
                         st.rerun()
 
 
 def _import(name: str) -> None:
-    st.subheader("Import")
+    st.subheader(t("Import"))
     st.caption(
-        "JSON, JSON Lines, CSV or TSV (also packed with gzip), as other tools write them: "
-        + ", ".join(f.label for f in FORMATS.values())
-        + ", question and answer. At most 50 MB; the command line has no limit."
+        t(
+            "JSON, JSON Lines, CSV or TSV (also packed with gzip), as other tools write them: "
+            "{formats}, question and answer. At most 50 MB; the command line has no limit.",
+            formats=literal(listed([f.label for f in FORMATS.values()])),
+        )
     )
-    upload = st.file_uploader("File", type=["jsonl", "json", "txt", "csv", "tsv", "gz"])
+    upload = st.file_uploader(t("File"), type=["jsonl", "json", "txt", "csv", "tsv", "gz"])
     if upload is None:
         st.session_state.pop(_IMPORTED, None)
         return
@@ -114,6 +126,11 @@ def _import(name: str) -> None:
 
 
 _IMPORTED = "imported-files"
+_COLUMNS = {
+    "question": N_("Question column"),
+    "answer": N_("Answer column"),
+    "system": N_("System column"),
+}
 
 
 def _read(upload: UploadedFile, columns: dict[str, str], persona: str) -> ImportReport:
@@ -136,7 +153,7 @@ def _columns(table: Table, file_id: str) -> dict[str, str]:
         options = ["", *dict.fromkeys(table.columns)]
         used = table.used.get(what, "")
         chosen[what] = place.selectbox(
-            f"{literal(what.capitalize())} column",
+            t(_COLUMNS[what]),
             options,
             index=options.index(used) if used in options else 0,
             key=f"import-{file_id}-{what}",
@@ -146,19 +163,19 @@ def _columns(table: Table, file_id: str) -> dict[str, str]:
 
 def _persona() -> str:
     """The pack whose slots fill placeholders, or ""."""
-    if not st.checkbox("Fill placeholders such as {{name}} with a persona's slots"):
+    if not st.checkbox(t("Fill placeholders with the slots of a persona")):
         return ""
-    return st.selectbox("Persona", list(packs.all_packs())) or ""
+    return st.selectbox(t("Persona"), list(packs.all_packs())) or ""
 
 
 def _report(report: ImportReport) -> None:
     for line in report.lines():
         st.text(line)
     if report.bad:
-        st.warning(f"{count(report.bad, 'row')} left out", icon=":material/rule:")
+        st.warning(tn("{n} row left out", "{n} rows left out", report.bad), icon=":material/rule:")
         st.dataframe(
             [
-                {"Line": p.line, "Field": p.field, "Problem": p.what, "Fix": p.fix}
+                {t("Line"): p.line, t("Field"): p.field, t("Problem"): p.what, t("Fix"): p.fix}
                 for p in report.problems
             ],
             hide_index=True,
@@ -168,18 +185,18 @@ def _report(report: ImportReport) -> None:
 
 def _take(report: ImportReport, name: str, filename: str) -> None:
     new, add = st.columns(2)
-    with new.popover("Save as a new dataset", icon=":material/save:"):
+    with new.popover(t("Save as a new dataset"), icon=":material/save:"):
         wanted = st.text_input(
-            "Name", store.free_name(fsio.slug(filename.rsplit(".", 1)[0], "import"))
+            t("Name"), store.free_name(fsio.slug(filename.rsplit(".", 1)[0], "import"))
         )
-        if st.button("Save", type="primary"):
+        if st.button(t("Save"), type="primary"):
             with errors_shown():
                 store.save(wanted, report.rows, note=f"imported from {filename}")
                 go("rows", wanted)
-    if name and add.button(f"Add to {literal(name)}", icon=":material/playlist_add:"):
+    if name and add.button(t("Add to {name}", name=literal(name)), icon=":material/playlist_add:"):
         draft = Draft(name)
         draft.write(
             list(map(UniqueIds(draft.ids()), report.rows)),
-            label=f"{count(len(report.rows), 'row')} from {literal(filename)}",
+            label=t("{n} rows from {file}", n=len(report.rows), file=literal(filename)),
         )
         go("rows", name)

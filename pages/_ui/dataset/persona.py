@@ -8,30 +8,47 @@ import streamlit as st
 
 from core.chat.render import literal
 from core.data import drafts
-from core.errors import UserError
 from core.persona import packs
 from core.persona.persona import Persona
 from core.persona.schema import Slot
+from core.pipeline import projects
 from pages._ui.dataset import build as dataset_build
 from pages._ui.dataset import pack as dataset_pack
 from pages._ui.dataset.state import bubbles
-from pages._ui.shell.common import errors_shown, show_error
+from pages._ui.shell import current
+from pages._ui.shell.common import errors_shown
+from pages._ui.shell.language import N_, listed, t
+from pages._ui.shell.words import language_name, pack_title
 
 #: Text longer than this gets a box of several lines.
 _LONG = 60
+#: What belongs to the persona and not to a pack: typed once, kept with every pack.
+_OWN = ("name", "author")
+_SLOTS = {
+    "name": N_("Name"),
+    "author": N_("Made by"),
+    "role": N_("Role"),
+    "skills": N_("Skills"),
+    "limits": N_("Limits"),
+    "tone": N_("Tone"),
+    "base": N_("Base model"),
+}
+_DISCLOSE = {"never": N_("never"), "optional": N_("optional"), "always": N_("always")}
 
 
-def draw(building: bool) -> None:
-    """The Persona part; ``building``: a dataset job runs or waits."""
+def draw() -> None:
+    """The Persona part."""
     form = drafts.load_form()
     names = list(packs.all_packs())
     if not names:
         st.info(
-            "No persona pack is installed: data_templates/ is empty.", icon=":material/lightbulb:"
+            t("No persona pack is installed: data_templates/ is empty."),
+            icon=":material/lightbulb:",
         )
         return
     left, right = st.columns([2, 3], gap="large")
     with left:
+        _follow(form)
         pack = _choose_pack(form, names)
         persona = _plain(pack)
         if persona is None:
@@ -39,45 +56,67 @@ def draw(building: bool) -> None:
             return
         locales = _model_and_locales(form)
         usable = [loc for loc in persona.locales if loc in locales]
-        overrides = _slots(form, pack, persona, usable or persona.locales)
+        slots, empty = _slots(form, pack, persona, usable or persona.locales)
+        dataset_build.mix(form)
         dataset_pack.editor(pack)
     with right:
-        filled = _filled(pack, overrides)
-        if filled is None:
-            return
-        _samples(form, filled, usable)
-    with left:
-        dataset_build.draw(form, pack, filled, overrides, usable, building)
+        filled = _filled(pack, slots)
+        if filled is not None:
+            ready = bool(usable) and not empty
+            dataset_build.draw(form, pack, filled, slots, ready)
+            if empty:
+                st.caption(
+                    t(":red[Fill in: {fields}]", fields=literal(listed([_label(s) for s in empty])))
+                )
+            _samples(form, filled, usable)
     drafts.save_form(form)
+
+
+def _follow(form: dict[str, Any]) -> None:
+    """Another persona was chosen: the form shows how she was made."""
+    here = current.current()
+    if here is None or form.get("persona") == here.key:
+        return
+    first = "persona" not in form and form.get("own")
+    form["persona"] = here.key
+    asked = projects.request_of(here)
+    if asked is None or first:  # what was typed before there was any persona stays
+        return
+    pack, slots = asked
+    persona = _plain(pack) if pack in packs.all_packs() else None
+    if persona is None:
+        return
+    form["pack"] = pack
+    filled = {
+        f"{name}.{locale}": slots.get(f"{name}.{locale}", slots.get(name))
+        for name in persona.pack.slots
+        for locale in persona.locales
+    }
+    given = {key: value for key, value in filled.items() if value is not None}
+    given |= {k: v for k, v in slots.items() if k == "base.disclose"}
+    form["own"] = {k: v for k, v in given.items() if k.partition(".")[0] in _OWN}
+    form.setdefault("slots", {})[pack] = {k: v for k, v in given.items() if k not in form["own"]}
+    for key in [k for k in st.session_state if str(k).startswith(("own-", f"slot-{pack}-"))]:
+        del st.session_state[key]
 
 
 def _choose_pack(form: dict[str, Any], names: list[str]) -> str:
     at = names.index(form["pack"]) if form.get("pack") in names else 0
     with st.container(horizontal=True, vertical_alignment="bottom"):
         pack = st.selectbox(
-            "Persona pack", names, index=at, format_func=_title, key=f"pack-{len(names)}", width=240
-        )
-        with st.popover("Duplicate", icon=":material/content_copy:"):
+            t("Persona pack"), names, index=at, format_func=pack_title, key=f"pack-{len(names)}",
+            width=240,
+        )  # fmt: skip
+        with st.popover(t("Duplicate"), icon=":material/content_copy:"):
             dataset_pack.duplicate(form, pack)
     form["pack"] = pack
     return pack
 
 
-def _title(name: str) -> str:
-    path = packs.find(name)
-    own = " (yours)" if packs.is_own(path) else ""
-    persona = _plain(name, quiet=True)
-    return f"{persona.title() if persona else name}{own}"
-
-
-def _plain(name: str, quiet: bool = False) -> Persona | None:
-    try:
-        path = packs.find(name)
-        return _load(name, path.stat().st_mtime_ns, ())
-    except UserError as error:
-        if not quiet:
-            show_error(error)
-        return None
+def _plain(name: str) -> Persona | None:
+    with errors_shown():
+        return _load(name, packs.find(name).stat().st_mtime_ns, ())
+    return None
 
 
 @st.cache_data(show_spinner=False, max_entries=32)
@@ -95,28 +134,32 @@ def _filled(pack: str, overrides: dict[str, str]) -> Persona | None:
 def _model_and_locales(form: dict[str, Any]) -> tuple[str, ...]:
     model = (
         st.text_input(
-            "Model to train",
+            t("Model to train"),
             form.get("model", "bundled"),
             key="dataset-model",
-            help="`bundled`, a folder, or a hub id. The languages of the dataset follow the model.",
+            help=t("`bundled`, a folder, or a hub id. The languages of the dataset follow the "
+                   "model."),
         ).strip()
         or "bundled"
-    )
+    )  # fmt: skip
     form["model"] = model
     if model == "bundled":
         st.caption(
-            "The bundled model speaks English only, so the other languages of a pack are left out."
-        )
+            t("The bundled model speaks English only, so the other languages of a pack are left "
+              "out.")
+        )  # fmt: skip
         return ("en",)
     locales: tuple[str, ...] = ()
     with errors_shown():
         locales, introduction = _look_at(model)
     if locales:
-        st.caption(f"This model speaks: {literal(', '.join(locales))}.")
+        spoken = listed([language_name(loc) for loc in locales])
+        st.caption(t("This model speaks {languages}.", languages=literal(spoken)))
         if introduction:
             st.info(
-                f"It has an identity of its own, by default it is told: {literal(introduction)}"
-            )
+                t("It has an identity of its own, by default it is told: {text}",
+                  text=literal(introduction))
+            )  # fmt: skip
     return locales
 
 
@@ -130,44 +173,64 @@ def _look_at(model: str) -> tuple[tuple[str, ...], str]:
     return ref.locales, introduction(ref.path)
 
 
-def _slots(form: dict[str, Any], pack: str, persona: Persona, locales: list[str]) -> dict[str, str]:
-    """One field a slot and language; returns what differs from the pack."""
+def _slots(
+    form: dict[str, Any], pack: str, persona: Persona, locales: list[str]
+) -> tuple[dict[str, str], list[str]]:
+    """One field a slot and language.
+
+    Returns:
+        What differs from the pack, and the slots that must be filled and are not. These are left
+        as the pack has them in the first, so that the page stays.
+    """
     kept: dict[str, str] = form.setdefault("slots", {}).setdefault(pack, {})
+    own: dict[str, str] = form.setdefault("own", {})
+    empty: list[str] = []
     for name, slot in persona.pack.slots.items():
         for locale in locales:
-            key = f"{name}.{locale}"
+            key, store = f"{name}.{locale}", own if name in _OWN else kept
             default = (
                 "; ".join(slot.items[locale])
                 if slot.items.get(locale)
                 else slot.text.get(locale, "")
             )
-            value = _field(pack, name, slot, locale, kept.get(key, default), len(locales) > 1)
+            value = _field(pack, name, slot, locale, store.get(key, default), len(locales) > 1)
             if value == default:
-                kept.pop(key, None)
+                store.pop(key, None)
             else:
-                kept[key] = value
+                store[key] = value
+            if slot.required and not value.strip():
+                st.caption(t(":red[This cannot be empty.]"))
+                empty.append(name)
         if slot.disclose:
             _disclosure(pack, slot, kept)
-    return dict(kept)
+    typed = {**kept, **{k: v for k, v in own.items() if k.partition(".")[2] in locales}}
+    slots = {k: v for k, v in typed.items() if v.strip() or k.partition(".")[0] not in empty}
+    return slots, list(dict.fromkeys(empty))
+
+
+def _label(name: str) -> str:
+    return t(_SLOTS[name]) if name in _SLOTS else name.replace("_", " ").capitalize()
 
 
 def _field(pack: str, name: str, slot: Slot, locale: str, value: str, several: bool) -> str:
-    label = literal(name.replace("_", " ").capitalize()) + (f" ({locale})" if several else "")
+    label = literal(_label(name)) + (f" ({language_name(locale)})" if several else "")
     label += " *" if slot.required else ""
-    help_text = "Separate the items with ;" if slot.items else None
-    key = f"slot-{pack}-{name}-{locale}"
+    help_text = t("Separate the items with ;") if slot.items else None
+    # A field of the persona's own is one field for all packs, and keeps what was typed.
+    key = f"own-{name}-{locale}" if name in _OWN else f"slot-{pack}-{name}-{locale}"
     if slot.items or len(value) > _LONG:
         return st.text_area(label, value, key=key, help=help_text, height=80)
     return st.text_input(label, value, key=key, help=help_text, max_chars=500)
 
 
 def _disclosure(pack: str, slot: Slot, kept: dict[str, str]) -> None:
-    choices = ["never", "optional", "always"]
+    choices = list(_DISCLOSE)
     now = kept.get("base.disclose", slot.disclose or "never")
     value = st.selectbox(
-        "May the persona name the model it is built on?",
+        t("May the persona name the model it is built on?"),
         choices,
         index=choices.index(now),
+        format_func=lambda choice: t(_DISCLOSE[choice]),
         key=f"slot-{pack}-disclose",
     )
     if value == slot.disclose:
@@ -178,15 +241,15 @@ def _disclosure(pack: str, slot: Slot, kept: dict[str, str]) -> None:
 
 def _samples(form: dict[str, Any], persona: Persona, locales: list[str]) -> None:
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        st.subheader("Ten sample conversations")
-        if st.button("Ten others", icon=":material/shuffle:"):
+        st.subheader(t("Ten sample conversations"))
+        if st.button(t("Ten others"), icon=":material/shuffle:", key="ten-others"):
             form["sample_seed"] = int(form.get("sample_seed", 0)) + 1
     if not locales:
-        st.warning(
-            f"This persona speaks {literal(', '.join(persona.locales))}, the model none of these. "
-            "Choose another pack or model.",
-            icon=":material/translate:",
-        )
+        spoken = listed([language_name(loc) for loc in persona.locales])
+        st.caption(
+            t("This persona speaks {languages}. The samples appear once the model can be used.",
+              languages=literal(spoken))
+        )  # fmt: skip
         return
     with errors_shown():
         bubbles(

@@ -13,6 +13,7 @@ from pages._ui.dataset import charts as dataset_charts
 from pages._ui.dataset import tables as dataset_tables
 from pages._ui.dataset.state import choose_dataset
 from pages._ui.shell.common import errors_shown, model_libraries
+from pages._ui.shell.language import number, t
 
 _ICONS = {
     "ok": ":material/check_circle:",
@@ -31,7 +32,7 @@ def draw() -> None:
     with errors_shown():
         if Draft(name).changed:
             st.info(
-                "There are unsaved edits; the report is about the saved version.",
+                t("There are unsaved edits; the report is about the saved version."),
                 icon=":material/edit_note:",
             )
         stamp = store.dataset(name).manifest.stat().st_mtime_ns
@@ -44,11 +45,11 @@ def draw() -> None:
 
 
 def _settings() -> tuple[str, int, int, int]:
-    with st.expander("Planned training", icon=":material/tune:"), st.container(horizontal=True):
-        model = st.text_input("Model", "bundled", key="report-model", width=260)
-        length = st.number_input("Longest row (tokens)", 16, 131_072, 512, width=180)
-        step = st.number_input("Rows a step (batch x accumulation)", 1, 4096, 16, width=240)
-        steps = st.number_input("Optimizer steps (0 = advised)", 0, 100_000, 0, width=220)
+    with st.expander(t("Planned training"), icon=":material/tune:"), st.container(horizontal=True):
+        model = st.text_input(t("Model"), "bundled", key="report-model", width=260)
+        length = st.number_input(t("Longest row (tokens)"), 16, 131_072, 512, width=180)
+        step = st.number_input(t("Rows a step (batch x accumulation)"), 1, 4096, 16, width=240)
+        steps = st.number_input(t("Optimizer steps (0 = advised)"), 0, 100_000, 0, width=220)
     return model.strip() or "bundled", int(length), int(step), int(steps)
 
 
@@ -63,24 +64,24 @@ def _report(name: str, _stamp: int, model: str, length: int) -> DatasetReport:
 
 def _head(report: DatasetReport, plan: Budget) -> None:
     with st.container(horizontal=True):
-        st.metric("Conversations", f"{report.rows:,}", width=150)
+        st.metric(t("Conversations"), number(report.rows), width=150)
         if report.general_to_identity:
             by_rows, by_loss = report.general_to_identity
             st.metric(
-                "General : identity",
+                t("General : identity"),
                 f"{by_rows:.1f} : 1",
                 width=180,
-                help=f"By rows; {by_loss:.1f} : 1 by learned tokens.",
+                help=t("By rows; {share:.1f} : 1 by learned tokens.", share=by_loss),
             )
-        st.metric("Tokens, median", f"{report.lengths.p50:,}", width=150)
+        st.metric(t("Tokens, median"), number(report.lengths.p50), width=150)
         st.metric(
-            f"Over {report.lengths.limit} tokens",
+            t("Over {n} tokens", n=report.lengths.limit),
             f"{report.lengths.over_limit:,}",
             width=170,
-            help="Their end is cut off, and with it the last replies.",
+            help=t("Their end is cut off, and with it the last replies."),
         )
-        st.metric("Optimizer steps", f"{plan.steps:,}", width=160)
-        st.metric("Times each row is seen", f"{plan.exposures:.1f}", width=200)
+        st.metric(t("Optimizer steps"), number(plan.steps), width=160)
+        st.metric(t("Times each row is seen"), f"{plan.exposures:.1f}", width=200)
     advice(plan)
 
 
@@ -96,22 +97,22 @@ def advice(plan: Budget) -> None:
 
 
 def _findings(report: DatasetReport) -> None:
-    st.subheader("Findings")
+    st.subheader(t("Findings"))
     if not report.findings:
         st.success(
-            "Nothing wrong was found: no leftover placeholder, no forbidden claim, no row "
-            "that gives a held-out question away.",
+            t("Nothing wrong was found: no leftover placeholder, no forbidden claim, no row that "
+              "gives a held-out question away, no crowd of near copies."),
             icon=":material/check_circle:",
-        )
+        )  # fmt: skip
         return
     st.dataframe(
         [
             {
-                "Level": f.level,
-                "Problem": f.message,
-                "Fix": f.fix,
-                "First at": f.where,
-                "Times": f.count,
+                t("Level"): f.level,
+                t("Problem"): f.message,
+                t("Fix"): f.fix,
+                t("First at"): f.where,
+                t("Times"): f.count,
             }
             for f in report.findings
         ],
@@ -123,16 +124,16 @@ def _findings(report: DatasetReport) -> None:
 def _pictures(report: DatasetReport) -> None:
     left, right = st.columns(2, gap="large")
     with left:
-        st.subheader("Mix")
+        st.subheader(t("Mix"))
         dataset_charts.mix(report)
-        st.subheader("Rounds")
+        st.subheader(t("Rounds"))
         dataset_charts.rounds(report)
-        st.subheader("Lengths")
+        st.subheader(t("Lengths"))
         dataset_charts.lengths(report)
     with right:
         if report.intents:
-            st.subheader("Identity turns by intent")
+            st.subheader(t("Identity turns by intent"))
             dataset_charts.coverage(report)
         if report.slot_coverage:
-            st.subheader("Slots in the replies")
+            st.subheader(t("Slots in the replies"))
             dataset_charts.slots(report)

@@ -12,7 +12,9 @@ from core.data.fields import RowError, check_text
 from core.data.grid import COLUMNS, from_table, to_table
 from core.text.normalize import locale_of
 from pages._ui.dataset.state import bubbles, choose_dataset, go
+from pages._ui.shell import words
 from pages._ui.shell.common import errors_shown
+from pages._ui.shell.language import t, tn
 from pages._ui.shell.words import KINDS
 
 #: Conversations on a page: with their rounds about 200 lines at most, which a browser draws fast.
@@ -30,7 +32,7 @@ def draw() -> None:
         rows = _select(draft)
         if not rows:
             st.info(
-                "No row matches. Clear the search, or choose all kinds.",
+                t("No row matches. Clear the search, or choose all kinds."),
                 icon=":material/search_off:",
             )
         elif st.session_state.get("rows-as", "Grid") == "Chat":
@@ -43,58 +45,70 @@ def draw() -> None:
 def _history(draft: Draft) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         if st.button(
-            "Undo",
+            t("Undo"),
             icon=":material/undo:",
             disabled=not draft.done,
-            help=literal(draft.done[-1].label) if draft.done else "No edit yet",
+            help=literal(draft.done[-1].label) if draft.done else t("No edit yet"),
             # Without a key its identity follows the help text: for a moment the old and the new
             # button stood side by side, Redo moved, and a click on it missed.
             key=f"undo-{draft.name}",
         ):
             draft.undo()
             st.rerun()
-        if st.button("Redo", icon=":material/redo:", disabled=not draft.undone):
+        if st.button(t("Redo"), icon=":material/redo:", disabled=not draft.undone):
             draft.redo()
             st.rerun()
-        with st.popover("Save as version", icon=":material/save:", disabled=not draft.changed):
+        with st.popover(t("Save as version"), icon=":material/save:", disabled=not draft.changed):
             _save(draft)
         edits = len(draft.done)
-        kept = f"{edits} unsaved edit{'s' if edits > 1 else ''}, kept on disk"
-        st.caption(f"{len(draft):,} conversations, {kept if edits else 'no unsaved edits'}")
+        kept = tn("{n} unsaved edit, kept on disk", "{n} unsaved edits, kept on disk", edits)
+        held = tn("{n} conversation", "{n} conversations", len(draft))
+        st.caption(f"{held}, {kept if edits else t('no unsaved edits')}")
 
 
 def _save(draft: Draft) -> None:
     name = st.text_input(
-        "Name of the new version",
+        t("Name of the new version"),
         store.free_name(draft.name),
         key=f"version-{draft.name}-{len(draft.done)}",
     )
-    note = st.text_input("Note", "", key=f"note-{draft.name}")
-    if st.button("Save", type="primary", key=f"save-{draft.name}"):
+    note = st.text_input(t("Note"), "", key=f"note-{draft.name}")
+    if st.button(t("Save"), type="primary", key=f"save-{draft.name}"):
         with errors_shown():
             draft.save(name, note)
-            st.toast(f"Saved as {literal(name)}")
+            st.toast(t("Saved as {name}", name=literal(name)))
             go("rows", name)
-    if st.button("Forget all edits", key=f"forget-{draft.name}"):
+    if st.button(t("Forget all edits"), key=f"forget-{draft.name}"):
         draft.discard()
         st.rerun()
 
 
 def _select(draft: Draft) -> list[Conversation]:
-    search, kind, look, page = st.columns([3, 2, 2, 2], vertical_alignment="bottom")
-    text = search.text_input("Search", key=f"search-{draft.name}", placeholder="words in any turn")
-    chosen = kind.selectbox(
-        "Kind", ["", *KINDS], format_func=lambda k: KINDS.get(k, "all"), key=f"kind-{draft.name}"
+    line = st.container(horizontal=True, vertical_alignment="bottom")  # breaks where it is narrow
+    search, kind, look, page = (line.container(width=width) for width in (260, 180, 150, 150))
+    text = search.text_input(
+        t("Search"), key=f"search-{draft.name}", placeholder=t("words in any turn")
     )
-    look.segmented_control("Show as", ["Grid", "Chat"], default="Grid", key="rows-as")
+    chosen = kind.selectbox(
+        t("Kind"),
+        ["", *KINDS],
+        format_func=lambda k: words.kind(k) if k else t("all"),
+        key=f"kind-{draft.name}",
+    )
+    look.segmented_control(
+        t("Show as"), ["Grid", "Chat"], default="Grid", key="rows-as",
+        format_func=lambda how: t("Grid") if how == "Grid" else t("Chat"),
+    )  # fmt: skip
     if text:
         found = [r for r in draft.find(text) if not chosen or r.kind == chosen]
-        page.caption(f"{len(found)} found" + (" (the first 200)" if len(found) == 200 else ""))
+        page.caption(
+            t("the first {n}", n=200) if len(found) == 200 else t("{n} found", n=len(found))
+        )
         return found[:PAGE]
     count = draft.count(chosen)
     pages = max(1, -(-count // PAGE))
     at = page.number_input(
-        f"Page of {pages:,}", 1, pages, key=f"page-{draft.name}-{chosen}-{pages}"
+        t("Page of {n:,}", n=pages), 1, pages, key=f"page-{draft.name}-{chosen}-{pages}"
     )
     return draft.page((int(at) - 1) * PAGE, PAGE, chosen)
 
@@ -111,44 +125,44 @@ def _grid(draft: Draft, rows: list[Conversation]) -> None:
         key=f"grid-{version}",
         column_order=COLUMNS,
         column_config={
-            "id": st.column_config.TextColumn("Row", disabled=True, width="small"),
-            "round": st.column_config.NumberColumn("Round", disabled=True, width=60),
+            "id": st.column_config.TextColumn(t("Row"), disabled=True, width="small"),
+            "round": st.column_config.NumberColumn(t("Round"), disabled=True, width=60),
             "kind": st.column_config.SelectboxColumn(
-                "Kind", options=list(KINDS), format_func=KINDS.get, width="small"
+                t("Kind"), options=list(KINDS), format_func=words.kind, width="small"
             ),
-            "system": st.column_config.TextColumn("System", width="small"),
-            "user": st.column_config.TextColumn("User", width=360),
-            "reply": st.column_config.TextColumn("Reply", width=420),
+            "system": st.column_config.TextColumn(t("System"), width="small"),
+            "user": st.column_config.TextColumn(t("User"), width=360),
+            "reply": st.column_config.TextColumn(t("Reply"), width=420),
             "learn": st.column_config.CheckboxColumn(
-                "Learn", width="small", help="Whether the reply is trained on"
+                t("Learn"), width="small", help=t("Whether the reply is trained on")
             ),
         },
     )
     changes = from_table(edited, rows)
     if changes.problems:
         st.warning(
-            "Not kept yet:\n" + "\n".join(f"- {literal(p)}" for p in changes.problems),
+            t("Not kept yet:") + "\n" + "\n".join(f"- {literal(p)}" for p in changes.problems),
             icon=":material/edit_off:",
         )
     elif changes:
         draft.write(changes.rows, changes.removed, changes.label)
         st.rerun()
     st.caption(
-        "Every edit is kept on disk at once. Tick lines at the left and press the bin to "
-        "remove them; an empty line at the end makes a new conversation."
-    )
+        t("Every edit is kept on disk at once. Tick lines at the left and press the bin to remove "
+          "them; an empty line at the end makes a new conversation.")
+    )  # fmt: skip
 
 
 def _add(draft: Draft) -> None:
-    with st.expander("Add a conversation of your own", icon=":material/add_comment:"):
+    with st.expander(t("Add a conversation of your own"), icon=":material/add_comment:"):
         with st.form(f"add-{draft.name}", clear_on_submit=True, border=False):
-            user = st.text_area("User", height=80)
-            reply = st.text_area("Reply", height=80)
-            asked = st.form_submit_button("Add", type="primary")
+            user = st.text_area(t("User"), height=80)
+            reply = st.text_area(t("Reply"), height=80)
+            asked = st.form_submit_button(t("Add"), type="primary")
         if not asked:
             return
         try:
-            texts = check_text(user, "User"), check_text(reply, "Reply")
+            texts = check_text(user, t("User")), check_text(reply, t("Reply"))
         except RowError as error:
             st.error(
                 f"{literal(error.field)}: {literal(error.what)}; {literal(error.fix)}",

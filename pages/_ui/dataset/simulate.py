@@ -14,21 +14,24 @@ from core.data.ultrachat.backends import ENDPOINT_PREFIX, KEY_VARIABLE, URL_VARI
 from core.fsio import check_name
 from core.jobs import api
 from core.jobs.spec import Options
+from pages._ui.shell import current
 from pages._ui.shell.common import errors_shown
+from pages._ui.shell.language import N_, number, t
+from pages._ui.shell.words import language_name
 
 _KIND_LABELS = {
-    "question": "questions about the world",
-    "creation": "creation",
-    "material": "given material",
+    "question": N_("questions about the world"),
+    "creation": N_("creation"),
+    "material": N_("given material"),
 }
 
 
 def draw() -> None:
     """The Simulate part."""
     st.write(
-        "One model plays a person, another answers. First lines come from templates, later "
-        "ones from the model that plays the person; every turn is checked."
-    )
+        t("One model plays a person, another answers. First lines come from templates, later ones "
+          "from the model that plays the person; every turn is checked.")
+    )  # fmt: skip
     left, right = st.columns(2, gap="large")
     with errors_shown():
         with left:
@@ -40,36 +43,42 @@ def draw() -> None:
 
 def _form() -> tuple[SimulateSpec, str]:
     base = st.text_input(
-        "Model to train",
+        t("Model to train"),
         "bundled",
         key="sim-base",
-        help="General replies of another model are context only in dialogues with identity.",
+        help=t("General replies of another model are context only in dialogues with identity."),
     ).strip()
-    assistant = st.text_input("Model that answers", base, key="sim-assistant").strip()
-    user = st.text_input("Model that plays the person", assistant, key="sim-user").strip()
+    assistant = st.text_input(t("Model that answers"), base, key="sim-assistant").strip()
+    user = st.text_input(t("Model that plays the person"), assistant, key="sim-user").strip()
     st.caption(
-        f"`bundled`, a folder, a hub id, or `{ENDPOINT_PREFIX}NAME` for an "
-        f"OpenAI-compatible server at {URL_VARIABLE}."
-    )
+        t("`bundled`, a folder, a hub id, or `{prefix}NAME` for an OpenAI-compatible server at "
+          "{variable}.", prefix=ENDPOINT_PREFIX, variable=URL_VARIABLE)
+    )  # fmt: skip
     if any(m.startswith(ENDPOINT_PREFIX) for m in (assistant, user)):
         _endpoint_hint()
-    dialogues = st.number_input("Dialogues", 1, 100_000, 50)
+    dialogues = st.number_input(t("Dialogues"), 1, 100_000, 50)
     kinds = st.multiselect(
-        "Kinds of opening", openings.KINDS, openings.KINDS, format_func=lambda k: _KIND_LABELS[k]
+        t("Kinds of opening"),
+        openings.KINDS,
+        openings.KINDS,
+        format_func=lambda k: t(_KIND_LABELS[k]),
     )
     locale = st.selectbox(
-        "Language", openings.locales(), help="The bundled model speaks English only."
+        t("Language"),
+        openings.locales(),
+        format_func=language_name,
+        help=t("The bundled model speaks English only."),
     )
     if locale != "en" and "bundled" in (user, assistant):
         st.warning(
-            "The bundled model speaks English only; choose another model.",
+            t("The bundled model speaks English only; choose another model."),
             icon=":material/translate:",
         )
-    with st.expander("More settings", icon=":material/tune:"):
-        identity = st.slider("Share of later rounds that ask about the persona", 0.0, 1.0, 0.4)
-        reply_tokens = st.number_input("Longest reply (tokens)", 16, 2048, 96)
-        seed = st.number_input("Seed", 0, 2**31 - 1, 0, key="sim-seed")
-        calls = st.number_input("Model calls at most (0 = worst case)", 0, 10**9, 0)
+    with st.expander(t("More settings"), icon=":material/tune:"):
+        identity = st.slider(t("Share of later rounds that ask about the persona"), 0.0, 1.0, 0.4)
+        reply_tokens = st.number_input(t("Longest reply (tokens)"), 16, 2048, 96)
+        seed = st.number_input(t("Seed"), 0, 2**31 - 1, 0, key="sim-seed")
+        calls = st.number_input(t("Model calls at most (0 = worst case)"), 0, 10**9, 0)
     spec = SimulateSpec(
         dialogues=int(dialogues),
         user_model=user,
@@ -87,46 +96,43 @@ def _form() -> tuple[SimulateSpec, str]:
 def _endpoint_hint() -> None:
     if os.environ.get(URL_VARIABLE):
         st.caption(
-            f"{URL_VARIABLE} is set"
-            + (
-                f", {KEY_VARIABLE} too."
-                if os.environ.get(KEY_VARIABLE)
-                else f"; {KEY_VARIABLE} is not."
-            )
+            t("{url} is set, {key} too.", url=URL_VARIABLE, key=KEY_VARIABLE)
+            if os.environ.get(KEY_VARIABLE)
+            else t("{url} is set; {key} is not.", url=URL_VARIABLE, key=KEY_VARIABLE)
         )
     else:
         st.warning(
-            f"{URL_VARIABLE} is not set. Set it, and {KEY_VARIABLE} if the server wants a "
-            "key, and start the app again. Neither is written to disk.",
+            t("{url} is not set. Set it, and {key} if the server wants a key, and start the app "
+              "again. Neither is written to disk.", url=URL_VARIABLE, key=KEY_VARIABLE),
             icon=":material/key_off:",
-        )
+        )  # fmt: skip
 
 
 def _outcome(spec: SimulateSpec, base: str, calls: int, max_calls: int, max_tokens: int) -> None:
-    st.metric("Model calls", f"{calls:,}", help="If every turn passes its check at once.")
+    st.metric(t("Model calls"), number(calls), help=t("If every turn passes its check at once."))
     st.caption(
-        f"At most {max_calls:,} calls and {max_tokens:,} tokens, if every turn is asked "
-        "for again as often as allowed. Finished dialogues are kept: starting again goes "
-        "on where it stopped."
-    )
+        t("At most {calls:,} calls and {tokens:,} tokens, if every turn is asked for again as "
+          "often as allowed. Finished dialogues are kept: starting again goes on where it stopped.",
+          calls=max_calls, tokens=max_tokens)
+    )  # fmt: skip
     names = ["", *(s.name for s in store.list_datasets() if not s.problem)]
     parent = st.selectbox(
-        "Add to dataset",
+        t("Add to dataset"),
         names,
-        format_func=lambda n: n or "none: dialogues alone",
-        help="The new version has that dataset's rows, persona and probes, and the dialogues.",
+        format_func=lambda n: n or t("none: dialogues alone"),
+        help=t("The new version has that dataset's rows, persona and probes, and the dialogues."),
     )
     name = st.text_input(
-        "Name of the new version",
+        t("Name of the new version"),
         store.free_name(f"{parent or 'dialogues'}-chat" if parent else "dialogues"),
         key=f"sim-name-{parent}",
     )
-    if st.button("Simulate", type="primary", icon=":material/forum:"):
+    if st.button(t("Simulate"), type="primary", icon=":material/forum:"):
         check_name(name, "dataset name")
         run = api.launch(
             Spec(spec=spec, name=name, dataset=parent, base=base),
             name=f"dialogues {name}",
             options=Options(pass_env=(URL_VARIABLE, KEY_VARIABLE)),
         )
-        st.query_params["run"] = run.root.name
+        current.choose(build=run.root.name)
         st.rerun()

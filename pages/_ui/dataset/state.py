@@ -9,22 +9,27 @@ import streamlit as st
 from core.chat.render import code, literal, safe_markdown
 from core.conversation import Conversation
 from core.data import store
-from core.errors import UserError
 from core.jobs import api
-from core.jobs.state import ACTIVE, Status
-from pages._ui.shell.common import errors_shown, show_error, time_left
+from core.jobs.state import ACTIVE, State, Status
+from pages._ui.shell import current, words
+from pages._ui.shell.common import errors_shown, show_error
+from pages._ui.shell.language import t, time_left, tn
 
 #: Job kinds that make datasets.
 KINDS = ("generate", "simulate")
 
 
 def section(labels: Mapping[str, str]) -> str:
-    """The part of the page to draw; kept in the address, so that a reload shows the same."""
+    """The part of the page to draw; kept in the address, for a reload and for Back."""
     asked = st.query_params.get("view", "")
     default = asked if asked in labels else next(iter(labels))
+    if asked and asked not in labels:
+        st.warning(
+            t("This page has no part {name}.", name=code(asked[:80])), icon=":material/search_off:"
+        )
     chosen = (
         st.segmented_control(
-            "Part of the page",
+            t("Part of the page"),
             list(labels),
             default=default,
             format_func=lambda k: labels[k],
@@ -33,10 +38,9 @@ def section(labels: Mapping[str, str]) -> str:
         )
         or default
     )
-    if chosen != asked:
+    if chosen != default:
         st.query_params["view"] = chosen
-        if asked in labels or chosen != default:
-            st.rerun()
+        st.rerun()
     return chosen
 
 
@@ -44,25 +48,30 @@ def go(view: str, dataset: str = "") -> None:
     """Show another part of the page, with another dataset chosen."""
     st.query_params["view"] = view
     if dataset:
-        st.query_params["dataset"] = dataset
+        current.choose(dataset=dataset)
     st.rerun()
 
 
 def choose_dataset() -> str:
     """A select box over the complete datasets; "" (and a hint) if there are none."""
     names = [s.name for s in store.list_datasets() if not s.problem]
+    shown = current.chosen("dataset", names)
     if not names:
         st.info(
-            "There is no dataset yet. Build one in the Persona part, or import a file in the "
-            "Files part.",
+            t("There is no dataset yet. Build one in the Persona part, or import a file in the "
+              "Files part."),
             icon=":material/lightbulb:",
-        )
+        )  # fmt: skip
         return ""
-    asked = st.query_params.get("dataset", "")
-    at = names.index(asked) if asked in names else 0
-    chosen = st.selectbox("Dataset", names, index=at, key=f"dataset-{names[at]}-{len(names)}")
-    if chosen != asked:
-        st.query_params["dataset"] = chosen
+    at = names.index(shown)
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        chosen = st.selectbox(
+            t("Dataset"), names, index=at, key=f"dataset-{shown}-{len(names)}", width=340
+        )
+        if chosen != shown:
+            current.choose(dataset=chosen)
+            st.rerun()
+        current.link_to_next("train", chosen)
     return chosen
 
 
@@ -75,45 +84,43 @@ def bubbles(rows: Sequence[Conversation], width: int = 264) -> None:
 
 
 def _conversation(row: Conversation) -> None:
-    label = " · ".join(p for p in (row.intent, row.locale, row.kind) if p)
+    label = " · ".join(p for p in (row.intent, row.locale, words.kind(row.kind)) if p)
     st.caption(safe_markdown(label))
     replies = iter(row.loss)
     for message in row.messages:
         if message["role"] == "system":
-            st.caption(f"System: {safe_markdown(message['content'])}")
+            st.caption(t("System: {text}", text=safe_markdown(message["content"])))
             continue
         with st.chat_message(message["role"]):
             st.markdown(safe_markdown(message["content"]))
             if message["role"] == "assistant" and not next(replies):
-                st.caption("context only, not learned")
+                st.caption(t("context only, not learned"))
 
 
-def job_panel() -> bool:
-    """Progress of dataset jobs that run, and the outcome of the one started last.
+def jobs_at_work() -> list[str]:
+    """Ids of the dataset jobs that run or wait."""
+    return [r.id for r in api.list_runs() if r.kind in KINDS and r.state in ACTIVE]
 
-    Returns whether one runs or waits.
-    """
-    active = [r for r in api.list_runs() if r.kind in KINDS and r.state in ACTIVE]
-    asked = st.query_params.get("run", "")
-    names = list(dict.fromkeys([*(r.id for r in active), *([asked] if asked else [])]))
-    running = bool(active)
-    if not names:
-        return running
 
-    @st.fragment(run_every="1s" if running else None)
+def job_panel() -> None:
+    """Progress of the dataset jobs that run, and the outcome of the one that the address names."""
+    active = jobs_at_work()
+    known = [r.id for r in api.list_runs() if r.kind in KINDS]
+    asked = current.chosen("build", known) if "build" in st.query_params else ""
+    ids = list(dict.fromkeys([*active, *([asked] if asked in known else [])]))
+
+    @st.fragment(run_every="1s" if active else None)
     def panel() -> None:
-        for name in names:
-            try:
-                status = api.status(api.open_run(name))
-            except UserError:
-                continue
-            _one(status)
-            if running and status.final:
-                st.query_params["run"] = name
-                st.rerun()
+        for run_id in ids:
+            with errors_shown():
+                status = api.status(api.open_run(run_id))
+                _one(status)
+                if run_id in active and status.final:
+                    current.choose(build=run_id)
+                    st.rerun()
 
-    panel()
-    return running
+    if ids:
+        panel()
 
 
 def _one(status: Status) -> None:
@@ -121,48 +128,51 @@ def _one(status: Status) -> None:
         with st.container():
             _progress(status)
         if status.active:
+            stopping = status.state is State.STOPPING
             if st.button(
-                "Stop",
-                key=f"stop-{status.id}",
-                icon=":material/stop:",
-                disabled=status.state.name == "STOPPING",
+                t("Stop"), key=f"stop-{status.id}", icon=":material/stop:", disabled=stopping
             ):
                 with errors_shown():
                     api.stop(api.open_run(status.id))
             return
         made = (status.result or {}).get("name", "")
-        if made and st.button("Open dataset", key=f"open-{status.id}", type="primary"):
-            del st.query_params["run"]
-            go("rows", made)
-        if st.button("Close", key=f"close-{status.id}"):
-            st.query_params.pop("run", None)
+        if made:
+            current.link_to_next("train", made, key=f"train-{status.id}")
+            if st.button(t("Look at it"), key=f"open-{status.id}", icon=":material/table_rows:"):
+                st.query_params.pop("build", None)
+                go("rows", made)
+        if st.button(t("Close"), key=f"close-{status.id}", type="tertiary"):
+            st.query_params.pop("build", None)
             st.rerun()
 
 
 def _progress(status: Status) -> None:
+    name = current.name_of(status.id)
     if status.active:
-        if status.waiting_for:
-            st.write(
-                f"**{literal(status.name)}** waits for the device: {literal(status.waiting_for)}"
-            )
-            return
-        share = min(1.0, status.done / status.total) if status.total else 0.0
-        counted = f"{status.done:,}/{status.total:,}" if status.total else ""
-        parts = (status.stage or "starting", counted, time_left(status.eta_seconds))
-        st.progress(
-            share, text=f"{literal(status.name)}: {literal(' · '.join(p for p in parts if p))}"
-        )
-        if status.stalled:
-            st.warning("The job has printed nothing for a while.", icon=":material/hourglass:")
+        _active(status, name)
         return
-    if status.error:
-        st.write(f"**{literal(status.name)}** {literal(status.state.name.lower())}")
-        show_error(status.error)
-        return
-    rows = (status.result or {}).get("rows")
     made = (status.result or {}).get("name", "")
-    done = f"saved as {code(made)}" if made else status.state.name.lower()
-    st.success(
-        f"{literal(status.name)}: {done}" + (f", {rows:,} rows" if rows else ""),
-        icon=":material/check_circle:",
-    )
+    if status.state is State.SUCCEEDED and made:
+        rows = int((status.result or {}).get("rows") or 0)
+        done = t("{name} is saved as {dataset}.", name=literal(name), dataset=code(made))
+        counted = tn("{n} row", "{n} rows", rows) if rows else ""
+        st.success(f"{done} {counted}".strip(), icon=":material/check_circle:")
+        return
+    st.write(f"**{literal(name)}** · {literal(words.ending(status.state, status.reason))}")
+    if status.error:
+        show_error(status.error)
+
+
+def _active(status: Status, name: str) -> None:
+    if status.waiting_for:
+        st.write(
+            t("{name} waits for the device, held by {holder}", name=literal(name),
+              holder=literal(status.waiting_for))
+        )  # fmt: skip
+        return
+    counted = t("{done} of {total}", done=status.done, total=status.total) if status.total else ""
+    parts = (words.doing(status.stage), counted, time_left(status.eta_seconds))
+    said = " · ".join(p for p in parts if p)
+    st.progress(status.share, text=f"{literal(name)}: {literal(said)}")
+    if status.stalled:
+        st.warning(t("The job has printed nothing for a while."), icon=":material/hourglass:")

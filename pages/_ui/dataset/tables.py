@@ -9,6 +9,7 @@ import streamlit as st
 from core.chat.render import literal
 from core.data.diversity import Diversity
 from core.data.report import DatasetReport
+from pages._ui.shell.language import N_, number, percent, t
 
 #: What a hand-written identity set of 91 rows measures (see core.data.diversity).
 _USUAL = {
@@ -16,30 +17,43 @@ _USUAL = {
     "distinct_2": "0.31",
     "self_bleu": "77",
     "gzip_ratio": "4",
-    "near_duplicates": "12 %",
+    "near_duplicates": "12%",
+}
+
+
+_MEASURES = {
+    "texts": N_("Texts"),
+    "unique": N_("Unique"),
+    "distinct_1": N_("Distinct words (distinct-1)"),
+    "distinct_2": N_("Distinct word pairs (distinct-2)"),
+    "distinct_3": N_("Distinct word triples (distinct-3)"),
+    "self_bleu": N_("Self-BLEU"),
+    "gzip_ratio": N_("Gzip ratio"),
+    "near_duplicates": N_("Near duplicates"),
+    "most_copies": N_("Most copies of one"),
 }
 
 
 def diversity(report: DatasetReport) -> None:
     """How varied the texts are, beside a usual set."""
-    st.subheader("Variety")
+    st.subheader(t("Variety"))
     st.caption(
-        "Copies of one sentence teach one sentence. High distinct-n and low self-BLEU, "
-        "gzip ratio and near-duplicate share mean variety; the last column is what a "
-        "hand-written public identity set measures."
-    )
+        t("Copies of one sentence teach one sentence. High distinct-n and low self-BLEU, gzip "
+          "ratio and near-duplicate share mean variety; the last column is what a hand-written "
+          "public identity set measures.")
+    )  # fmt: skip
     columns = {
-        "Identity questions": report.questions,
-        "Identity replies": report.replies,
-        "All replies": report.all_replies,
+        t("Identity questions"): report.questions,
+        t("Identity replies"): report.replies,
+        t("All replies"): report.all_replies,
     }
     values = {name: _measures(d) for name, d in columns.items()}
     st.dataframe(
         [
             {
-                "Measure": m.replace("_", " "),
+                t("Measure"): t(_MEASURES[m]),
                 **{c: v[m] for c, v in values.items()},
-                "Usual": _USUAL.get(m, ""),
+                t("Usual"): _USUAL.get(m, ""),
             }
             for m in next(iter(values.values()))
         ],
@@ -50,13 +64,13 @@ def diversity(report: DatasetReport) -> None:
 
 def _measures(found: Diversity) -> dict[str, str]:
     return {
-        "texts": f"{found.texts:,}",
-        "unique": f"{found.unique:,}",
+        "texts": number(found.texts),
+        "unique": number(found.unique),
         **{f"distinct_{n}": f"{v:.2f}" for n, v in enumerate(found.distinct, 1)},
         "self_bleu": f"{found.self_bleu:.0f}",
         "gzip_ratio": f"{found.gzip_ratio:.1f}",
-        "near_duplicates": f"{found.near_duplicates:.0%}".replace("%", " %"),
-        "most_copies": f"{found.most_copies:,}",
+        "near_duplicates": percent(found.near_duplicates),
+        "most_copies": number(found.most_copies),
     }
 
 
@@ -64,14 +78,15 @@ def simulation(record: dict[str, Any] | None) -> None:
     """What the turn checks of the UltraChat loop rejected, if dialogues were simulated."""
     if not record:
         return
-    st.subheader("Simulated dialogues")
+    st.subheader(t("Simulated dialogues"))
     tries, models = record["attempts"], record["models"]
     st.caption(
-        f"{record['dialogues']:,} dialogues kept, {record['dropped']:,} dropped at the first "
-        f"reply; {tries.get('user', 0):,} tries of a user turn "
-        f"(by {literal(models.get('user'))}) and {tries.get('assistant', 0):,} of a reply "
-        f"(by {literal(models.get('assistant'))})."
-    )
+        t("{kept:,} dialogues kept, {dropped:,} dropped at the first reply; {asked:,} tries of a "
+          "user turn (by {user}) and {replied:,} of a reply (by {assistant}).",
+          kept=record["dialogues"], dropped=record["dropped"], asked=tries.get("user", 0),
+          user=literal(models.get("user")), replied=tries.get("assistant", 0),
+          assistant=literal(models.get("assistant")))
+    )  # fmt: skip
     rows = [
         (*check.split("."), record["rejected"][check], share)
         for check, share in record["rejected_share"].items()
@@ -79,14 +94,14 @@ def simulation(record: dict[str, Any] | None) -> None:
     st.dataframe(
         [
             {
-                "Side": side,
-                "Check": name.replace("_", " "),
-                "Rejected": count,
-                "Share of tries": share,
+                t("Side"): side,
+                t("Check"): name.replace("_", " "),
+                t("Rejected"): count,
+                t("Share of tries"): share,
             }
             for side, name, count, share in rows
         ],
         hide_index=True,
         width="stretch",
-        column_config={"Share of tries": st.column_config.NumberColumn(format="percent")},
+        column_config={t("Share of tries"): st.column_config.NumberColumn(format="percent")},
     )

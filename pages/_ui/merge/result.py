@@ -20,7 +20,6 @@ from pages._ui.shell.common import errors_shown, folder_tree, run_label, show_er
 from pages._ui.train.state import badge
 
 _EVERY = 1.0
-_STAGES = ("convert", "merge", "prove")
 
 
 def draw() -> None:
@@ -61,19 +60,11 @@ def _panel(run: RunPaths, live: bool) -> None:
                 api.stop(run)
                 st.rerun(scope="fragment")
         if now.state in ACTIVE:
-            st.progress(_share(now))
+            st.progress(now.share)
         if now.error:
             show_error(now.error)
             with st.expander("Log", icon=":material/article:"):
                 st.code(now.log_tail or "(empty)", language=None)
-
-
-def _share(now: Status) -> float:
-    """Each stage is a third; they take similar times on small models."""
-    if now.stage not in _STAGES:
-        return 0.0
-    part = now.done / now.total if now.total else 0.0
-    return min(1.0, (_STAGES.index(now.stage) + part) / len(_STAGES))
 
 
 def _text(now: Status) -> str:

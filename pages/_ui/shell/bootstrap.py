@@ -11,6 +11,7 @@ from streamlit.runtime.pages_manager import PagesManager
 
 from core import paths
 from core.chat.render import code, literal
+from core.errors import UserError
 
 #: A file of ours: for a Material icon here the browser would ask a font server on the internet.
 _ICON = Path(__file__).with_name("icon.svg")
@@ -26,6 +27,9 @@ def bootstrap() -> None:
     try:
         for place in (paths.datasets_dir, paths.runs_dir, paths.chats_dir, paths.cache_dir):
             place().mkdir(parents=True, exist_ok=True)
+    except UserError as error:
+        st.error(literal(str(error)), icon=":material/hard_drive:")
+        st.stop()
     except OSError as error:
         st.error(
             f"The workspace {code(paths.home())} cannot be used: {literal(error.strerror)}. Free "
@@ -39,10 +43,13 @@ def bootstrap() -> None:
         st.stop()
 
 
+def keep_address() -> None:
+    """Streamlit asks a server on the internet for our address when a foreign origin knocks."""
+    net_util.get_external_ip = lambda: None
+
+
 def _open_to_strangers() -> str:
     """Why this server must show nothing ('' if it may)."""
-    # Streamlit asks a server on the internet for our address when a foreign origin knocks.
-    net_util.get_external_ip = lambda: None
     address = st.get_option("server.address") or ""
     why = ""
     if address not in _LOOPBACK:

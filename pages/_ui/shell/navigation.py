@@ -1,32 +1,35 @@
-"""The four pages, and the addresses under which people type them."""
+"""The five pages, and the addresses under which people type them."""
 
 from __future__ import annotations
 
 import streamlit as st
 from streamlit.navigation.page import StreamlitPage
 
+from pages._ui.shell.language import t
+
 
 def pages_and_addresses() -> list[StreamlitPage]:
-    """Four pages in the menu; hidden ones that lead to them from other spellings of the address.
+    """The pages; hidden ones that lead to them from other spellings of the address.
 
     Streamlit gives the first page the root address only, and tells capitals apart: without these,
-    ``/Dataset`` and ``/train`` are "Page not found".
+    ``/Start`` and ``/train`` are "Page not found".
     """
-    shown = [
-        # The address of the first page is the root; what stands here would be taken all the same.
-        st.Page(
-            "pages/1_Dataset.py",
-            title="Dataset",
-            icon=":material/edit_note:",
-            url_path="start",
-            default=True,
-        ),
-        st.Page("pages/2_Train.py", title="Train", icon=":material/model_training:"),
-        st.Page("pages/3_Merge.py", title="Merge", icon=":material/merge:"),
-        st.Page("pages/4_Compare.py", title="Compare", icon=":material/compare:"),
-    ]
-    spellings = [(shown[0], "Dataset")] + [(page, page.title.lower()) for page in shown]
-    return shown + [_leads_to(page, path) for page, path in spellings]
+    start = st.Page("pages/0_Start.py", title=t("Start"), url_path="home", default=True)
+    steps = {
+        name: st.Page(f"pages/{number}_{name}.py", title=title, url_path=name)
+        for number, (name, title) in enumerate(
+            (
+                ("Dataset", t("Dataset")),
+                ("Train", t("Train")),
+                ("Merge", t("Merge")),
+                ("Compare", t("Compare")),
+            ),
+            start=1,
+        )
+    }
+    spellings = [(start, "Start"), (start, "start")]
+    spellings += [(page, name.lower()) for name, page in steps.items()]
+    return [start, *steps.values(), *(_leads_to(page, path) for page, path in spellings)]
 
 
 def _leads_to(page: StreamlitPage, path: str) -> StreamlitPage:

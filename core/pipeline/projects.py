@@ -1,0 +1,319 @@
+"""The personas of a workspace, and what belongs to each: all derived from what lies there.
+
+A persona (project) has its datasets, trainings, merges, scorecards and chats, and stands
+somewhere on the way over four steps. ``overview()`` is what the sidebar, the first page and every
+list of runs ask; it reads what has changed since the last look and nothing else.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from core import fsio, paths
+from core.errors import UserError
+from core.jobs.journal import parse_record
+from core.jobs.listing import list_runs
+from core.jobs.state import ACTIVE, State, Summary
+from core.paths import DatasetPaths, RunPaths
+from core.pipeline.belonging import Belonging, Identity, of_dataset
+
+Step = Literal["built", "trained", "merged", "verdict"]
+STEPS: tuple[Step, ...] = ("built", "trained", "merged", "verdict")
+Standing = Literal["open", "running", "done", "stopped", "failed"]
+
+#: The kinds of runs that take a persona over each step.
+_KINDS: dict[Step, tuple[str, ...]] = {
+    "built": ("generate", "simulate"),
+    "trained": ("train",),
+    "merged": ("merge",),
+    "verdict": ("evaluate",),
+}
+#: What a run of a kind is called where a person reads it: "Mei Lan, run 3".
+WORDS = {
+    "generate": "build",
+    "simulate": "simulation",
+    "train": "run",
+    "sweep": "checkpoint search",
+    "merge": "merge",
+    "evaluate": "scorecard",
+    "export": "export",
+    "tune": "run all",
+}
+
+
+@dataclass(frozen=True)
+class Said:
+    """A run's name in parts, so that a page can say it in any language.
+
+    ``number`` counts the persona's runs of the kind by their start; a training that was resumed
+    keeps its number, and ``resumed`` counts how often it was.
+    """
+
+    persona: str
+    kind: str
+    number: int
+    resumed: int = 0
+
+    def __str__(self) -> str:
+        word = WORDS.get(self.kind, self.kind)
+        return f"{self.persona}, {word} {self.number}" + (" (resumed)" if self.resumed else "")
+
+
+@dataclass(frozen=True)
+class StepState:
+    """Where a persona stands on one step.
+
+    ``object``: id of the newest run that counts, or the newest dataset's name. ``verdict``: the
+    scorecard's word, for the last step.
+    """
+
+    step: Step
+    standing: Standing = "open"
+    object: str = ""
+    verdict: str = ""
+
+
+@dataclass(frozen=True)
+class Project:
+    """A persona and all that is hers, newest first.
+
+    ``title`` is the name, with the maker where two personas share it. ``touched``: seconds since
+    the epoch of the newest of her things.
+    """
+
+    identity: Identity
+    title: str
+    datasets: tuple[str, ...] = ()
+    runs: tuple[Summary, ...] = ()
+    chats: tuple[str, ...] = ()
+    steps: tuple[StepState, ...] = ()
+    touched: float = 0.0
+
+    @property
+    def key(self) -> str:
+        """For the address."""
+        return self.identity.key
+
+    def of(self, *kinds: str) -> tuple[Summary, ...]:
+        """Her runs of these kinds, newest first."""
+        return tuple(r for r in self.runs if r.kind in kinds)
+
+    def step(self, step: Step) -> StepState:
+        """Where she stands on this step."""
+        return next(s for s in self.steps if s.step == step)
+
+
+@dataclass(frozen=True)
+class Overview:
+    """The whole workspace at one look.
+
+    Attributes:
+        projects: most recently touched first.
+        names: sayable names of runs, by run id.
+        owners: key of the persona, by run id and by ``dataset:NAME``.
+        running: runs that are alive, oldest first.
+        runs: every run by id, those of nobody too.
+    """
+
+    projects: tuple[Project, ...] = ()
+    names: Mapping[str, Said] = field(default_factory=dict)
+    owners: Mapping[str, str] = field(default_factory=dict)
+    running: tuple[Summary, ...] = ()
+    runs: Mapping[str, Summary] = field(default_factory=dict)
+
+    def project(self, key: str) -> Project | None:
+        """By its key in the address."""
+        return next((p for p in self.projects if p.key == key), None)
+
+    def owner_of(self, run: str = "", dataset: str = "") -> Project | None:
+        """Whose a run or a dataset is."""
+        return self.project(self.owners.get(run or f"dataset:{dataset}", ""))
+
+    def name_of(self, run_id: str) -> str:
+        """In English; a run of nobody is called what it was named when it was started."""
+        if run_id in self.names:
+            return str(self.names[run_id])
+        return self.runs[run_id].name if run_id in self.runs else run_id
+
+
+#: How long a look is good for: every page and its sidebar ask several times a redraw.
+_FRESH_SECONDS = 0.5
+_last: tuple[tuple[str, int, int], float, Overview] | None = None
+
+
+def overview() -> Overview:
+    """What is there now, or was half a second ago; a new run or dataset is seen at once."""
+    global _last
+    places = (paths.runs_dir(), paths.datasets_dir())
+    runs, datasets = (p.stat().st_mtime_ns if p.is_dir() else 0 for p in places)
+    there = (str(paths.home()), runs, datasets)
+    fresh = _last is not None and time.monotonic() - _last[1] < _FRESH_SECONDS
+    if _last is not None and fresh and _last[0] == there:
+        return _last[2]
+    seen = _look()
+    _last = (there, time.monotonic(), seen)
+    return seen
+
+
+def _look() -> Overview:
+    runs = list_runs()
+    belonging = Belonging(runs)
+    hers: dict[Identity, list[Summary]] = defaultdict(list)
+    for run in runs:
+        if (owner := belonging.of_run(run.id)) is not None:
+            hers[owner].append(run)
+    datasets: dict[Identity, list[tuple[float, str]]] = defaultdict(list)
+    for written, folder in _dataset_folders():
+        datasets[belonging.of_folder(folder)].append((written, folder.name))
+    chats: dict[Identity, list[tuple[float, str]]] = defaultdict(list)
+    for written, chat, models in _chats():
+        for talked in {o for m in models if (o := belonging.of_model(m))}:
+            chats[talked].append((written, chat))
+    titles = _titles({*hers, *datasets, *chats})
+    projects = [
+        _project(who, title, datasets[who], hers[who], chats[who]) for who, title in titles.items()
+    ]
+    return Overview(
+        projects=tuple(sorted(projects, key=lambda p: p.touched, reverse=True)),
+        names={k: v for who, title in titles.items() for k, v in _names(title, hers[who]).items()},
+        owners={run.id: p.key for p in projects for run in p.runs}
+        | {f"dataset:{name}": p.key for p in projects for name in p.datasets},
+        running=tuple(reversed([r for r in runs if r.state in (*ACTIVE, State.ORPHANED)])),
+        runs={run.id: run for run in runs},
+    )
+
+
+def _titles(personas: Iterable[Identity]) -> dict[Identity, str]:
+    everyone = list(personas)
+    named = Counter(who.name for who in everyone)
+    made = Counter((who.name, who.maker) for who in everyone)
+    titles = {}
+    for who in everyone:
+        more = [who.maker] if named[who.name] > 1 and who.maker else []
+        more += [who.pack] if made[who.name, who.maker] > 1 and who.pack else []
+        titles[who] = f"{who.name} ({', '.join(more)})" if more else who.name
+    return titles
+
+
+def _project(
+    who: Identity,
+    title: str,
+    datasets: list[tuple[float, str]],
+    runs: list[Summary],
+    chats: list[tuple[float, str]],
+) -> Project:
+    datasets, chats = sorted(datasets, reverse=True), sorted(chats, reverse=True)
+    names = tuple(name for _, name in datasets)
+    times = [t for t, _ in (*datasets[:1], *chats[:1])] + [r.created for r in runs[:1]]
+    return Project(
+        who,
+        title,
+        names,
+        tuple(runs),
+        tuple(name for _, name in chats),
+        tuple(_standing(step, names, runs) for step in STEPS),
+        max(times, default=0.0),
+    )
+
+
+def _standing(step: Step, datasets: Sequence[str], runs: Sequence[Summary]) -> StepState:
+    mine = [r for r in runs if r.kind in _KINDS[step]]
+    for run in mine:
+        if run.state in (*ACTIVE, State.ORPHANED):
+            return StepState(step, "running", run.id)
+    if step == "built" and datasets:
+        return StepState(step, "done", datasets[0])
+    for run in mine:
+        if step != "built" and run.state is State.SUCCEEDED:
+            verdict = str(result_of(run).get("verdict") or "") if step == "verdict" else ""
+            return StepState(step, "done", run.id, verdict)
+    if not mine:
+        return StepState(step)
+    stopped = mine[0].state in (State.STOPPED, State.CREATED, State.SUCCEEDED)
+    return StepState(step, "stopped" if stopped else "failed", mine[0].id)
+
+
+def _names(title: str, runs: Sequence[Summary]) -> dict[str, Said]:
+    names: dict[str, Said] = {}
+    counted: Counter[str] = Counter()
+    for run in reversed(runs):
+        goes_on = run.kind == "tune" or run.params.get("resume_from")
+        before = names.get(run.parent or "") if goes_on else None
+        if before is not None and before.kind == run.kind:
+            names[run.id] = Said(title, run.kind, before.number, before.resumed + 1)
+            continue
+        counted[run.kind] += 1
+        names[run.id] = Said(title, run.kind, counted[run.kind])
+    return names
+
+
+def request_of(project: Project) -> tuple[str, dict[str, str]] | None:
+    """The pack and the slots that a persona was made with, last; None if nobody wrote it down."""
+    for name in project.datasets:
+        try:
+            spec = fsio.read_json(DatasetPaths(paths.datasets_dir() / name).manifest).get("spec")
+        except UserError:
+            continue
+        if isinstance(spec, dict) and spec.get("persona_path"):
+            return Path(spec["persona_path"]).stem, dict(spec.get("overrides") or {})
+    for run in project.of("generate", "tune"):
+        spec = run.params.get("spec") or {}
+        pack = spec.get("persona_path") or spec.get("persona")
+        if pack:
+            return Path(pack).stem, dict(spec.get("overrides") or {})
+    return None
+
+
+def result_of(run: Summary) -> Mapping[str, Any]:
+    """What an ended run returned; empty if it returned nothing."""
+    return _result(RunPaths(run.root).result) if run.state is State.SUCCEEDED else {}
+
+
+@lru_cache(maxsize=4096)
+def _result(path: Path) -> Mapping[str, Any]:
+    try:
+        return parse_record(path.read_bytes()) or {}
+    except OSError:
+        return {}
+
+
+def _dataset_folders() -> list[tuple[float, Path]]:
+    """Whole datasets with the time at which they were written."""
+    root, found = paths.datasets_dir(), []
+    for folder in root.iterdir() if root.is_dir() else ():
+        manifest = DatasetPaths(folder).manifest
+        try:
+            written = manifest.stat().st_mtime
+        except OSError:
+            continue
+        if not folder.name.startswith(".") and of_dataset(folder) is not None:
+            found.append((written, folder))
+    return found
+
+
+def _chats() -> list[tuple[float, str, tuple[str, ...]]]:
+    """(last change, id, model and adapter folders of the columns) of every conversation."""
+    root, found = paths.chats_dir(), []
+    for file in root.glob("*.jsonl") if root.is_dir() else ():
+        try:
+            info = file.stat()
+        except OSError:
+            continue
+        found.append((info.st_mtime, file.stem, _models(file, info.st_ino)))
+    return found
+
+
+@lru_cache(maxsize=4096)
+def _models(chat: Path, _inode: int) -> tuple[str, ...]:
+    """From the first line, which is written once."""
+    with chat.open("rb") as file:
+        header = parse_record(file.readline(1 << 20)) or {}
+    sides = header.get("sides")
+    columns = [s for s in sides if isinstance(s, dict)] if isinstance(sides, list) else []
+    return tuple(str(s.get("adapter") or s.get("model") or "") for s in columns)

@@ -1,0 +1,114 @@
+"""The language of this session, and every text of the pages in it.
+
+``t("Run {name} is done.", name=code(name))``: the English sentence is the key, its Chinese stands
+in core/language/zh.po. Text of others goes in through ``literal()`` or ``code()``, as everywhere.
+"""
+
+from __future__ import annotations
+
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import streamlit as st
+
+from core.language import catalog, formats
+
+_STATE = "language"
+_COOKIE = "persona_language"
+
+
+def N_(template: str) -> str:  # the name that gettext's tools look for
+    """Mark a constant at module level; ``t()`` translates it when it is drawn."""
+    return template
+
+
+def language() -> str:
+    """``en`` or ``zh``: chosen in the sidebar, now or on an earlier visit, else the browser's.
+
+    Kept in the session: fragments rerun in other threads, and a module's variable would be
+    everybody's.
+    """
+    if _STATE not in st.session_state:
+        asked = st.query_params.get("lang") or st.context.cookies.get(_COOKIE) or st.context.locale
+        st.session_state[_STATE] = catalog.nearest(asked if isinstance(asked, str) else None)
+    return str(st.session_state[_STATE])
+
+
+def t(template: str, **values: object) -> str:
+    """``template`` in the language of the session; values go in after translation."""
+    return catalog.translate(template, language(), **values)
+
+
+def tn(one: str, many: str, n: int, **values: object) -> str:
+    """``tn("{n} row", "{n} rows", 1)`` -> ``1 row``; ``{n}`` is written as 1,234."""
+    return catalog.translate_count(one, many, n, language(), **values)
+
+
+def number(value: float) -> str:
+    """``1,234.5``"""
+    return formats.number(value, language())
+
+
+def percent(share: float) -> str:
+    """``0.973`` -> ``97%``"""
+    return formats.percent(share, language())
+
+
+def listed(words: list[str]) -> str:
+    """``a, b and c`` / ``a、b和c``"""
+    return formats.listed(words, language())
+
+
+def day(seconds: float) -> str:
+    """``Nov 27, 2026`` / ``2026年11月27日``, where the reader is."""
+    return formats.day(seconds, language(), _zone())
+
+
+def clock(seconds: float) -> str:
+    """``5:41 PM`` / ``17:41``, where the reader is."""
+    return formats.clock(seconds, language(), _zone())
+
+
+def moment(seconds: float) -> str:
+    """``Nov 27, 5:41 PM`` / ``11月27日 17:41``, where the reader is."""
+    return formats.moment(seconds, language(), _zone())
+
+
+def duration(seconds: float) -> str:
+    """``1 min 15 s`` / ``1 分 15 秒``"""
+    return formats.duration(seconds, language())
+
+
+def time_left(seconds: float | None) -> str:
+    """``4 min left`` / ``还剩 4 分钟``; '' if nobody knows."""
+    return formats.time_left(seconds, language())
+
+
+def _zone() -> ZoneInfo | None:
+    """The browser's time zone, or None for the machine's."""
+    try:
+        return ZoneInfo(st.context.timezone) if st.context.timezone else None
+    except (ZoneInfoNotFoundError, ValueError):
+        return None
+
+
+def switch() -> None:
+    """The choice in the sidebar. A cookie keeps it: the address would trap the Back button."""
+    chosen = st.segmented_control(
+        "Language / 语言",
+        list(catalog.LANGUAGES),
+        format_func=catalog.LANGUAGES.__getitem__,
+        default=language(),
+        required=True,
+        label_visibility="collapsed",
+        key="language_switch",
+    )
+    if chosen != language():
+        st.session_state[_STATE] = chosen
+        st.session_state["language_chosen"] = True
+        st.rerun()
+    if st.session_state.get("language_chosen"):
+        st.html(
+            f"<script>document.cookie = '{_COOKIE}={language()}; path=/; max-age=31536000; "
+            "SameSite=Strict'</script>",
+            unsafe_allow_javascript=True,
+        )
