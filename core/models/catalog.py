@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -50,6 +49,13 @@ def fingerprint(path: Path) -> str:
     return digest.hexdigest()
 
 
+def is_hub_id(model: str) -> bool:
+    """Whether only the hub can have a model of this name: it is no path, nor anything here."""
+    path = Path(model).expanduser()
+    written_as_path = path.is_absolute() or model.startswith((".", "~"))
+    return model != "bundled" and not written_as_path and not path.exists()
+
+
 def resolve(model: str, on_progress: OnProgress | None = None, *, code: bool = False) -> ModelRef:
     """Turn ``bundled``, a folder, a GGUF file or a hub id into a folder on this machine.
 
@@ -72,7 +78,7 @@ def resolve(model: str, on_progress: OnProgress | None = None, *, code: bool = F
     if path.suffix == ".gguf" and path.is_file():
         made = prepared.from_gguf(path.resolve(), on_progress)
         return _inspect(made, "folder", path.stem)
-    if (os.sep in model and (path.is_absolute() or model.startswith((".", "~")))) or path.exists():
+    if not is_hub_id(model):
         raise UserError(
             f"model folder {model} is not there"
             if not path.exists()
@@ -126,7 +132,7 @@ def _inspect(path: Path, source: Literal["bundled", "folder", "hub"], name: str)
         )
     config = folder.config_of(path)
     family = str(config.get("model_type", ""))
-    architectures = config.get("architectures") or []
+    architectures = [str(name) for name in config.get("architectures") or []]
     if not folder.is_causal(config):
         raise UserError(
             f"{path} is not a causal language model",

@@ -1,17 +1,30 @@
-"""What a run costs: memory, time, disk; each with the basis of the estimate."""
+"""What a run costs: memory, time, disk; each with the basis of the estimate.
+
+Memory at the peak, in bytes, with P parameters in the layers' matrices, E in embedding and head, L
+in the adapter, T tokens in the largest micro-batch, and w bytes a value of the compute type::
+
+    fixed       = P * (w if the base is held, else 0.53) + E * w + L * 16 + runtime
+    activations = T * (layers * (4 h + 2 kv + 2 m + 7 r) + working) * w      all kept
+                = T * (layers * h + (4 h + 2 kv + 2 m + 7 r) + working) * w  recomputed
+
+``h`` is the hidden size, ``m`` the MLP's, ``kv`` the width of keys, ``r`` the rank. Beside measured
+peaks: ``python benchmarks/memory_estimate.py``.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from core import fsio
+from core.models import folder as folders
 from core.models.device import Device
 from core.training.spec import TrainSpec
 
-#: What a run on a CPU may plan with: an 8 GB laptop has other programs too.
+#: What a run on a CPU may plan with at least: an 8 GB laptop has other programs too. Half of what
+#: is there where that is more.
 CPU_BYTES = 4.5e9
+#: Python, torch, transformers and their buffers, and the chunks of logits; on a GPU its context.
+RUNTIME = 900e6
 #: Share of the device's memory that a run may plan with; the rest is the system's and slack.
 USABLE = 0.8
 
@@ -27,18 +40,35 @@ class Shape:
     heads: int
     kv_heads: int
     tied: bool
+    head_dim: int = 0
+    experts: int = 0
+    expert_width: int = 0
+
+    @property
+    def kv(self) -> int:
+        """Width of the keys, and of the values."""
+        return (self.head_dim or self.hidden // self.heads) * self.kv_heads
 
     @property
     def layer_matrices(self) -> list[tuple[int, int]]:
-        """(in, out) of the linear maps of one layer: q, k, v, o, gate, up, down."""
-        kv = self.hidden // self.heads * self.kv_heads
+        """(in, out) of the linear maps of one layer: q, k, v, o, and gate, up, down.
+
+        Experts are no linear maps in transformers: neither quantized nor given an adapter.
+        """
         h, m = self.hidden, self.intermediate
-        return [(h, h), (h, kv), (h, kv), (h, h), (h, m), (h, m), (m, h)]
+        q = (self.head_dim or h // self.heads) * self.heads
+        attention = [(h, q), (h, self.kv), (h, self.kv), (q, h)]
+        return attention if self.experts else [*attention, (h, m), (h, m), (m, h)]
 
     @property
     def body(self) -> int:
         """Parameters of the layers' matrices: what QLoRA quantizes."""
         return self.layers * sum(i * o for i, o in self.layer_matrices)
+
+    @property
+    def expert(self) -> int:
+        """Parameters of all experts."""
+        return self.layers * self.experts * 3 * self.hidden * self.expert_width
 
     @property
     def embedding(self) -> int:
@@ -48,7 +78,7 @@ class Shape:
     @property
     def parameters(self) -> int:
         """All of the layers' matrices and embeddings; norms and biases are too few to count."""
-        return self.body + self.embedding * (1 if self.tied else 2)
+        return self.body + self.expert + self.embedding * (1 if self.tied else 2)
 
     def lora(self, rank: int) -> int:
         """Trained parameters at ``rank`` on every linear map of the layers."""
@@ -58,12 +88,18 @@ class Shape:
 def usable_bytes(device: Device) -> float:
     """Bytes that a run may plan with on this device."""
     usable = USABLE * device.memory_bytes
-    return usable if device.kind == "cuda" else min(usable, CPU_BYTES)
+    if device.kind == "cuda":
+        return usable
+    return min(usable, max(CPU_BYTES, device.memory_bytes / 2))
 
 
 def shape_of(model: Path) -> Shape:
-    """Read config.json; names that all Llama-like families share."""
-    config: dict[str, Any] = fsio.read_json(model / "config.json")
+    """Read config.json; names that all Llama-like families share.
+
+    Raises:
+        UserError: it is no model config.
+    """
+    config = folders.config_of(model)
     hidden = int(config.get("hidden_size") or config.get("n_embd") or 0)
     heads = int(config.get("num_attention_heads") or config.get("n_head") or 1)
     return Shape(
@@ -74,6 +110,9 @@ def shape_of(model: Path) -> Shape:
         heads=heads,
         kv_heads=int(config.get("num_key_value_heads") or heads),
         tied=bool(config.get("tie_word_embeddings", False)),
+        head_dim=int(config.get("head_dim") or 0),
+        experts=int(config.get("num_experts") or config.get("num_local_experts") or 0),
+        expert_width=int(config.get("moe_intermediate_size") or 0),
     )
 
 
@@ -90,9 +129,9 @@ def _activations(shape: Shape, spec: TrainSpec, tokens: int, recompute: bool) ->
     if spec.fused_step:
         width = 4.0 if spec.dtype == "float32" else 2.0
         padded = 4 * shape.hidden if spec.dtype == "float32" else 0
-        kv = 2 * shape.hidden // shape.heads * shape.kv_heads
-        layer = 4 * shape.hidden + kv + 2 * shape.intermediate + 7 * spec.lora_r + padded
-        working = 6 * shape.intermediate + 8 * shape.hidden
+        layer = 4 * shape.hidden + 2 * shape.kv + 2 * shape.intermediate + 7 * spec.lora_r + padded
+        # Norms and gates one by one, in float32, keep three times what compiled kernels do.
+        working = (6 * shape.intermediate + 8 * shape.hidden) * (1 if spec.compile_step else 3)
         saved = shape.layers * shape.hidden + layer if recompute else shape.layers * layer
         return tokens * (saved + working) * width
     width = 4.0 if spec.dtype == "float32" else 1.5
@@ -111,13 +150,16 @@ def _fixed(shape: Shape, spec: TrainSpec) -> float:
     body = shape.body * (held if spec.quantize == "nf4" else other)
     embeddings = shape.embedding * (1 if shape.tied else 2) * other
     adapter = shape.lora(spec.lora_r) * 16  # weight, gradient, two Adam moments in float32
-    # Python, torch, transformers and their buffers, and the chunks of logits
-    return body + embeddings + adapter + 900e6
+    return body + shape.expert * other + embeddings + adapter + RUNTIME
 
 
 def memory_bytes(shape: Shape, spec: TrainSpec, longest: int) -> int:
     """Peak of one process, when its micro-batch is full of rows as long as the longest."""
-    tokens = spec.batch_size * min(longest, spec.max_length)
+    return peak_bytes(shape, spec, spec.batch_size * min(longest, spec.max_length))
+
+
+def peak_bytes(shape: Shape, spec: TrainSpec, tokens: int) -> int:
+    """Peak of one process whose largest micro-batch has ``tokens`` tokens."""
     limit = spec.recompute_above or tokens
     if spec.activation_checkpointing:
         activations = _activations(shape, spec, tokens, True)

@@ -15,12 +15,11 @@ from core.models import catalog, families
 from core.models.device import Choice, Device, bf16_gain, cpu_has_bf16
 from core.models.families import LLAMA_SHAPED
 from core.models.xtuner_template import XTunerTemplate
-from core.training import budget, cost, recipe, rows
+from core.training import budget, cost, fit, recipe, rows
 from core.training.spec import TrainSpec, default_warmup
 
 #: What a person without a GPU is asked to wait for training.
 CPU_SECONDS = 11 * 60
-_ROWS_PER_STEP = 16
 _CHECKPOINTS = 4
 #: Below this, rounding to bf16 is not worth what it saves.
 _BF16_GAIN = 1.3
@@ -61,14 +60,13 @@ def choose(
     dtype = pick("dtype", *_dtype(device))
     quantize = overrides.get("quantize", TrainSpec(dataset=dataset).quantize)
     pick("lr", *recipe.learning_rate(shape.parameters, quantize))
-    length = pick(
-        "max_length", _length(stats.longest), f"the longest row has {stats.longest} tokens"
-    )
-    hold = pick("hold_weights", *_hold(device, shape, dtype, stats))
-    settings = {"dtype": dtype, "hold_weights": hold}
-    batch, accumulation = _batch(device, shape, settings, stats, pick)
+    memory = fit.Fit(device, shape, stats, {"dtype": dtype})
+    length = pick("max_length", *memory.length())
+    memory.settings["hold_weights"] = pick("hold_weights", *memory.hold())
+    batch = int(pick("batch_size", *memory.batch()))
+    accumulation = int(pick("accumulation", *memory.accumulation(batch)))
     pick("group_by_length", *_group(device, ref.path))
-    pick("recompute_above", *_recompute(device, shape, settings, stats, batch))
+    pick("recompute_above", *memory.recompute(batch))
     steps = pick("steps", *_steps(device, shape, stats, batch * accumulation))
     mean = stats.kept / max(1, len(stats.lengths))
     tokens = steps * batch * accumulation * mean
@@ -96,9 +94,9 @@ def following(steps: int) -> dict[str, tuple[int, str]]:
     }
 
 
-def _length(longest: int) -> int:
-    """The next multiple of 64, at least 128: room for no more padding than a row needs."""
-    return max(128, 64 * math.ceil(longest / 64))
+def passes(steps: int, rows_per_step: int, usable: int) -> str:
+    """How often a run of so many steps sees the rows."""
+    return f"{steps * rows_per_step / usable:.2g} passes over {usable} rows"
 
 
 def _stock(model: catalog.ModelRef) -> tuple[str, str]:
@@ -114,16 +112,6 @@ def _dtype(device: Device) -> tuple[str, str]:
     if device.kind == "cpu" and cpu_has_bf16() and (gain := bf16_gain()) >= _BF16_GAIN:
         return "bfloat16", f"this CPU multiplies bf16 {gain:.1f} times as fast as float32"
     return device.compute_dtype.value, device.compute_dtype.reason
-
-
-def _hold(device: Device, shape: cost.Shape, dtype: str, stats: rows.RowStats) -> tuple[bool, str]:
-    """Hold the dequantized base if eight typical rows still fit beside it."""
-    room, mean = cost.usable_bytes(device), stats.kept / max(1, len(stats.lengths))
-    held = _sketch({"dtype": dtype, "hold_weights": True}, 1)
-    bits = 32 if dtype == "float32" else 16
-    if cost.token_capacity(shape, held, room) >= 8 * mean:
-        return True, f"the base fits in memory at {bits} bits: it is dequantized once"
-    return False, f"the base at {bits} bits would leave too little memory for the rows"
 
 
 def _group(device: Device, model: Path) -> tuple[bool, str]:
@@ -143,60 +131,12 @@ def _compile(device: Device, seconds: float) -> tuple[bool, str]:
     return True, f"about {seconds / 60:.0f} minutes of training repay half a minute of compiling"
 
 
-def _batch(
-    device: Device,
-    shape: cost.Shape,
-    settings: Mapping[str, Any],
-    stats: rows.RowStats,
-    pick: Any,
-) -> tuple[int, int]:
-    """(rows per micro-batch, micro-batches per step), 16 rows a step in all.
-
-    A batch of typical rows must fit without recomputing, one of the longest rows with it.
-    """
-    most = _ROWS_PER_STEP
-    room, mean = cost.usable_bytes(device), stats.kept / max(1, len(stats.lengths))
-    batch = most
-    while batch > 1:
-        spec = _sketch(settings, batch, activation_checkpointing=True)
-        if cost.memory_bytes(
-            shape, spec, stats.longest
-        ) <= room and batch * mean <= cost.token_capacity(shape, spec, room):
-            break
-        batch //= 2
-    batch = pick("batch_size", batch, f"the largest that fits in memory, up to {most}")
-    accumulation = pick(
-        "accumulation", max(1, _ROWS_PER_STEP // batch), f"{_ROWS_PER_STEP} rows an optimizer step"
-    )
-    return int(batch), int(accumulation)
-
-
-def _recompute(
-    device: Device,
-    shape: cost.Shape,
-    settings: Mapping[str, Any],
-    stats: rows.RowStats,
-    batch: int,
-) -> tuple[int, str]:
-    capacity = cost.token_capacity(shape, _sketch(settings, batch), cost.usable_bytes(device))
-    if batch * stats.longest <= capacity:
-        return 0, "every micro-batch fits in memory"
-    return max(1, capacity), f"{capacity:,} tokens are what fits in memory without recomputing"
-
-
-def _sketch(settings: Mapping[str, Any], batch: int, **more: Any) -> TrainSpec:
-    """A spec for asking what memory a batch needs."""
-    return TrainSpec.from_dict(
-        {"dataset": "", **settings, "batch_size": batch, "max_length": 1 << 30, **more}
-    )
-
-
 def _steps(
     device: Device, shape: cost.Shape, stats: rows.RowStats, rows_per_step: int
 ) -> tuple[int, str]:
     usable = max(1, len(stats.lengths))
     wanted = budget.default_steps(usable, rows_per_step)
-    reason = f"{wanted * rows_per_step / usable:.2g} passes over {usable} rows"
+    reason = passes(wanted, rows_per_step, usable)
     if device.kind != "cpu":
         return wanted, reason
     mean = sum(stats.lengths) / usable
@@ -204,5 +144,5 @@ def _steps(
     affordable = max(budget.MIN_STEPS, int(CPU_SECONDS / max(seconds, 1e-9)))
     if wanted <= affordable:
         return wanted, reason
-    passes = affordable * rows_per_step / usable
-    return affordable, f"what a CPU does in {CPU_SECONDS // 60} minutes: {passes:.1f} passes"
+    seen = affordable * rows_per_step / usable
+    return affordable, f"what a CPU does in {CPU_SECONDS // 60} minutes: {seen:.1f} passes"

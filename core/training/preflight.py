@@ -22,6 +22,7 @@ from core.training import (
     cost,
     deepspeed,
     rawconfig,
+    recipe,
     record,
     rows,
 )
@@ -29,7 +30,7 @@ from core.training.spec import TrainSpec
 
 T = TypeVar("T")
 #: Start-up: importing XTuner, loading and quantizing the base, tokenizing.
-_STARTUP_SECONDS = 20.0
+STARTUP_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,13 @@ def _with_model(report: Preflight, shape: cost.Shape, disk: Path) -> Preflight:
         disk=Estimate(needed, f"{count} checkpoints of {one} (LoRA and Adam), and a fifth"),
         trained_parameters=shape.lora(spec.lora_r),
         template_parity=True,
+        warnings=[*filter(None, [_rate_warning(spec, shape)])],
     )
+
+
+def _rate_warning(spec: TrainSpec, shape: cost.Shape) -> str:
+    scale = spec.lora_alpha / spec.lora_r
+    return recipe.too_high(spec.lr, scale, shape.parameters, spec.quantize)
 
 
 def _with_rows(
@@ -204,7 +211,8 @@ def _with_rows(
     stats = rows.measure(loaded, template, spec.max_length)
     odd = rows.differing(loaded, template)
     memory = _memory(spec, shape, stats)
-    report.problems.extend(_row_problems(stats, odd, memory, found))
+    report.problems.extend(_row_problems(stats, odd))
+    report.problems.extend(_memory_problems(spec, shape, stats.longest, found))
     usable = len(stats.lengths)
     exposures = spec.steps * spec.rows_per_step / usable if usable else 0.0
     return replace(
@@ -217,15 +225,13 @@ def _with_rows(
         rows_cut=stats.cut_rows,
         rows_unusable=stats.unusable,
         template_parity=not odd,
-        warnings=_row_warnings(spec, stats, exposures),
+        warnings=[*report.warnings, *_row_warnings(spec, stats, exposures)],
         memory=memory,
         seconds=_seconds(spec, found, shape, stats),
     )
 
 
-def _row_problems(
-    stats: rows.RowStats, odd: list[str], memory: Estimate, found: Device
-) -> Iterator[UserError]:
+def _row_problems(stats: rows.RowStats, odd: list[str]) -> Iterator[UserError]:
     if not stats.lengths:
         yield UserError(
             "no row has a supervised token",
@@ -239,14 +245,27 @@ def _row_problems(
             fix="strip the turns on the Dataset page",
             where="dataset",
         )
-    if memory.value > found.memory_bytes:
-        yield UserError(
-            "the run does not fit in memory",
-            why=f"about {fsio.human_bytes(memory.value)} needed, "
-            f"{fsio.human_bytes(found.memory_bytes)} there",
-            where="batch_size",
-            fix="fewer rows a micro-batch, or recompute the long ones",
-        )
+
+
+def _memory_problems(
+    spec: TrainSpec, shape: cost.Shape, longest: int, found: Device
+) -> Iterator[UserError]:
+    """A run that does not fit, and whether the settings or the model must change."""
+    needed = cost.memory_bytes(shape, spec, longest)
+    if needed <= found.memory_bytes:
+        return
+    thrifty = {"batch_size": 1, "hold_weights": False, "activation_checkpointing": True}
+    least = cost.memory_bytes(shape, spec.changed(**thrifty, quantize="nf4"), longest)
+    fix = "one row a micro-batch, the base not held, activations recomputed"
+    if least > found.memory_bytes:
+        fix = f"a smaller model: this one takes {fsio.human_bytes(least)} at the least"
+    yield UserError(
+        "the run does not fit in memory",
+        why=f"about {fsio.human_bytes(needed)} needed, "
+        f"{fsio.human_bytes(found.memory_bytes)} there",
+        where="batch_size",
+        fix=fix,
+    )
 
 
 def _row_warnings(spec: TrainSpec, stats: rows.RowStats, exposures: float) -> list[str]:
@@ -273,7 +292,7 @@ def _seconds(spec: TrainSpec, found: Device, shape: cost.Shape, stats: rows.RowS
     rate = cost.tokens_per_second(found, shape, spec)
     tokens = spec.steps * spec.rows_per_step / spec.world_size * mean
     return Estimate(
-        _STARTUP_SECONDS + tokens / rate,
+        STARTUP_SECONDS + tokens / rate,
         f"{mean:.0f} tokens a row at about {rate:.0f} tokens/s on "
         f"{found.name}; the first steps give a better figure",
     )

@@ -152,8 +152,9 @@ def test_an_address_that_names_nothing_says_so() -> None:
 
 
 def test_a_missing_model_folder_is_named() -> None:
-    app = page()
-    app.text_input(key="dataset-model").set_value("/nowhere/model").run()
+    app = AppTest.from_file(str(PAGE), default_timeout=120)
+    app.session_state["dataset-model"] = "/nowhere/model"
+    app.run()
     assert any("/nowhere/model" in e.value for e in app.error)
 
 

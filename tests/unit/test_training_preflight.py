@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from core import fsio
 from core.conversation import Conversation
 from core.errors import UserErrors
 from core.models.device import Choice, Device
-from core.training import cost, deepspeed, entry, launch
+from core.training import cost, deepspeed, entry, fit, launch, rows
 from core.training.defaults import choose
 from core.training.preflight import preflight
 from core.training.spec import TrainSpec
@@ -101,6 +102,49 @@ def test_rows_that_xtuner_would_encode_differently_are_named(
     report = preflight(TrainSpec(dataset=str(tmp_path), model=str(tiny_llama)), CPU)
     assert not report.template_parity
     assert "'edge'" in str(report.problems[0])
+
+
+def test_a_run_that_does_not_fit_says_what_would(dataset: Path, tiny_llama: Path) -> None:
+    """The way out is tried; where no setting helps, the model is too large for the device."""
+    spec = TrainSpec(dataset=str(dataset), model=str(tiny_llama), dtype="float32")
+    shape = cost.shape_of(tiny_llama)
+    longest = preflight(spec, CPU).memory
+    assert longest is not None
+    tight = Device("cpu", "tight", 1, int(longest.value) - 1, 2, CPU.compute_dtype)
+    (problem,) = preflight(spec, tight).problems
+    assert problem.fix == "one row a micro-batch, the base not held, activations recomputed"
+    changed = spec.changed(batch_size=1, hold_weights=False, activation_checkpointing=True)
+    assert not preflight(changed, tight).problems
+    least = Device("cpu", "least", 1, cost.peak_bytes(shape, changed, 0) - 1, 2, CPU.compute_dtype)
+    (problem,) = preflight(spec, least).problems
+    assert str(problem.fix).startswith("a smaller model: this one takes")
+
+
+@pytest.mark.parametrize("gigabytes", [8, 16, 24, 80])
+@pytest.mark.parametrize("kind", ["cuda", "cpu"])
+def test_what_is_proposed_fits(gigabytes: int, kind: Any) -> None:
+    """For InternLM2-1.8B's shape and rows of 60 to 600 tokens, on a GPU; on a CPU for 0.5B."""
+    lengths = list(range(60, 601, 20))
+    stats = rows.RowStats(len(lengths), sum(lengths), sum(lengths), 0, 0, 0, lengths)
+    dtype = "float32" if kind == "cpu" else "bfloat16"
+    device = Device(kind, "x", 1, gigabytes * 10**9, 2, Choice("dtype", dtype, ""))
+    shape = cost.Shape(2048, 24, 8192, 92544, 16, 8, False)
+    if kind == "cpu":
+        shape = cost.Shape(896, 24, 4864, 151936, 14, 2, True)
+    proposed = fit.Fit(device, shape, stats, {"dtype": dtype})
+    proposed.settings["hold_weights"], _ = proposed.hold()
+    batch, _ = proposed.batch()
+    above, _ = proposed.recompute(batch)
+    length, _ = proposed.length()
+    spec = TrainSpec.from_dict(
+        {"dataset": "", **proposed.settings, "batch_size": batch, "recompute_above": above,
+         "max_length": length}
+    )  # fmt: skip
+    assert length >= 600
+    assert cost.memory_bytes(shape, spec, 600) <= cost.usable_bytes(device) * 1.001
+    if gigabytes >= 24:
+        assert spec.hold_weights
+        assert batch == 16 or kind == "cpu"
 
 
 def test_memory_and_disk_that_do_not_suffice_are_problems(

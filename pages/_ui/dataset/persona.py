@@ -15,7 +15,7 @@ from core.pipeline import projects
 from pages._ui.dataset import build as dataset_build
 from pages._ui.dataset import pack as dataset_pack
 from pages._ui.dataset.state import bubbles
-from pages._ui.shell import current
+from pages._ui.shell import current, model_picker
 from pages._ui.shell.common import errors_shown
 from pages._ui.shell.language import N_, listed, t
 from pages._ui.shell.words import language_name, pack_title
@@ -132,17 +132,15 @@ def _filled(pack: str, overrides: dict[str, str]) -> Persona | None:
 
 
 def _model_and_locales(form: dict[str, Any]) -> tuple[str, ...]:
-    model = (
-        st.text_input(
-            t("Model to train"),
-            form.get("model", "bundled"),
-            key="dataset-model",
-            help=t("`bundled`, a folder, or a hub id. The languages of the dataset follow the "
-                   "model."),
-        ).strip()
-        or "bundled"
-    )  # fmt: skip
-    form["model"] = model
+    model = model_picker.pick(
+        t("Model to train"),
+        "dataset-model",
+        form.get("model", "bundled"),
+    )
+    st.caption(t("The languages of the dataset follow the model."))
+    form["model"] = st.session_state["dataset-model"] or "bundled"
+    if model is None:
+        return ()
     if model == "bundled":
         st.caption(
             t("The bundled model speaks English only, so the other languages of a pack are left "
