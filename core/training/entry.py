@@ -6,7 +6,6 @@ Also the program that torchrun starts on several GPUs: ``python -m core.training
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def xtuner_argv(spec: TrainSpec, config: Path, work: Path, resume: Path | None = None) -> list[str]:
-    """Arguments after ``xtuner train``; also what the page shows as the command to copy."""
+    """Arguments after ``xtuner train``."""
     argv = [str(config), "--work-dir", str(work), "--seed", str(spec.seed)]
     if spec.deepspeed:
         argv += ["--deepspeed", f"deepspeed_{spec.deepspeed}"]
@@ -34,23 +33,6 @@ def xtuner_argv(spec: TrainSpec, config: Path, work: Path, resume: Path | None =
     if resume is not None:
         argv += ["--resume", str(resume)]
     return argv
-
-
-def command_line(spec: TrainSpec, run: RunPaths) -> str:
-    """The ``xtuner train`` line that does the same run by hand, to show and to copy."""
-    argv = xtuner_argv(
-        spec, run.config, run.work, Path(spec.resume_from) if spec.resume_from else None
-    )
-    if spec.world_size > 1:  # xtuner's own launcher reads these and adds --launcher itself
-        at = argv.index("--launcher")
-        del argv[at : at + 2]
-    line = "xtuner train " + shlex.join(argv)
-    if spec.nodes > 1:
-        return (
-            f"NPROC_PER_NODE={spec.gpus} NNODES={spec.nodes} NODE_RANK=0 PORT=29500 "
-            f"ADDR=$(hostname) {line}"
-        )
-    return f"NPROC_PER_NODE={spec.gpus} {line}" if spec.gpus > 1 else line
 
 
 def train(
