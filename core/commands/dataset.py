@@ -60,9 +60,7 @@ def _register_build(actions: Any) -> None:
     )
     build.add_argument("--name", help="name of the new dataset")
     build.add_argument("--out", type=Path, help="a folder instead of a name")
-    build.add_argument(
-        "--model", type=located, default="bundled", help="bundled, a folder or a hub id"
-    )
+    build.add_argument("--model", type=located, default="bundled", help="bundled, folder or hub id")
     build.add_argument("--locales", help="comma-separated; those of pack and model if not given")
     build.add_argument("--seed", type=int)
     build.add_argument("--rehearsal-ratio", type=float, help="general rows an identity row")
@@ -86,12 +84,8 @@ def _register_simulate(actions: Any) -> None:
     sim.add_argument(
         "--add-to", default="", metavar="DATASET", help="take over its rows, persona and probes"
     )
-    sim.add_argument(
-        "--base", type=located, default="bundled", help="the model that will be trained"
-    )
-    sim.add_argument(
-        "--assistant-model", type=located, help="bundled, a folder, a hub id, or endpoint:NAME"
-    )
+    sim.add_argument("--base", type=located, default="bundled", help="the model to be trained")
+    sim.add_argument("--assistant-model", type=located, help="folder, hub id or endpoint:NAME")
     sim.add_argument("--user-model", type=located, help="the same model if not given")
     sim.add_argument("--locale")
     sim.add_argument("--seed", type=int)
