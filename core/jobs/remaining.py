@@ -40,7 +40,8 @@ def seconds_left(
     Args:
         counts: in order; the first and the last ones of a long run are enough.
         phases: relative time by phase, in their order; '' is whatever no other is named after.
-            None: whatever shares a total is one phase, and the only one.
+            None: whatever shares a total is one phase, and the only one. Empty: what is counted
+            is time itself, estimated by the job.
 
     Returns:
         None while nothing can be said: before a second count of a stage that counts.
@@ -49,6 +50,8 @@ def seconds_left(
         return None
     if phases is None:
         return _own(counts)
+    if not phases:
+        return _by_share(counts)
     # What no phase is named after, such as the writing of samples, is an interlude of the last.
     known = [c for c in counts if phase_of(c.stage, phases) in phases]
     if not known:
@@ -64,6 +67,13 @@ def seconds_left(
         return own if trust == 1.0 and not after else None
     here = trust * (own or 0.0) + (1 - trust) * per_weight * phases[phase] * (1 - done)
     return here + per_weight * sum(phases[p] for p in after)
+
+
+def _by_share(counts: Sequence[Count]) -> float | None:
+    now = counts[-1]
+    if now.done < _EARLY * now.total or now.t <= counts[0].t:
+        return None
+    return (now.t - counts[0].t) * (now.total - now.done) / now.done
 
 
 def _per_weight(known: Sequence[Count], phases: Mapping[str, float], here: float) -> float | None:
@@ -94,7 +104,9 @@ def _own(counts: Sequence[Count]) -> float | None:
     now = counts[-1]
     same: list[Count] = []
     for count in reversed(counts):
-        if count.total != now.total or (same and count.done > same[-1].done):
+        # A count that starts anew is other work; one that takes a little back is the same.
+        back = count.done - same[-1].done if same else 0
+        if count.total != now.total or back > _TRUSTED * now.total:
             break
         same.append(count)
     first = next((c for c in reversed(same) if c.done > 0), now)
