@@ -99,7 +99,8 @@ def _per_weight(known: Sequence[Count], phases: Mapping[str, float], here: float
 def _own(counts: Sequence[Count]) -> float | None:
     """The rest of what shares a total with the last count, at its rate since its first unit.
 
-    The time before the first finished unit (loading, compiling) is nobody's rate.
+    A first unit that came alone has what came before the work in it (loading, compiling), and
+    says nothing once there is a second.
     """
     now = counts[-1]
     same: list[Count] = []
@@ -109,9 +110,10 @@ def _own(counts: Sequence[Count]) -> float | None:
         if count.total != now.total or back > _TRUSTED * now.total:
             break
         same.append(count)
+    start = same[-1]
     first = next((c for c in reversed(same) if c.done > 0), now)
-    if len(same) > 1 and first.done == now.done:
-        first = same[-1]
+    if first.done == now.done or first.done > start.done + 1:  # several at once: a batch, no start
+        first = start
     if not now.total or now.done <= first.done or now.t <= first.t:
         return 0.0 if now.total and now.done >= now.total else None
     return (now.total - now.done) * (now.t - first.t) / (now.done - first.done)

@@ -14,7 +14,7 @@ RECORDED = Path(__file__).parent.parent / "data" / "timelines.json"
 TIMELINES = json.loads(RECORDED.read_text()) if RECORDED.is_file() else {}
 #: After a tenth of the time the estimate is within the factor that stands beside each recording,
 #: give or take a few per cent of the whole, which is what starting and ending take. A build is the
-#: worst: drawing prompts is slower than answering them, and both count the same.
+#: worst: replies that are written side by side all end late.
 SLACK = 0.1
 
 
