@@ -29,7 +29,7 @@ from core.data.importer import import_file
 from core.data.simulator import SimulateSpec
 from core.errors import UserError, UserErrors
 from core.evaluation.plan import plan
-from core.inference.settings import ChatSettings, preset
+from core.inference.settings import GenerationSettings, preset
 from core.jobs import kinds
 from core.models import chat_templates
 from core.models.device import describe
@@ -182,7 +182,7 @@ CHOICES: dict[str, Callable[[str], Any]] = {
     "join(KINDS)}": kinds.kind_of,
     "join(TEMPLATES)}": chat_templates.source,
     "use one of: {', '.join(have)}": lambda name: suites.load_suite(name.split(".")[0], "en"),
-    "use {allowed}": lambda value: ChatSettings(
+    "use {allowed}": lambda value: GenerationSettings(
         temperature=float(re.findall(r"[\d.]+", value)[0]) if value != "wrong" else 99.0
     ).check(),
 }
