@@ -163,7 +163,7 @@ def load_model(
     if nf4:
         extra["quantization_config"] = nf4_config(torch_dtype)
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(path),
             dtype=torch_dtype,
             trust_remote_code=code,
@@ -176,6 +176,7 @@ def load_model(
             why=str(error)[:400],
             fix="check that the folder is whole",
         ) from error
+    model, found = loaded
     _require_whole(path, found)
     if where == "cpu" and not nf4:
         from core.inference.fused import own_memory
