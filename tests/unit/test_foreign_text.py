@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from core.chat.columns import Column
+from core.chat.dialogue import Reply, Transcript, Turn
 from core.chat.export import to_html, to_markdown
 from core.chat.render import code, literal, plain, safe_markdown
-from core.chat.sides import SideSpec
-from core.chat.transcripts import Reply, Transcript, Turn
 from core.console import printable
-from core.inference.settings import ChatSettings
+from core.inference.settings import GenerationSettings
 from core.paths import REPO
 
 MARKDOWN = MarkdownIt("commonmark").enable("table").enable("strikethrough")
@@ -149,8 +149,8 @@ def test_what_the_command_line_prints_on_a_terminal_is_text() -> None:
 def transcript(text: str) -> Transcript:
     reply = Reply(text=text, tokens=1, finish_reason="stop")
     return Transcript(
-        "c1", 0.0, [SideSpec("a", "base", text, "bundled")], text,
-        [Turn(text, ChatSettings(), {"a": reply})],
+        "c1", 0.0, [Column("a", "base", text, "bundled")], text,
+        [Turn(text, GenerationSettings(), {"a": reply})],
     )  # fmt: skip
 
 
@@ -244,13 +244,13 @@ def value(node: ast.expr) -> list[str]:
 OURS = {
     "bootstrap.py": {"why"},
     "current.py": {"gone", "why"},
-    "batch.py": {"changed", "done", "total", "kl", "left"},
-    "chat.py": {"whom"},
-    "turns.py": {"won"},
-    "transcripts.py": {"labels", "tally.total", "tally.ties", "tally.both_bad"},
-    "scorecard_jobs.py": {"now.done", "now.total"},
-    "columns.py": {"letter.upper()"},
-    "controls.py": {"k", "v"},
+    "batch.py": {"kl", "line", "base", "waiting.said(holder)", "changed", "total", "done", "left"},
+    "chat.py": {"question", "waiting.said(holder)"},
+    "turns.py": {"key", "icon", "words", "colour", "place", "count"},
+    "transcripts.py": {"listed(names)", "tally.ties", "tally.both_bad"},
+    "scorecard_jobs.py": {"form.title", "form.pick", "form.button", "form.none_yet"},
+    "columns.py": {"letter.upper()", "first", "second", "name", "listed(names)"},
+    "waiting.py": {"said(holder)"},
     "report.py": {"report.lengths.limit", "text"},
     "rows.py": {"kept", "held"},
     "sidebar.py": {"title", "about"},
@@ -263,7 +263,14 @@ OURS = {
     "source.py": {"changed"},
     "form.py": {"info.label"},
     "files.py": {"what.capitalize()"},
-    "scorecard_view.py": {"after['n']", "after['hits']"},
+    "scorecard_view.py": {
+        "after['n']",
+        "after['hits']",
+        "low",
+        "high",
+        "best['step']",
+        "plain.SIZES[size]",
+    },
     "faults.py": {"number"},
 }
 
