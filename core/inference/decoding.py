@@ -116,7 +116,9 @@ def _decode(
     threads: int,
     tell: Callable[[int, int], None],
 ) -> None:
-    """Run the lanes. ``tell`` is called on this thread with (finished, all)."""
+    """Run the lanes. ``tell`` is called on this thread with (written, all): replies in the
+    making count by their tokens, for those that are written side by side end side by side.
+    """
     sampler = Sampler(settings)
     lanes = [_Lane(backend, sampler, dealt) for dealt in backend.lanes(requests, threads)]
     # Prompts are many tokens wide, so the first ones share one pass over the weights.
@@ -126,7 +128,7 @@ def _decode(
         futures = [pool.submit(lane.run, share) for lane in lanes]
         try:
             while wait(futures, _LOOK_EVERY_S).not_done:
-                tell(sum(r.finished for r in requests), len(requests))
+                tell(int(sum(r.share for r in requests)), len(requests))
         except BaseException:  # an interrupt ends all lanes
             for request in requests:
                 request.cancelled.set()
