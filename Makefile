@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 8501
 
-.PHONY: run test test-fast check pictures install install-dev clean
+.PHONY: run test test-fast fuzz soak protections audit pictures check install install-dev clean
 
 run: install
 	$(BIN)/streamlit run streamlit_app.py --server.port $(PORT)
@@ -21,6 +21,24 @@ test: install-dev
 # Of every page, in both languages, light and dark, from the workspace as it is.
 pictures: install-dev
 	$(BIN)/python -m tests.pictures
+
+# Every parser of foreign files, for SECONDS each (about an hour and a half as it is).
+SECONDS ?= 600
+fuzz: install-dev
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
+
+# A random walk over everything that can happen to runs, for SECONDS.
+soak: install-dev
+	PERSONA_SOAK_SECONDS=$(SECONDS) $(BIN)/python -m pytest -s -m soak tests/faults/test_soak.py
+
+# Takes each protection out and shows that its test fails; writes docs/results/protections.md.
+protections: install-dev
+	$(BIN)/python -m tests.protections
+
+# Known advisories of what is installed; needs PyPI's or OSV's service (docs/dependencies.md).
+audit: install-dev
+	$(BIN)/pip install --quiet pip-audit
+	$(BIN)/pip-audit
 
 check: install-dev
 	$(BIN)/ruff check .

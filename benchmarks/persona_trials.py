@@ -75,7 +75,7 @@ def run_trial(trial: Trial, folder: Path, model: str) -> dict[str, Any]:
     trained = train_job.run(chosen, run, lambda *_: None)
     fsio.write_json(run.result, trained)
     train_seconds = time.monotonic() - begun
-    found = sweep.sweep(run, built, model, size=trial.size)
+    found = sweep.sweep(run, built, model, sweep.Extent(trial.size))
     return {
         **asdict(trial),
         "model": model,
@@ -84,6 +84,7 @@ def run_trial(trial: Trial, folder: Path, model: str) -> dict[str, Any]:
         "lr": chosen.lr,
         "seconds": {"dataset": dataset_seconds, "train": train_seconds, "sweep": found.seconds},
         "device": describe().name,
+        "figures": trained["figures"],
         "sweep": found.to_json(),
     }
 

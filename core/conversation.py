@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
+from core.errors import UserError
 from core.fsio import dump_json
 
 Role = Literal["system", "user", "assistant"]
@@ -79,25 +80,47 @@ class Conversation:
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Conversation:
-        """The inverse of ``to_row``. Rows from outside go through core.data.formats instead."""
-        messages: list[Message] = [
-            {"role": m["role"], "content": m["content"]} for m in row["messages"]
-        ]
-        loss = [
-            str(m.get("loss", "True")).lower() == "true"
-            for m in row["messages"]
-            if m["role"] == "assistant"
-        ]
-        return cls(
-            id=row["id"],
-            messages=messages,
-            kind=row.get("kind", "own"),
-            intent=row.get("intent", ""),
-            cluster=row.get("cluster", ""),
-            locale=row.get("locale", "en"),
-            loss=loss,
-            cut=bool(row.get("cut", False)),
-        )
+        """The inverse of ``to_row``. Rows from outside go through core.data.formats instead.
+
+        Raises:
+            UserError: the row was not written by ``to_row``.
+        """
+        try:
+            messages: list[Message] = [
+                {"role": m["role"], "content": m["content"]} for m in row["messages"]
+            ]
+            loss = [
+                str(m.get("loss", "True")).lower() == "true"
+                for m in row["messages"]
+                if m["role"] == "assistant"
+            ]
+            texts = {key: row.get(key, default) for key, default in _LABELS.items()}
+            made = cls(
+                id=row["id"],
+                messages=messages,
+                loss=loss,
+                cut=bool(row.get("cut", False)),
+                **texts,
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise _damaged(f"{type(error).__name__}: {error}") from error
+        if not all(isinstance(t, str) for t in (made.id, *texts.values())) or not all(
+            isinstance(text, str) for m in messages for text in m.values()
+        ):
+            raise _damaged("something that is no text stands where a text belongs")
+        return made
+
+
+#: Labels of a row, and what an older row that lacks one means.
+_LABELS: dict[str, Any] = {"kind": "own", "intent": "", "cluster": "", "locale": "en"}
+
+
+def _damaged(why: str) -> UserError:
+    return UserError(
+        "a row of the dataset is damaged",
+        why=why[:200],
+        fix="restore train.jsonl, or import the conversations into a new dataset",
+    )
 
 
 @dataclass(frozen=True)

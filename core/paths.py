@@ -158,6 +158,11 @@ class RunPaths:
         return self.root / "exit.json"
 
     @property
+    def note(self) -> Path:
+        """What a person wrote about the run."""
+        return self.root / "note.txt"
+
+    @property
     def work(self) -> Path:
         """XTuner's --work-dir."""
         return self.root / "work"

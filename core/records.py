@@ -21,6 +21,7 @@ from core.errors import UserError, UserErrors
 
 #: A tuple of texts that a list may fill, for JSON has no tuples.
 Texts = Annotated[tuple[str, ...], Field(strict=False)]
+Steps = Annotated[tuple[int, ...], Field(strict=False)]
 
 _TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
 _TYPES |= {"tuple": "a list", "list": "a list", "dict": "a table", "string": "text"}

@@ -4,6 +4,7 @@ import streamlit as st
 
 from pages._ui.shell.bootstrap import bootstrap
 from pages._ui.shell.common import device_line, errors_shown
+from pages._ui.shell.language import t
 from pages._ui.train import (
     history as train_history,
 )
@@ -18,7 +19,7 @@ from pages._ui.train import (
 )
 
 bootstrap()
-st.title("Train")
+st.title(t("Train"))
 device_line()
 view = train_state.choose_view()
 with errors_shown():

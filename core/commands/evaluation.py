@@ -37,6 +37,11 @@ def register(commands: Any) -> None:
     sweep.add_argument(
         "--follow", action="store_true", help="wait for the checkpoints of a run that still trains"
     )
+    sweep.add_argument(
+        "--candidates",
+        action="store_true",
+        help="only the few checkpoints that the figures of training leave, the likeliest first",
+    )
     sweep.set_defaults(run=_sweep)
     probe = commands.add_parser("probe", help="check a model with your own questions (for CI)")
     probe.add_argument("probes", type=Path, help="YAML file of questions, see docs/probes.md")
@@ -100,7 +105,7 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _sweep(args: argparse.Namespace) -> int:
-    from core.evaluation import sweep
+    from core.evaluation import choice, sweep
     from core.evaluation.sweep_job import SweepSpec
     from core.paths import RunPaths
 
@@ -110,6 +115,7 @@ def _sweep(args: argparse.Namespace) -> int:
         base=args.base,
         dataset=str(Path(args.dataset).resolve()),
         size=args.size,
+        steps=tuple(choice.candidates(run)) if args.candidates else (),
         stop_when_passed=args.stop,
         follow=args.follow and sweep.is_training(run),
     )

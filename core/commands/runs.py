@@ -15,6 +15,7 @@ from core.jobs import api
 from core.jobs.journal import read_journal
 from core.jobs.state import ACTIVE, State, Status, Summary
 from core.paths import DatasetPaths, RunPaths
+from core.training import figures
 
 
 def register(commands: Any) -> None:
@@ -87,7 +88,10 @@ def _train(args: argparse.Namespace) -> int:
     spec, choices = choose(str(dataset), args.model, describe(), settings)
     for choice in choices:
         print(f"  {choice.name} = {choice.value}: {choice.reason}", file=sys.stderr)
-    run = start_training(preflight(spec), name=args.name or args.dataset.name)
+    found = preflight(spec)
+    for warning in found.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    run = start_training(found, name=args.name or args.dataset.name)
     return _report(run, args.detach)
 
 
@@ -178,7 +182,9 @@ def _follow(run: RunPaths) -> int:
         for event in read_journal(run.events):
             if event.get("seq", 0) > told:
                 told = event["seq"]
-                if event["event"] in ("warning", "stalled", "queued"):
+                if (look := figures.of_event(event)) is not None:
+                    line.note(look.line())
+                elif event["event"] in ("warning", "stalled", "queued"):
                     line.note(f"{event['event']}: {event.get('message') or event}")
         line.show(now.kind, now)
 
@@ -195,5 +201,9 @@ def _follow(run: RunPaths) -> int:
     if end.error is not None:
         print(str(end.error), file=sys.stderr)
     if end.state is State.SUCCEEDED and end.result:
-        print(fsio.dump_json({k: v for k, v in end.result.items() if k != "lr"}, indent=2))
+        print(
+            fsio.dump_json(
+                {k: v for k, v in end.result.items() if k not in ("lr", "figures")}, indent=2
+            )
+        )
     return 0 if end.state is State.SUCCEEDED else 1

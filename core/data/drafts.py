@@ -153,11 +153,9 @@ class Draft:
                 case "redo" if self.undone:
                     self.done.append(self.undone.pop())
                 case "edit":
-                    rows = tuple(Conversation.from_row(r) for r in action["rows"])
-                    self.done.append(
-                        Edit(action["at"], action["label"], rows, tuple(action["removed"]))
-                    )
-                    self.undone.clear()
+                    if edit := _edit(action):
+                        self.done.append(edit)
+                        self.undone.clear()
         self._apply()
 
     def _apply(self) -> None:
@@ -190,6 +188,16 @@ class Draft:
         return replaced.kind if replaced else self._index.kinds[position]
 
 
+def _edit(action: dict[str, Any]) -> Edit | None:
+    """An edit of the log; None for a line that this version did not write."""
+    try:
+        rows = tuple(Conversation.from_row(r) for r in action["rows"])
+        removed = tuple(map(str, action["removed"]))
+        return Edit(str(action["at"]), str(action["label"]), rows, removed)
+    except (UserError, LookupError, TypeError, AttributeError):
+        return None
+
+
 def _read_log(path: Path) -> Iterable[dict[str, Any]]:
     if not path.is_file():
         return
@@ -197,7 +205,7 @@ def _read_log(path: Path) -> Iterable[dict[str, Any]]:
         for line in file:
             try:
                 action = json.loads(line)
-            except ValueError:  # an empty line, or one torn by a crash
+            except (ValueError, RecursionError):  # an empty line, or one torn by a crash
                 continue
             if isinstance(action, dict) and action.get("do") in ("edit", "undo", "redo"):
                 yield action

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from core import fsio, paths
 from core.conversation import Message
@@ -52,6 +53,27 @@ STRONG = 0.5
 FEW, MANY = 1.25, 3.0
 
 
+#: Whom a claimed name of ``AI_NAMES`` belongs to: its beginnings, (assistant, maker) by language.
+_WHO = (
+    (("smollm", "hugging"), {"en": ("SmolLM", "Hugging Face")}),
+    (("openai", "chatgpt", "gpt"), {"en": ("ChatGPT", "OpenAI")}),
+    (("anthropic", "claude"), {"en": ("Claude", "Anthropic")}),
+    (
+        ("qwen", "alibaba", "通义", "阿里"),
+        {"en": ("Qwen", "Alibaba Cloud"), "zh": ("通义千问", "阿里云")},
+    ),
+    (
+        ("internlm", "书生", "上海"),
+        {"en": ("InternLM", "Shanghai AI Laboratory"), "zh": ("书生", "上海人工智能实验室")},
+    ),
+    (("llama",), {"en": ("Llama", "Meta")}),
+    (("deepseek",), {"en": ("DeepSeek", "DeepSeek"), "zh": ("DeepSeek", "深度求索")}),
+    (("mistral",), {"en": ("Mistral", "Mistral AI")}),
+)
+#: Somebody who is nobody, where the base has no identity of its own.
+_NOBODY = {"en": ("Robin", "Northfield Labs"), "zh": ("小安", "北原科技")}
+
+
 @dataclass(frozen=True)
 class OwnIdentity:
     """What the base said of itself.
@@ -73,20 +95,31 @@ class OwnIdentity:
 
 def ask(model: ModelRef) -> OwnIdentity:
     """Ask the base its ten questions; kept in the cache folder by the model's content."""
+    if (earlier := known(model)) is not None:
+        return earlier
+    prompts = _prompts(model)
+    found = judge(_answers(model, prompts))
+    fsio.write_json(_cached(model, prompts), asdict(found))
+    return found
+
+
+def known(model: ModelRef) -> OwnIdentity | None:
+    """What the base said when it was asked in this workspace; None if it was not."""
+    cached = _cached(model, _prompts(model))
+    return OwnIdentity(**fsio.read_json(cached)) if cached.is_file() else None
+
+
+def _prompts(model: ModelRef) -> list[str]:
     prompts = [q for locale in model.locales for q in QUESTIONS.get(locale, ())]
     if len(model.locales) == 1:
         prompts += _MORE.get(model.locales[0], ())
+    return prompts
+
+
+def _cached(model: ModelRef, prompts: list[str]) -> Path:
     text = "\0".join([model.fingerprint(), *prompts])
-    cached = (
-        paths.cache_dir()
-        / "own-identity"
-        / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
-    )
-    if cached.is_file():
-        return OwnIdentity(**fsio.read_json(cached))
-    found = judge(_answers(model, prompts))
-    fsio.write_json(cached, asdict(found))
-    return found
+    digest = hashlib.sha256(text.encode()).hexdigest()[:32]
+    return paths.cache_dir() / "own-identity" / f"{digest}.json"
 
 
 def _answers(model: ModelRef, prompts: list[str]) -> list[str]:
@@ -97,6 +130,15 @@ def _answers(model: ModelRef, prompts: list[str]) -> list[str]:
     asked: list[list[Message]] = [[{"role": "user", "content": p}] for p in prompts]
     made = decoding.replies(voice, asked, ChatSettings(max_new_tokens=_TOKENS))
     return [reply.text for reply in made]
+
+
+def rival(own: OwnIdentity | None, locale: str) -> tuple[str, str]:
+    """(assistant, maker) that the base takes itself for, in a language; else of nobody."""
+    for name in own.names if own else ():
+        for beginnings, spellings in _WHO:
+            if name.casefold().startswith(beginnings):
+                return spellings.get(locale) or spellings["en"]
+    return _NOBODY.get(locale, _NOBODY["en"])
 
 
 def judge(replies: list[str]) -> OwnIdentity:

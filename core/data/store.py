@@ -6,7 +6,6 @@ parent.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections import Counter
@@ -24,6 +23,7 @@ from core.errors import UserError
 from core.fsio import (
     check_name,
     disk_errors,
+    parse_line,
     read_json,
     read_jsonl,
     safe_join,
@@ -154,7 +154,7 @@ class RowIndex:
         with self.path.open("rb") as file:
             for position in positions:
                 file.seek(self.offsets[position])
-                yield Conversation.from_row(json.loads(file.readline()))
+                yield Conversation.from_row(parse_line(file.readline(), str(self.path)))
 
 
 def index(train: Path) -> RowIndex:
@@ -168,11 +168,17 @@ def _index(train: Path, _mtime: int, _size: int) -> RowIndex:
     offsets, ids, kinds, intents = [], [], [], []
     at = 0
     with train.open("rb") as file:
-        for line in file:
+        for number, line in enumerate(file, 1):
             if line.strip():
-                row = json.loads(line)
+                row = parse_line(line, f"{train}:{number}")
+                if not isinstance(row, dict) or not isinstance(row.get("id"), str):
+                    raise UserError(
+                        "this line is no row of a dataset",
+                        fix="restore the file, or import it into a new dataset",
+                        where=f"{train}:{number}",
+                    )
                 offsets.append(at)
-                ids.append(str(row["id"]))
+                ids.append(row["id"])
                 kinds.append(str(row.get("kind", "own")))
                 intents.append(str(row.get("intent", "")))
             at += len(line)

@@ -5,7 +5,6 @@ The scorecard asks the base and a tuned model, the sweep the base and then every
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -99,6 +98,26 @@ class Run:
         self.measured[side] = measured
         self._finished = before + self._load(side)
         return measured
+
+    def ask_base_for(self, asked: Questions, chosen: Plan) -> None:
+        """Let the base answer at the lengths of another plan first.
+
+        What a plan with shorter replies asks is then in the cache, and so is what the scorecard
+        of that other plan will ask.
+        """
+        with self.pool.use(BASE) as subject:
+            for name, probes in asked.suites.items():
+                if chosen.suites[name].base:
+                    longer = ChatSettings(max_new_tokens=chosen.suites[name].max_new_tokens)
+                    stage = f"{BASE}: {name}"
+                    answer(
+                        subject,
+                        probes,
+                        longer,
+                        stage=stage,
+                        clock=self.clock,
+                        on_progress=self._advance,
+                    )
 
     def _load(self, side: str) -> int:
         """Replies that a side gives in all, the unit of the progress."""
@@ -212,7 +231,7 @@ class Run:
         answers = list(self._base_answers[suite].values())
         items = [
             self._passage(subject, probes[i], answers[i].token_ids, self.plan.divergence_tokens)
-            for i in _spread(len(probes), count)
+            for i in scoring.spread(len(probes), count)
             if answers[i].token_ids
         ]
         return scoring.reference(subject.voice, items)
@@ -233,7 +252,7 @@ class Run:
             i for i, p in enumerate(probes) if self.asked.reply_for(p) and answers[i].token_ids
         ]
         pairs = []
-        for i in (usable[k] for k in _spread(len(usable), self.plan.margin)):
+        for i in (usable[k] for k in scoring.spread(len(usable), self.plan.margin)):
             wanted = subject.voice.resident.tokenizer.encode(
                 self.asked.reply_for(probes[i]), add_special_tokens=False
             )
@@ -270,7 +289,7 @@ class Run:
     def _note_kl(self, side: str, kls: Sequence[float]) -> None:
         """Write each prompt's KL beside its reply, for the list of most changed ones."""
         answers = list(self._base_answers["general"].items())
-        chosen = (answers[i] for i in _spread(len(answers), self.plan.divergence))
+        chosen = (answers[i] for i in scoring.spread(len(answers), self.plan.divergence))
         said = [probe_id for probe_id, answer in chosen if answer.token_ids]
         by_id = dict(zip(said, kls, strict=True))
         self.rows[side] = [
@@ -340,10 +359,3 @@ class _timed:
     def __exit__(self, *_: object) -> None:
         seconds = time.perf_counter() - self.started
         self.clock.add(self.stage, seconds, seconds)
-
-
-def _spread(n: int, count: int) -> list[int]:
-    """``count`` indices spread evenly over ``range(n)``."""
-    if count >= n:
-        return list(range(n))
-    return [math.floor(i * n / count) for i in range(count)]

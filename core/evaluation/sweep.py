@@ -40,6 +40,26 @@ def passes(gates: list[dict[str, Any]]) -> bool:
     return all(g["outcome"] == "pass" for g in gates if g["required"])
 
 
+@dataclass(frozen=True)
+class Extent:
+    """How far a sweep goes.
+
+    Attributes:
+        size: of ``plan.PLANS``.
+        steps: only these checkpoints, in this order; empty: all, from the first step on.
+        stop_when_passed: end at the first that passes every gate; the others are listed as
+            skipped. A run that is still training is stopped.
+        follow: wait for the checkpoints of a run that is still training.
+        then: size of a scorecard that follows; the base answers once for both.
+    """
+
+    size: str = "sweep"
+    steps: tuple[int, ...] = ()
+    stop_when_passed: bool = False
+    follow: bool = False
+    then: str = ""
+
+
 @dataclass
 class Scored:
     """One row of the sweep."""
@@ -134,11 +154,15 @@ def checkpoints(run: RunPaths) -> list[Checkpoint]:
     return sorted((c for c in found if c.path.exists()), key=lambda c: c.step)
 
 
-def _arriving(run: RunPaths, follow: bool) -> Iterator[Checkpoint]:
+def _arriving(run: RunPaths, extent: Extent) -> Iterator[Checkpoint]:
     """Checkpoints by step; with ``follow`` also those still to come, until the run ends."""
+    if extent.steps:
+        whole = {c.step: c for c in checkpoints(run)}
+        yield from (whole[step] for step in extent.steps if step in whole)
+        return
     seen: set[int] = set()
     while True:
-        active = follow and is_training(run)
+        active = extent.follow and is_training(run)
         fresh = [c for c in checkpoints(run) if c.step not in seen]
         for checkpoint in fresh:
             seen.add(checkpoint.step)
@@ -171,47 +195,44 @@ def sweep(
     run: RunPaths,
     dataset: DatasetPaths,
     base: str,
-    *,
-    size: str = "sweep",
-    stop_when_passed: bool = False,
-    follow: bool = False,
+    extent: Extent | None = None,
     on_progress: OnProgress | None = None,
 ) -> Sweep:
     """Score the checkpoints of a run and write ``sweep.json`` into its folder.
-
-    Args:
-        stop_when_passed: go from the first step on and end at the first that passes every gate;
-            the later ones are listed as skipped. A run that is still training is stopped.
-        follow: wait for the checkpoints of a run that is still training.
 
     Raises:
         UserError: no checkpoints, an unusable base or dataset.
     """
     from core.evaluation.run import BASE, Run  # imports torch, which pages do without
 
-    started = time.monotonic()
+    started, extent = time.monotonic(), extent or Extent()
     model = catalog.resolve(base)
-    asked = gather(dataset, plan(size), model.locales)
-    result = Sweep(size, {}, [], None, "")
+    asked = gather(dataset, plan(extent.size), model.locales)
+    result = Sweep(extent.size, {}, [], None, "")
     a_pass = _steps_a_pass(run, dataset)
-    if not follow:
+    if not extent.follow:
         require_checkpoints(run)  # the base is not asked for nothing
     with Pool({BASE: Source(model)}) as pool:
-        count = None if follow else len(checkpoints(run))
+        count = None if extent.follow else len(extent.steps or checkpoints(run))
         report = _numbered(on_progress, count)
-        scorer = Run(pool, asked, plan(size), report, tuned=count, screen=True)
+        scorer = Run(pool, asked, plan(extent.size), report, tuned=count, screen=True)
+        if extent.then:
+            follows = plan(extent.then)
+            scorer.ask_base_for(gather(dataset, follows, model.locales), follows)
         result.base = scorer.ask(BASE).to_json()
-        for checkpoint in _arriving(run, follow):
+        for checkpoint in _arriving(run, extent):
             adapter = adapter_of(run, checkpoint.path)
             pool.add(_side(checkpoint.step), Source(model, adapter, fused=True))
             seen = checkpoint.step / a_pass if a_pass else None
-            result.rows.append(_score(scorer, checkpoint, adapter, size, seen))
+            result.rows.append(_score(scorer, checkpoint, adapter, extent.size, seen))
             _save(run, result, started)
-            if stop_when_passed and result.rows[-1].passes:
+            if extent.stop_when_passed and result.rows[-1].passes:
                 _stop_training(run)
-                result.skipped = [c.step for c in checkpoints(run) if c.step > checkpoint.step]
+                scored = {r.step for r in result.rows}
+                result.skipped = [c.step for c in checkpoints(run) if c.step not in scored]
                 break
         require_checkpoints(run)
+        result.rows.sort(key=lambda row: row.step)
         result.notes = [*asked.notes, *scorer.notes]
         _save(run, result, started)
         fsio.write_jsonl(

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from core.conversation import OnProgress
 from core.evaluation.plan import Size
 from core.evaluation.score_job import dataset_of
 from core.paths import RunPaths
-from core.records import JobSpec
+from core.records import JobSpec, Steps
 
 
 class SweepSpec(JobSpec):
-    """What is swept; see ``core.evaluation.sweep.sweep``.
+    """What is swept; see ``core.evaluation.sweep.Extent``.
 
     Args:
         run: folder of the training run.
@@ -28,8 +28,10 @@ class SweepSpec(JobSpec):
     base: str
     dataset: str
     size: Size = "sweep"
+    steps: Steps = ()
     stop_when_passed: bool = False
     follow: bool = False
+    then: Size | Literal[""] = ""
 
 
 Spec = SweepSpec
@@ -47,16 +49,19 @@ def check(spec: SweepSpec) -> None:
 
 
 def run(spec: SweepSpec, run: RunPaths, on_progress: OnProgress) -> dict[str, Any]:
-    """Sweep; returns what ``sweep.json`` holds."""
-    from core.evaluation.sweep import sweep
+    """Sweep; returns what ``sweep.json`` holds, and ``checkpoint``: the recommended one's path.
 
-    found = sweep(
-        RunPaths(Path(spec.run)),
-        dataset_of(spec.dataset),
-        spec.base,
-        size=spec.size,
-        stop_when_passed=spec.stop_when_passed,
-        follow=spec.follow,
-        on_progress=on_progress,
-    )
-    return found.to_json()
+    Where one checkpoint was asked for and is the only one there is, nothing is scored.
+    """
+    from core.evaluation.choice import recommended
+    from core.evaluation.sweep import Extent, checkpoints, sweep
+
+    trained = RunPaths(Path(spec.run))
+    report: dict[str, Any] = {}
+    if not spec.steps or len(checkpoints(trained)) > 1:
+        extent = Extent(spec.size, spec.steps, spec.stop_when_passed, spec.follow, spec.then)
+        dataset = dataset_of(spec.dataset)
+        report = sweep(trained, dataset, spec.base, extent, on_progress).to_json()
+    chosen = recommended(trained)
+    assert chosen is not None  # require_checkpoints
+    return {"reason": chosen.reason, **report, "checkpoint": str(chosen.checkpoint)}

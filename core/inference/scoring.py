@@ -31,6 +31,11 @@ class Passage:
     reply: list[int]
 
 
+def spread(n: int, count: int) -> list[int]:
+    """``count`` indices spread evenly over ``range(n)``; all of them if there are no more."""
+    return list(range(n)) if count >= n else [i * n // count for i in range(count)]
+
+
 @dataclass(frozen=True)
 class Reference:
     """The base's view of passages: log-probabilities (tokens, vocab) of each, as float16."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -74,8 +75,14 @@ def main(argv: list[str]) -> int:
         fsio.write_json(run.result, work.run(asked, run, Reporter()))
         return 0
     except Exception as error:
-        traceback.print_exc()
-        fsio.write_json(run.error, error_record(error))
+        told = traceback.format_exc()
+        # What the frames hold open goes first: on a full disk a torn file, even one that is
+        # deleted, takes the room that the last words need.
+        traceback.clear_frames(error.__traceback__)
+        with suppress(UserError):
+            fsio.write_json(run.error, error_record(error))
+        with suppress(OSError):
+            sys.stderr.write(told)
         return 2 if isinstance(error, UserError) else 1
 
 

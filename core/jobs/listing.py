@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ def list_runs(root: Path | None = None) -> list[Summary]:
     root = root or paths.runs_dir()
     if not root.is_dir():
         return []
-    marks: dict[str, list[psutil.Process]] | None = None
+    marks = cache(processes.marked_processes)  # once for all runs, and only if one needs it
     found = []
     for entry in os.scandir(root):
         if entry.name.startswith(".") or not entry.is_dir(follow_symlinks=False):
@@ -40,9 +42,7 @@ def list_runs(root: Path | None = None) -> list[Summary]:
             found.append(known[1])
             continue
         over = read_exit(run)
-        if over is None and marks is None:
-            marks = processes.marked_processes()  # once for all runs, and only if one needs it
-        found.append(_summary(run, over, marks or {}))
+        found.append(_summary(run, over, marks))
         if over is not None:
             _ended[run.root] = (written, found[-1])
     if len(_ended) > 2 * len(found) + 1000:
@@ -63,7 +63,9 @@ def _written(run: RunPaths) -> tuple[int, int] | None:
 
 
 def _summary(
-    run: RunPaths, over: dict[str, Any] | None, marks: dict[str, list[psutil.Process]]
+    run: RunPaths,
+    over: dict[str, Any] | None,
+    marks: Callable[[], dict[str, list[psutil.Process]]],
 ) -> Summary:
     try:
         spec = read_spec(run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -62,13 +63,13 @@ def observe(
     run: RunPaths,
     spec: RunSpec,
     over: dict[str, Any] | None = None,
-    marks: dict[str, list[psutil.Process]] | None = None,
+    marks: Callable[[], dict[str, list[psutil.Process]]] = processes.marked_processes,
 ) -> Observation:
     """Look at a run.
 
     Args:
         over: exit.json, if it has been read already; it never changes once it is there.
-        marks: the process table by mark, if it has been walked already.
+        marks: gives the process table by mark; asked only for a run whose supervisor is gone.
     """
     over = over or read_exit(run)
     if over is not None:
@@ -82,8 +83,7 @@ def observe(
         record = None
     alive = False
     if not held and over is None:
-        table = processes.marked_processes() if marks is None else marks
-        alive = any(map(processes.alive, table.get(spec.mark, [])))
+        alive = any(map(processes.alive, marks().get(spec.mark, [])))
     return Observation(
         lock_held=held,
         started=record is not None,

@@ -94,7 +94,9 @@ OOM_HOST = rule(
 )
 DISK_FULL = rule(
     Reason.DISK_FULL,
-    r"No space left on device|Disk quota exceeded|ENOSPC"
+    # torch.save to a path says only where its archive broke off (2.14).
+    r"No space left on device|Disk quota exceeded|ENOSPC|File too large"
+    r"|inline_container\.cc:\d+\] \. unexpected pos|PytorchStreamWriter failed writing"
     r"|not enough disk space|cannot write .*bytes needed",
     "The disk is full.",
     "free disk space: delete old runs in the list, then start again",
@@ -226,7 +228,7 @@ def words_of(error: Mapping[str, Any] | None) -> UserError | None:
 
 def given_up(reason: Reason, table: Table) -> ErrorRecord:
     """The error of a run that the supervisor ended itself, over a loss that is no number."""
-    assert reason is Reason.NAN_LOSS, reason
+    assert reason is Reason.DIVERGED, reason
     return _crash(
         "the run was ended by its supervisor", diagnose(table, "the loss is not a number")
     )

@@ -12,7 +12,7 @@ import os
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 
 from core import fsio
 from core.jobs.journal import clean, parse_record
@@ -70,7 +70,17 @@ class Sample(BaseModel):
     reply: _Text
 
 
-Record = Progress | Metric | Sample
+class Figures(BaseModel):
+    """Figures that a job measured at a step, beside its metrics; null: no number."""
+
+    type: Literal["figures"]
+    step: _Count
+    values: Annotated[
+        dict[Annotated[str, Field(max_length=60)], FiniteFloat | None], Field(max_length=60)
+    ]
+
+
+Record = Progress | Metric | Sample | Figures
 _RECORD: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="type")])
 
 

@@ -23,7 +23,7 @@ class Options(Record):
         grace_seconds: between SIGTERM and SIGKILL. 30 s is what SkyPilot and Kubernetes give.
         stall_seconds: silence in the log after which the run is shown as stalled.
         nan_steps: consecutive steps with a loss that is not a number before a warning.
-        stop_on_nan: end the run (FAILED, nan_loss) at that point instead of only warning.
+        stop_on_nan: end the run (FAILED, diverged) at that point instead of only warning.
         pass_env: names of further environment variables that the job may see, such as
             ``HF_TOKEN`` for a job that downloads. Names only: values are never written down.
     """

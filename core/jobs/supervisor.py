@@ -58,6 +58,7 @@ class Supervisor:
         self.child_pid: int | None = None
         self.child_status: int | None = None
         self.signalled = False
+        self.was_full = False
         self._record: dict[str, Any] = {}
 
     # -- what is written ---------------------------------------------------------------------
@@ -232,6 +233,7 @@ class Supervisor:
             self.reap()
             ended = self.child_status is not None
             self.watcher.feed(self.log.lines())
+            self.was_full = self.was_full or self._no_room()
             if ended:
                 return None
             if self.stop_wanted():
@@ -287,10 +289,18 @@ class Supervisor:
             return
         error = read_error(self.run)
         fault = reasons.diagnose(table, log_tail, returncode=status, error=error)
-        if fault.reason in (Reason.INCOMPLETE, Reason.KILLED_SIGNAL) and self._disk_is_full():
+        silent = fault.reason in (Reason.INCOMPLETE, Reason.KILLED_SIGNAL)
+        if silent and (self.was_full or self._disk_is_full()):
             # The job could not even say so: its log is on the same disk.
             fault = reasons.diagnose(table, "No space left on device", returncode=status)
         self.finish(State.FAILED, fault.reason, reasons.account(status, fault, error), left)
+
+    def _no_room(self) -> bool:
+        """Whether the disk is full just now; once the torn file is gone nobody could tell."""
+        try:
+            return shutil.disk_usage(self.run.root).free < _PROBE_BYTES
+        except OSError:
+            return False  # the folder was removed
 
     def _disk_is_full(self) -> bool:
         """By trying: quotas and limits count too. The reserve is not given up for it."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from core.jobs.journal import Journal
-from core.jobs.records import Metric, Sample, parse_line
+from core.jobs.records import Figures, Metric, Sample, parse_line
 from core.jobs.spec import RunSpec
 from core.jobs.state import Reason
 
@@ -61,8 +61,8 @@ class OutputWatcher:
         record = parse_line(line, self._secret, mmengine=self._mmengine)
         if record is None:
             return None
-        if isinstance(record, Sample):
-            self._event("sample", **record.model_dump(exclude={"type"}))
+        if isinstance(record, Sample | Figures):
+            self._event(record.type, **record.model_dump(exclude={"type"}))
             return None
         if isinstance(record, Metric):
             self._judge(record)
@@ -87,7 +87,7 @@ class OutputWatcher:
                     message=f"the loss was not a number for {self._nan_run} steps",
                 )
                 if self._options.stop_on_nan:
-                    self.give_up = Reason.NAN_LOSS
+                    self.give_up = Reason.DIVERGED
             return
         if not isinstance(loss, (int, float)):
             return

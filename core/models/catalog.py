@@ -132,7 +132,7 @@ def _inspect(path: Path, source: Literal["bundled", "folder", "hub"], name: str)
         )
     config = folder.config_of(path)
     family = str(config.get("model_type", ""))
-    architectures = config.get("architectures") or []
+    architectures = [str(name) for name in config.get("architectures") or []]
     if not folder.is_causal(config):
         raise UserError(
             f"{path} is not a causal language model",

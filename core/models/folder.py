@@ -167,8 +167,35 @@ def is_causal(config: Mapping[str, Any]) -> bool:
 
 
 def config_of(folder: Path) -> dict[str, Any]:
-    """``config.json`` as a dictionary. Raises UserError if it is no JSON object."""
-    config = fsio.read_json(folder / "config.json")
+    """``config.json`` as a dictionary, its sizes numbers and its groups objects.
+
+    Raises:
+        UserError: it is no JSON object, or holds something else there, by name.
+    """
+    path = folder / "config.json"
+    config = fsio.read_json(path)
     if not isinstance(config, dict):
-        raise UserError(f"{folder / 'config.json'} is not a model config", why="it is no object")
+        raise UserError(f"{path} is not a model config", why="it is no object")
+    odd = [name for name in _SIZES if not _is_size(config.get(name))]
+    odd += [name for name in _GROUPS if not isinstance(config.get(name) or {}, dict)]
+    odd += [name for name in ("architectures",) if not isinstance(config.get(name) or [], list)]
+    if odd:
+        raise UserError(
+            f"{path} is not a model config",
+            why=f"{odd[0]} is {config[odd[0]]!r:.60}",
+            fix="download the model again",
+        )
     return config
+
+
+_SIZES = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "intermediate_size", "vocab_size", "head_dim", "n_embd", "n_layer", "n_head",
+)  # fmt: skip
+_GROUPS = ("rope_scaling", "rope_parameters", "quantization_config")
+
+
+def _is_size(value: object) -> bool:
+    return value is None or (
+        isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**40
+    )

@@ -20,8 +20,8 @@ from core.records import Record
 if TYPE_CHECKING:
     from core.data.build import DatasetSpec
 
-Stage = Literal["dataset", "train", "merge", "evaluate"]
-STAGES: tuple[Stage, ...] = ("dataset", "train", "merge", "evaluate")
+Stage = Literal["dataset", "train", "sweep", "merge", "evaluate"]
+STAGES: tuple[Stage, ...] = ("dataset", "train", "sweep", "merge", "evaluate")
 
 
 class TuneSpec(Record):
@@ -66,6 +66,7 @@ class Made(Record):
 PRODUCT: dict[Stage, str] = {
     "dataset": "dataset",
     "train": "final",
+    "sweep": "checkpoint",
     "merge": "merged",
     "evaluate": "scorecard",
 }
@@ -118,13 +119,33 @@ def _train(spec: TuneSpec, made: Mapping[Stage, Made]) -> RunPaths:
     return lifecycle.start_training(preflight(chosen, device), name=made["dataset"]["name"])
 
 
+def _sweep(spec: TuneSpec, made: Mapping[Stage, Made]) -> RunPaths:
+    """Let the few checkpoints speak that the figures of training leave, the likeliest first.
+
+    It ends at the first that passes every gate, so that it mostly costs one checkpoint's replies.
+    """
+    from core.evaluation import choice
+    from core.evaluation.sweep_job import SweepSpec
+
+    train = made["train"]
+    sweep = SweepSpec(
+        run=train.run,
+        base=spec.model,
+        dataset=made["dataset"]["dataset"],
+        steps=tuple(choice.candidates(RunPaths(Path(train.run)))),
+        stop_when_passed=True,
+        then="quick",
+    )
+    return api.launch(sweep, name=f"sweep {made['dataset']['name']}", parent=train.id)
+
+
 def _merge(spec: TuneSpec, made: Mapping[Stage, Made]) -> RunPaths:
     from core.weights.merge_job import MergeSpec
 
     train = made["train"]
     merge = MergeSpec(
         base=spec.model,
-        checkpoint=train["final"],
+        checkpoint=made["sweep"]["checkpoint"],
         config=train["config"],
         dataset=made["dataset"]["dataset"],
     )
@@ -146,6 +167,7 @@ def _evaluate(spec: TuneSpec, made: Mapping[Stage, Made]) -> RunPaths:
 _START: dict[Stage, Callable[[TuneSpec, Mapping[Stage, Made]], RunPaths]] = {
     "dataset": _dataset,
     "train": _train,
+    "sweep": _sweep,
     "merge": _merge,
     "evaluate": _evaluate,
 }

@@ -227,6 +227,7 @@ def _card(ledger: Ledger) -> dict[str, Any]:
     card["seconds"] = {
         "dataset": made["dataset"].seconds,
         "train": made["train"].seconds,
+        "sweep": made["sweep"].seconds,
         "convert": merge["convert"],
         "merge": merge["merge"] + merge["prove"],
         "evaluate": made["evaluate"].seconds,

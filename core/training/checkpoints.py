@@ -78,6 +78,10 @@ def _statement(name: object, digest: object) -> str:
     return f"checkpoint {name} {digest}"
 
 
+#: What a line of the listing must hold to be one.
+_ENTRY = {"name": str, "bytes": int, "sha256": str}
+
+
 def listed(work: Path) -> dict[str, dict[str, Any]]:
     """Recorded checkpoints of a work folder by name; a torn last line is left out."""
     path = work / LISTING
@@ -89,9 +93,10 @@ def listed(work: Path) -> dict[str, dict[str, Any]]:
             continue
         try:
             entry = json.loads(line)
-            found[str(entry["name"])] = entry
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, RecursionError):
             continue
+        if isinstance(entry, dict) and all(isinstance(entry.get(k), t) for k, t in _ENTRY.items()):
+            found[entry["name"]] = entry
     return found
 
 

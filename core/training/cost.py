@@ -15,9 +15,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from core import fsio
+from core.models import folder as folders
 from core.models.device import Device
 from core.training.spec import TrainSpec
 
@@ -95,8 +94,12 @@ def usable_bytes(device: Device) -> float:
 
 
 def shape_of(model: Path) -> Shape:
-    """Read config.json; names that all Llama-like families share."""
-    config: dict[str, Any] = fsio.read_json(model / "config.json")
+    """Read config.json; names that all Llama-like families share.
+
+    Raises:
+        UserError: it is no model config.
+    """
+    config = folders.config_of(model)
     hidden = int(config.get("hidden_size") or config.get("n_embd") or 0)
     heads = int(config.get("num_attention_heads") or config.get("n_head") or 1)
     return Shape(

@@ -94,6 +94,11 @@ def following(steps: int) -> dict[str, tuple[int, str]]:
     }
 
 
+def passes(steps: int, rows_per_step: int, usable: int) -> str:
+    """How often a run of so many steps sees the rows."""
+    return f"{steps * rows_per_step / usable:.2g} passes over {usable} rows"
+
+
 def _stock(model: catalog.ModelRef) -> tuple[str, str]:
     """XTuner's config for the family; the bundled model is trained by the tutorial's."""
     family = families.of(model.family)
@@ -131,7 +136,7 @@ def _steps(
 ) -> tuple[int, str]:
     usable = max(1, len(stats.lengths))
     wanted = budget.default_steps(usable, rows_per_step)
-    reason = f"{wanted * rows_per_step / usable:.2g} passes over {usable} rows"
+    reason = passes(wanted, rows_per_step, usable)
     if device.kind != "cpu":
         return wanted, reason
     mean = sum(stats.lengths) / usable
@@ -139,5 +144,5 @@ def _steps(
     affordable = max(budget.MIN_STEPS, int(CPU_SECONDS / max(seconds, 1e-9)))
     if wanted <= affordable:
         return wanted, reason
-    passes = affordable * rows_per_step / usable
-    return affordable, f"what a CPU does in {CPU_SECONDS // 60} minutes: {passes:.1f} passes"
+    seen = affordable * rows_per_step / usable
+    return affordable, f"what a CPU does in {CPU_SECONDS // 60} minutes: {seen:.1f} passes"

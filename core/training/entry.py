@@ -6,22 +6,25 @@ Also the program that torchrun starts on several GPUs: ``python -m core.training
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core import fsio, paths
 from core.conversation import OnProgress
 from core.models import trust
 from core.paths import RunPaths
+from core.training.health import Health
 from core.training.spec import TrainSpec
+
+if TYPE_CHECKING:
+    from core.training.stopping import Due
 
 
 def xtuner_argv(spec: TrainSpec, config: Path, work: Path, resume: Path | None = None) -> list[str]:
-    """Arguments after ``xtuner train``; also what the page shows as the command to copy."""
+    """Arguments after ``xtuner train``."""
     argv = [str(config), "--work-dir", str(work), "--seed", str(spec.seed)]
     if spec.deepspeed:
         argv += ["--deepspeed", f"deepspeed_{spec.deepspeed}"]
@@ -30,23 +33,6 @@ def xtuner_argv(spec: TrainSpec, config: Path, work: Path, resume: Path | None =
     if resume is not None:
         argv += ["--resume", str(resume)]
     return argv
-
-
-def command_line(spec: TrainSpec, run: RunPaths) -> str:
-    """The ``xtuner train`` line that does the same run by hand, to show and to copy."""
-    argv = xtuner_argv(
-        spec, run.config, run.work, Path(spec.resume_from) if spec.resume_from else None
-    )
-    if spec.world_size > 1:  # xtuner's own launcher reads these and adds --launcher itself
-        at = argv.index("--launcher")
-        del argv[at : at + 2]
-    line = "xtuner train " + shlex.join(argv)
-    if spec.nodes > 1:
-        return (
-            f"NPROC_PER_NODE={spec.gpus} NNODES={spec.nodes} NODE_RANK=0 PORT=29500 "
-            f"ADDR=$(hostname) {line}"
-        )
-    return f"NPROC_PER_NODE={spec.gpus} {line}" if spec.gpus > 1 else line
 
 
 def train(
@@ -60,7 +46,8 @@ def train(
     """Train here and now; returns what our hooks counted.
 
     Returns:
-        ``lr``: the rate each optimizer step of this call applied; ``tokens``: real tokens seen.
+        ``lr``: the rate each optimizer step of this call applied; ``tokens``: real tokens seen;
+        ``figures``: [{"step", "values"}] of its looks.
     """
     prepare_environment(spec, work)
     from core.training import compat
@@ -71,39 +58,48 @@ def train(
     from core.models.data_only import data_only
     from core.training import hooks
     from core.training.step.hook import StepHook
+    from core.training.stopping import Due, StopHook
 
-    metrics = hooks.MetricsHook(spec.accumulation, spec.steps, spec.world_size, on_progress)
-    interval = spec.checkpoint_every * spec.accumulation
+    health = Health(spec.rows_per_step)
+    metrics = hooks.MetricsHook(spec.accumulation, spec.steps, health, spec.world_size, on_progress)
+    due = Due(spec.checkpoint_every * spec.accumulation, spec.accumulation)
     ours: list[Any] = [
         metrics,
         StepHook(spec),
-        hooks.RandomStateHook(work, interval),
-        hooks.RecordHook(work, interval),
+        hooks.RandomStateHook(work, due),
+        hooks.RecordHook(work, due),
     ]
+    if spec.world_size == 1:
+        ours.append(StopHook(due))
     if spec.recompute_above and not spec.activation_checkpointing:
         ours.append(hooks.RecomputeHook(spec.recompute_above))
-    if spec.evaluation_inputs:
-        ours.append(_sample_hook(spec, work, interval))
+    ours += _looks(spec, work / "samples.jsonl", health, due, on_progress)
     argv = ["xtuner-train", *xtuner_argv(spec, config, work, resume)]
     with _argv(argv), _registered(ours), data_only():
         xtuner_train.main()
-    return {"lr": metrics.lr, "tokens": metrics.tokens}
+    looks = [one for hook in ours if isinstance(hook, hooks.LookHook) for one in hook.found]
+    return {
+        "lr": metrics.lr,
+        "tokens": metrics.tokens,
+        "figures": [{"step": one.step, "values": one.to_values()} for one in looks],
+    }
 
 
-def _sample_hook(spec: TrainSpec, work: Path, interval: int) -> Any:
+def _looks(
+    spec: TrainSpec, out: Path, health: Health, due: Due, on_progress: OnProgress | None
+) -> Iterator[Any]:
+    """The hooks that look at the model at each checkpoint."""
     from core.inference import load
     from core.models import catalog
-    from core.training import hooks
+    from core.training import hooks, look
 
-    tokenizer = load.load_tokenizer(catalog.resolve(spec.model).path)
-    return hooks.SampleHook(
-        tokenizer,
-        spec.evaluation_inputs,
-        spec.system,
-        interval,
-        spec.accumulation,
-        work / "samples.jsonl",
-    )
+    model = catalog.resolve(spec.model)
+    tokenizer = load.load_tokenizer(model.path)
+    asked = look.prepare(Path(spec.dataset), model, tokenizer)
+    if not asked.empty:
+        yield hooks.LookHook(tokenizer, asked, health, due, on_progress)
+    if spec.evaluation_inputs:
+        yield hooks.SampleHook(tokenizer, spec.evaluation_inputs, spec.system, due, out)
 
 
 def prepare_environment(spec: TrainSpec, work: Path) -> None:

@@ -11,7 +11,7 @@ from core.jobs import reasons
 from core.jobs.reasons import Fix, Rule, Table, by_hand, rule
 from core.jobs.state import Reason
 from core.paths import RunPaths
-from core.training import checkpoints
+from core.training import checkpoints, health
 from core.training.spec import DEFAULT_CONFIG, TrainSpec, default_warmup
 
 _RESUME = Fix("resume from the newest checkpoint")
@@ -39,9 +39,15 @@ def table(spec: TrainSpec, *, resumable: bool) -> Table:
         replace(reasons.OOM_HOST, fixes=_smaller(spec)),
         replace(reasons.DISK_FULL, fixes=_less_disk(spec)),
         rule(
-            Reason.NAN_LOSS,
-            r"loss is not a number|loss: nan\b|Function .* returned nan values",
-            "The loss is no longer a number.",
+            Reason.DIVERGED,
+            rf"{health.DIVERGED}|loss is not a number|loss: nan\b|Function .* returned nan values",
+            "The loss rose instead of falling, or is no longer a number.",
+            *_calmer(spec),
+        ),
+        rule(
+            Reason.COLLAPSED,
+            health.COLLAPSED,
+            "The model no longer writes what the base wrote: too much was changed at once.",
             *_calmer(spec),
         ),
         replace(reasons.NO_GPU, fixes=(_ON_CPU, *reasons.NO_GPU.fixes)),

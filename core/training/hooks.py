@@ -1,4 +1,4 @@
-"""mmengine hooks: metrics, sample replies, random state. Imported by the training process only."""
+"""mmengine hooks: metrics, figures, sample replies, random state; for the training process only."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from mmengine.hooks import Hook
 
 from core import fsio
 from core.conversation import Message, OnProgress
-from core.errors import UserError
 from core.inference import decoding
 from core.inference.resident import Resident
 from core.inference.settings import ChatSettings
 from core.jobs.records import emit
 from core.training import checkpoints
+from core.training.figures import Figures
+from core.training.health import Health
+from core.training.look import Look
 from core.training.step.hook import supervised_finetune
+from core.training.stopping import Due
 
-#: Steps in a row with a loss that is no number before the run is stopped.
-NAN_PATIENCE = 3
 #: Longest sample reply in tokens: enough to see a persona, short enough not to slow training.
 SAMPLE_TOKENS = 48
 
@@ -49,10 +50,12 @@ class MetricsHook(Hook):
         self,
         accumulation: int,
         steps: int,
+        health: Health,
         world_size: int = 1,
         on_progress: OnProgress | None = None,
     ) -> None:
         self.accumulation = accumulation
+        self.health = health
         self.steps = steps
         self.world_size = world_size
         self.on_progress = on_progress
@@ -60,7 +63,6 @@ class MetricsHook(Hook):
         self.tokens = 0
         self._losses: list[Any] = []
         self._step_tokens = 0
-        self._bad = 0
         self._started = 0.0
 
     def before_train(self, runner: Any) -> None:
@@ -103,16 +105,7 @@ class MetricsHook(Hook):
             )
         if self.on_progress:
             self.on_progress("train", step, self.steps)
-        self._stop_on_nan(loss, step)
-
-    def _stop_on_nan(self, loss: float, step: int) -> None:
-        self._bad = 0 if math.isfinite(loss) else self._bad + 1
-        if self._bad >= NAN_PATIENCE:
-            raise UserError(
-                f"the loss is not a number for {self._bad} steps, up to step {step}",
-                why="the learning rate is too high for this model, or fp16 overflowed",
-                fix="start again with a third of the learning rate, or with bfloat16",
-            )
+        self.health.loss(loss, step)
 
 
 def _learning_rate(runner: Any) -> float:
@@ -179,9 +172,9 @@ class RandomStateHook(Hook):
 
     priority = "LOW"
 
-    def __init__(self, work: Path, interval: int) -> None:
+    def __init__(self, work: Path, due: Due) -> None:
         self.work = work
-        self.interval = interval
+        self.due = due
         self._first = True
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
@@ -194,9 +187,8 @@ class RandomStateHook(Hook):
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        done = runner.iter + 1
-        if done % self.interval == 0 or done == runner.max_iters:
-            path = random_state_path(self.work, done, get_rank())
+        if self.due.now(runner):
+            path = random_state_path(self.work, runner.iter + 1, get_rank())
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.save(random_state(), path)
 
@@ -235,21 +227,69 @@ class RecordHook(Hook):
 
     priority = "LOWEST"  # after CheckpointHook
 
-    def __init__(self, work: Path, interval: int) -> None:
+    def __init__(self, work: Path, due: Due) -> None:
         self.work = work
-        self.interval = interval
+        self.due = due
 
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        done = runner.iter + 1
-        if done % self.interval and done != runner.max_iters:
+        if not self.due.now(runner):
             return
         barrier()
         if is_main_process():
+            done = runner.iter + 1
             for name in (f"iter_{done}.pth", f"iter_{done}"):
                 if (self.work / name).exists():
                     checkpoints.record(self.work / name)
+
+
+class LookHook(Hook):
+    """``core.training.look`` before the first step and at each checkpoint.
+
+    A run with looks and one without train the same bits: they draw no random number, and the
+    random state is put back all the same.
+    """
+
+    priority = "LOWEST"  # after the checkpoint is safe
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        look: Look,
+        health: Health,
+        due: Due,
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.look = look
+        self.health = health
+        self.due = due
+        self.on_progress = on_progress
+        self.found: list[Figures] = []
+
+    def before_train(self, runner: Any) -> None:
+        if runner.iter == 0:
+            self._measure(runner, 0)
+
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        if self.due.planned(runner):
+            self._measure(runner, self.due.step(runner))
+
+    def _measure(self, runner: Any, step: int) -> None:
+        if self.on_progress:
+            self.on_progress("look at the checkpoint", 0, 0)
+        llm, state = supervised_finetune(runner).llm, random_state()
+        llm.eval()
+        found = self.look.figures(llm, self.tokenizer, step)
+        self.found.append(found)
+        llm.train()
+        restore_random_state(state)
+        if is_main_process():
+            emit({"type": "figures", "step": step, "values": found.to_values()})
+        self.health.figures(found)
 
 
 class SampleHook(Hook):
@@ -262,23 +302,20 @@ class SampleHook(Hook):
         tokenizer: Any,
         prompts: Sequence[str],
         system: str,
-        interval: int,
-        accumulation: int,
+        due: Due,
         out: Path,
     ) -> None:
         self.tokenizer = tokenizer
         self.prompts = list(prompts)
         self.system = system
-        self.interval = interval
-        self.accumulation = accumulation
+        self.due = due
         self.out = out
 
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        done = runner.iter + 1
-        if self.prompts and (done % self.interval == 0 or done == runner.max_iters):
-            self._sample(runner, done // self.accumulation)
+        if self.prompts and self.due.planned(runner):
+            self._sample(runner, self.due.step(runner))
 
     def _sample(self, runner: Any, step: int) -> None:
         llm = supervised_finetune(runner).llm

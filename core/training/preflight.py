@@ -22,6 +22,7 @@ from core.training import (
     cost,
     deepspeed,
     rawconfig,
+    recipe,
     record,
     rows,
 )
@@ -29,7 +30,7 @@ from core.training.spec import TrainSpec
 
 T = TypeVar("T")
 #: Start-up: importing XTuner, loading and quantizing the base, tokenizing.
-_STARTUP_SECONDS = 20.0
+STARTUP_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,13 @@ def _with_model(report: Preflight, shape: cost.Shape, disk: Path) -> Preflight:
         disk=Estimate(needed, f"{count} checkpoints of {one} (LoRA and Adam), and a fifth"),
         trained_parameters=shape.lora(spec.lora_r),
         template_parity=True,
+        warnings=[*filter(None, [_rate_warning(spec, shape)])],
     )
+
+
+def _rate_warning(spec: TrainSpec, shape: cost.Shape) -> str:
+    scale = spec.lora_alpha / spec.lora_r
+    return recipe.too_high(spec.lr, scale, shape.parameters, spec.quantize)
 
 
 def _with_rows(
@@ -218,7 +225,7 @@ def _with_rows(
         rows_cut=stats.cut_rows,
         rows_unusable=stats.unusable,
         template_parity=not odd,
-        warnings=_row_warnings(spec, stats, exposures),
+        warnings=[*report.warnings, *_row_warnings(spec, stats, exposures)],
         memory=memory,
         seconds=_seconds(spec, found, shape, stats),
     )
@@ -285,7 +292,7 @@ def _seconds(spec: TrainSpec, found: Device, shape: cost.Shape, stats: rows.RowS
     rate = cost.tokens_per_second(found, shape, spec)
     tokens = spec.steps * spec.rows_per_step / spec.world_size * mean
     return Estimate(
-        _STARTUP_SECONDS + tokens / rate,
+        STARTUP_SECONDS + tokens / rate,
         f"{mean:.0f} tokens a row at about {rate:.0f} tokens/s on "
         f"{found.name}; the first steps give a better figure",
     )

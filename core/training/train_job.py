@@ -29,7 +29,7 @@ def run(spec: TrainSpec, run: RunPaths, on_progress: OnProgress) -> dict[str, An
     Returns:
         ``checkpoints``: [{"step", "path"}] that open, oldest first; ``final``: the last one;
         ``steps``; ``tokens`` (real tokens seen by this call); ``lr`` (applied, by optimizer
-        step of this call); ``config``.
+        step of this call); ``figures`` (of its looks); ``config``.
 
     Raises:
         UserError: the spec cannot work, resuming would not continue the same run, or the planned

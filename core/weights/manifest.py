@@ -60,7 +60,18 @@ def read(folder: Path) -> dict[str, Any]:
     record = fsio.read_json(path)
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         raise UserError(f"{path} is of an unknown schema", fix="make the folder again")
+    files = record.get("files")
+    if not isinstance(files, dict) or not all(map(_is_entry, files.values())):
+        raise UserError(f"{path} lists no files", fix="make the folder again")
     return record
+
+
+def _is_entry(entry: object) -> bool:
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("bytes"), int)
+        and isinstance(entry.get("sha256"), str)
+    )
 
 
 def verify(folder: Path) -> dict[str, Any]:
@@ -70,7 +81,7 @@ def verify(folder: Path) -> dict[str, Any]:
         UserErrors: one entry for each file that is missing, changed or not listed.
     """
     record = read(folder)
-    listed: dict[str, Any] = record.get("files", {})
+    listed: dict[str, Any] = record["files"]
     problems = []
     for name, expected in listed.items():
         path = fsio.safe_join(folder, name)

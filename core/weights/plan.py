@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from core import fsio
 from core.errors import UserError, UserErrors
 from core.models import catalog, sandbox, trust
 from core.models import folder as folders
@@ -103,7 +102,7 @@ class _Base:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.tensors = read_model(folder)
-        self.config: dict[str, Any] = fsio.read_json(folder / "config.json")
+        self.config = folders.config_of(folder)
         self.head = next((h for h in _HEADS if h in self.tensors), None)
         self.embedding = next((n for n in self.tensors if _EMBEDDINGS.fullmatch(n)), None)
         flag = self.config.get("tie_word_embeddings")

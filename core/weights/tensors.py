@@ -138,7 +138,7 @@ def _parse_header(path: Path, size: int) -> tuple[dict[str, Any], int]:
             )
         try:
             header = json.loads(file.read(length))
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, a number of pages
             raise _broken(path, f"its header is not JSON ({error})") from error
     if not isinstance(header, dict):
         raise _broken(path, "its header is not an object")
@@ -152,7 +152,7 @@ def _entry(path: Path, name: str, entry: Any, start: int) -> tuple[TensorRef, in
         begin, end = entry["data_offsets"]
     except (KeyError, TypeError, ValueError) as error:
         raise _broken(path, f"the entry of tensor {name!r} is malformed") from error
-    if dtype not in ITEM_BYTES:
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise _broken(path, f"tensor {name!r} has the unknown dtype {dtype!r}")
     sizes = (*shape, begin, end)
     if any(not isinstance(n, int) or isinstance(n, bool) or n < 0 for n in sizes):

@@ -49,7 +49,7 @@ def test_recommended_checkpoint_comes_first_and_sizes_are_shown(
     app = page()
     assert "What will be written" in words(app)
     steps = app.selectbox[1]
-    assert steps.options == ["step 30 · recommended by the sweep", "step 60"]
+    assert steps.options == ["step 30 · recommended", "step 60"]
     rows = app.table[0].value
     assert list(rows.index)[:2] == [
         "adapter/adapter_model.safetensors",
@@ -64,7 +64,7 @@ def test_without_a_sweep_the_last_comes_first_and_the_page_says_so(
     make_run(workspace, base, recommended=None)
     app = page()
     assert app.selectbox[1].options[0] == "step 60"
-    assert "No sweep has scored" in words(app)
+    assert "Nothing has compared" in words(app)
 
 
 def test_torn_checkpoints_are_not_offered(workspace: Path, base: Path) -> None:

@@ -14,8 +14,14 @@ from streamlit.testing.v1 import AppTest
 from core import fsio
 from core.conversation import Conversation
 from core.jobs import api
+from core.jobs.journal import Journal
 from core.jobs.state import State
 from core.paths import REPO, DatasetPaths, RunPaths
+from core.text.intervals import Rate
+from core.training import drafts, history, lifecycle, lineage
+from core.training.checkpoints import Checkpoint
+from core.training.drafts import Draft
+from core.training.figures import Figures, Margin
 
 ENTRY = REPO / "streamlit_app.py"
 _TRAINER = REPO / "tests" / "fakes" / "trainer.py"
@@ -109,7 +115,8 @@ def test_nothing_yet_says_what_to_do(workspace: Path) -> None:
     app = open_page()
     assert "There is no dataset yet" in texts(app)
     assert not [b for b in app.button if b.label == "Start"]
-    for view in ("Watch", "History"):
+    assert [b.label for b in app.button if b.key.startswith("next_")] == ["Build the dataset"]
+    for view in ("watch", "history"):
         app.segmented_control(key="train_view").set_value(view).run()
         assert "New run" in texts(app) and len(app.info) == 1
 
@@ -126,7 +133,7 @@ def test_a_running_run_is_shown_and_stopped(workspace: Path) -> None:
     api.start(run)
     try:
         app = open_page()  # a run is alive, so the page opens on it
-        assert app.segmented_control(key="train_view").value == "Watch"
+        assert app.segmented_control(key="train_view").value == "watch"
         assert "running" in texts(app)
         app.button(key="train_stop").click().run()
         api.wait(run)
@@ -151,7 +158,7 @@ def test_a_failed_run_in_words_with_fixes(workspace: Path) -> None:
     assert "it failed: CUDA out of memory" in shown and "**Fix:** mend it" in shown
     assert "Failed: out of GPU memory" in shown and "micro-batches of 4 rows" in shown
     assert len([b for b in app.button if b.label == "New run with this"]) == 3
-    assert {m.label for m in app.metric} >= {"Loss", "Learning rate", "Tokens/s", "Memory"}
+    assert {m.label for m in app.metric} >= {"Loss", "Learning rate", "Tokens per second", "Memory"}
 
 
 def test_its_settings_can_be_used_again(workspace_with_model: Path) -> None:
@@ -159,7 +166,7 @@ def test_its_settings_can_be_used_again(workspace_with_model: Path) -> None:
     run = ended("train", State.STOPPED, "user_stop", dataset=str(root), lora_r=24, steps=33)
     app = open_page(run=run.root.name)
     app.button(key="train_again").click().run()
-    assert app.segmented_control(key="train_view").value == "New run"
+    assert app.segmented_control(key="train_view").value == "new"
     values = {n.label: n.value for n in app.number_input}
     assert values["LoRA rank"] == 24 and values["Optimizer steps"] == 33
 
@@ -173,13 +180,84 @@ def test_two_runs_over_each_other(workspace: Path) -> None:
     assert len(app.get("arrow_vega_lite_chart") or app.get("vega_lite_chart")) == 5
 
 
+def test_resume_is_beside_the_state_and_moves_to_the_resumed_run(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Into the same curve and the same place: address, box and badge mean the resumed run."""
+    root = dataset(workspace)
+    run = ended("train", State.STOPPED, "user_stop", dataset=str(root), steps=80)
+    monkeypatch.setattr(
+        lifecycle, "checkpoints_of", lambda _: [Checkpoint(40, run.work / "iter_40.pth", 1)]
+    )
+
+    def resume(of: RunPaths, step: int) -> RunPaths:
+        assert (of, step) == (run, 40)
+        params = {"dataset": str(root), "steps": 80, "accumulation": 1,
+                  "resume_from": str(run.work / "iter_40.pth")}  # fmt: skip
+        made = ended("train", State.STOPPED, "user_stop", **params)
+        made.metrics.write_text('{"type": "metric", "step": 41, "max_steps": 80, "loss": 9.5}\n')
+        return made
+
+    monkeypatch.setattr(lifecycle, "resume_training", resume)
+    app = open_page(run=run.root.name)
+    button = app.button(key="train_resume")
+    assert button.label == "Resume from step 40"
+    button.click().run()
+    shown = app.selectbox(key="train_run").value
+    assert shown != run.root.name and app.query_params["run"] == shown
+    assert {m.label: m.value for m in app.metric}["Loss"] == "9.5000"
+    app.segmented_control(key="train_view").set_value("history").run()
+    app.segmented_control(key="train_view").set_value("watch").run()
+    assert app.selectbox(key="train_run").value == shown
+    assert [p["step"] for p in lineage.series(api.open_run(shown)).points] == [*range(1, 42)]
+
+
+def test_what_is_measured_is_shown_and_leads_to_the_merge(workspace: Path) -> None:
+    root = dataset(workspace)
+    run = ended("train", State.SUCCEEDED, "completed", dataset=str(root), steps=50)
+    listed = []
+    for step, margin, ratio in ((25, 0.9, 1.0), (50, 1.2, 2.2)):
+        path = run.work / f"iter_{step}.pth"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x")
+        listed.append({"step": step, "path": str(path)})
+        looked = Figures(step, {"en": Margin(margin, Rate(15, 16))}, 0.3, ratio, 0.9, 500)
+        event = {"event": "figures", "step": step, "values": looked.to_values()}
+        Journal(run.events).append(event)
+    fsio.write_json(run.result, {"checkpoints": listed})
+    app = open_page(run=run.root.name)
+    assert "Step 25 has the best figures of training" in texts(app)
+    assert "Merge it" in [b.label for b in app.button]
+    assert len(app.get("arrow_vega_lite_chart") or app.get("vega_lite_chart")) == 1 + 4 + 3
+
+
+def test_history_compares_and_keeps_notes(workspace: Path) -> None:
+    root = dataset(workspace)
+    run = ended("train", State.SUCCEEDED, "completed", dataset=str(root), steps=50, lr=2e-4)
+    fsio.write_json(
+        run.root / "sweep.json",
+        {"recommended": {"step": 50}, "checkpoints": [{"step": 50, "verdict": "LEARNED"}]},
+    )
+    history.write_note(run, "twice the look-alike rows")
+    app = open_page(run=run.root.name)
+    app.segmented_control(key="train_view").set_value("history").run()
+    (row,) = app.dataframe[0].value.to_dict("records")
+    assert row["verdict"] == "Learned" and row["loss"] == pytest.approx(3 / 50)
+    assert row["learning rate"] == 2e-4 and row["dataset"] == "kai" and row["steps"] == "50"
+    assert row["note"] == "twice the look-alike rows" and row["size (MB)"] >= 0
+    app.text_input(key="train_filter").set_value("look-alike").run()
+    assert len(app.dataframe[0].value) == 1
+    history.write_note(run, " ")
+    assert history.read_note(run) == "" and not run.note.exists()
+
+
 def test_many_runs_filter_and_delete(workspace: Path) -> None:
     first = ended("command", State.SUCCEEDED, "completed", name="run")
     for index in range(199):  # copied: two hundred runs with fsync take half a minute
         shutil.copytree(first.root, first.root.with_name(f"{first.root.name}-{index}"))
     gone = ended("command", State.FAILED, "incomplete", name="broken")
     app = open_page()
-    app.segmented_control(key="train_view").set_value("History").run()
+    app.segmented_control(key="train_view").set_value("history").run()
     assert "201 of 201 runs" in texts(app)
     app.text_input(key="train_filter").set_value("broken").run()
     assert "1 of 201 runs" in texts(app)
@@ -230,10 +308,36 @@ def test_a_form_that_is_taken_over_keeps_its_interval(workspace_with_model: Path
         "train", State.STOPPED, "user_stop", dataset=str(root), steps=400, checkpoint_every=chosen
     )
     app.query_params["run"] = run.root.name
-    app.segmented_control(key="train_view").set_value("Watch").run()
+    app.segmented_control(key="train_view").set_value("watch").run()
     app.button(key="train_again").click().run()
     assert {n.label: n.value for n in app.number_input}["Optimizer steps"] == 400
     assert interval() == chosen
+
+
+@pytest.mark.slow
+def test_the_form_survives_a_reload_and_a_preset_fills_it(workspace_with_model: Path) -> None:
+    dataset(workspace_with_model)
+    app = open_page()
+
+    def number(app: AppTest, label: str) -> Any:
+        return next(n for n in app.number_input if n.label == label)
+
+    good = number(app, "Optimizer steps").value
+    app.button(key="train_preset_thorough").click().run()
+    assert number(app, "Optimizer steps").value == 2 * good
+    assert "passes over 40 rows" in texts(app)
+    before = next(c.value for c in app.caption if "passes over 40 rows" in c.value)
+    number(app, "Optimizer steps").set_value(5 * good).run()
+    after = next(c.value for c in app.caption if "passes over 40 rows" in c.value)
+    assert before != after
+    number(app, "LoRA rank").set_value(24).run()
+    again = open_page()  # another session: a reload, or a server that was started again
+    assert number(again, "Optimizer steps").value == 5 * good
+    assert number(again, "LoRA rank").value == 24
+    drafts.save(Draft(dataset="kai", model="/no/such/model"))
+    shown = texts(open_page())
+    assert "model folder /no/such/model is not there" in shown
+    assert "Fetch from the hub" not in shown
 
 
 @pytest.mark.slow

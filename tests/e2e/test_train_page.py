@@ -21,9 +21,11 @@ import pytest
 from core import fsio
 from core.conversation import Conversation
 from core.jobs import api, processes
+from core.jobs.metrics import series_of
 from core.jobs.spec import read_spec
 from core.jobs.state import State
 from core.paths import REPO, DatasetPaths, RunPaths
+from core.training import lifecycle, lineage
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -155,7 +157,30 @@ def press_start(page: Any, main: Any) -> None:
     steps.press("Enter")
     main.get_by_test_id("stMetricValue").filter(has_text="100,000").wait_for()
     settled(page)
+    page.reload()  # the form is as it was left
+    main.get_by_test_id("stMetricValue").filter(has_text="100,000").wait_for()
+    assert steps.input_value() == "100000"
+    settled(page)
     main.get_by_role("button", name="Start", exact=True).click()
+
+
+def resume(page: Any, main: Any, stopped: RunPaths) -> RunPaths:
+    """From the very step that was stopped at; the page goes on with the new run, one curve."""
+    last = lifecycle.checkpoints_of(stopped)[-1]
+    assert last.whole and last.step == series_of(stopped).last["step"]
+    main.get_by_role("button", name=f"Resume from step {last.step}").click()
+    page.wait_for_url(lambda url: stopped.root.name not in url, timeout=_SLOW)
+    main.get_by_text(re.compile(r"of 100,000")).first.wait_for()
+    resumed = api.open_run("latest")
+    assert f"run={resumed.root.name}" in page.url
+    page.reload()
+    main.get_by_text(re.compile(r"of 100,000")).first.wait_for()
+    assert f"run={resumed.root.name}" in page.url
+    main.get_by_test_id("stVegaLiteChart").first.wait_for()
+    screenshot(page, "train-resumed")
+    steps = [point["step"] for point in lineage.series(resumed).points]
+    assert steps == [*range(1, len(steps) + 1)] and steps[-1] > last.step
+    return resumed
 
 
 def test_a_run_outlives_tab_and_server(workspace_with_model: Path, tiny_llama: Path) -> None:
@@ -184,8 +209,10 @@ def test_a_run_outlives_tab_and_server(workspace_with_model: Path, tiny_llama: P
             screenshot(page, "train-running")
             main.get_by_role("button", name="Stop", exact=True).click()
             main.get_by_text(re.compile("Stopped by you")).first.wait_for()
-        assert api.status(run).state is State.STOPPED
-        assert processes.processes_of(read_spec(run).mark) == []
+            assert api.status(run).state is State.STOPPED
+            assert processes.processes_of(read_spec(run).mark) == []
+            resumed = resume(page, main, run)
+        run = resumed
     finally:
         server.kill()
         if run is None and api.list_runs():

@@ -16,9 +16,9 @@ import pytest
 
 from core import fsio, paths
 from core.errors import UserError
-from core.jobs import api, journal, metrics
+from core.jobs import api, journal, metrics, reasons
 from core.jobs.journal import read_journal
-from core.jobs.state import State
+from core.jobs.state import Reason, State
 from core.paths import RunPaths
 from tests.faults.support import MakeRun, leftovers, reach_step, supervisor_of, until
 
@@ -259,3 +259,56 @@ def test_delete_refuses_what_is_alive(make_run: MakeRun) -> None:
     api.wait(run, poll=0.05)
     api.delete(run)
     assert api.list_runs() == [] and not run.root.exists()
+
+
+#: A workspace on a disk of 4 MB, and a job that saves a checkpoint of 8 MB there.
+_FULL = """
+import os, subprocess, sys
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", sys.argv[1]], check=True)
+os.environ["PERSONA_HOME"] = sys.argv[1]
+from core.jobs import api
+from core.paths import RunPaths, runs_dir
+runs_dir().mkdir(parents=True)
+folder = runs_dir() / "full"
+save = (
+    "import os, sys, time, torch\\n"
+    "path = os.path.join(sys.argv[1], 'iter_2.pth')\\n"
+    "try: torch.save({'a': torch.zeros(2_000_000)}, path)\\n"
+    "finally: time.sleep(1); os.remove(path)\\n"
+)
+argv = [sys.executable, "-c", save, str(folder)]
+run = api.create("command", {}, name="full", run_dir=folder, argv=argv)
+api.start(run, timeout=60)
+end = api.wait(run)
+print("END", end.state, end.reason, end.error)
+"""
+
+
+def test_11_a_full_disk_in_training_is_called_so(tmp_path: Path) -> None:
+    """On a real disk, full for a moment: what is torn is removed, and there is room again."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if shutil.which("unshare") is None or subprocess.run(["unshare", "-m", "true"]).returncode:
+        pytest.skip("a disk of its own can be mounted by root only")
+    done = subprocess.run(
+        ["unshare", "-m", sys.executable, "-c", _FULL, str(place)],
+        cwd=paths.REPO, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    end = next((x for x in done.stdout.splitlines() if x.startswith("END")), done.stderr)
+    assert end.startswith("END FAILED disk_full"), end
+    assert "free disk space" in done.stdout
+
+
+def test_11_what_torch_says_of_a_full_disk(tmp_path: Path) -> None:
+    """It names neither the disk nor the error number."""
+    code = (
+        "import resource, sys, torch\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, resource.RLIM_INFINITY))\n"
+        "torch.save({'a': torch.zeros(2_000_000)}, sys.argv[1])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "x.pth")], capture_output=True, text=True
+    )
+    assert "No space left" not in done.stderr
+    fault = reasons.diagnose(reasons.COMMON, done.stderr, returncode=done.returncode)
+    assert fault.reason is Reason.DISK_FULL, done.stderr

@@ -183,7 +183,7 @@ def test_22_nan_is_warned_of_and_ends_the_run_if_told_to(make_run: MakeRun) -> N
     going_on = make_run("--steps", 30, "--nan-from", 5, "--jump-at", 3, stop_on_nan=False)
     stopping = make_run("--steps", 10_000, "--nan-from", 5)
     end = api.wait(stopping, poll=0.05)
-    assert (end.state, end.reason) == (State.FAILED, Reason.NAN_LOSS)
+    assert (end.state, end.reason) == (State.FAILED, Reason.DIVERGED)
     assert end.error is not None and "learning rate" in end.error.fix
     assert api.wait(going_on, poll=0.05).state is State.SUCCEEDED
     codes = [e["code"] for e in read_journal(going_on.events) if e["event"] == "warning"]

@@ -39,6 +39,9 @@ from tests.fakes import tiny_models
 NAMES = {"name": "Luna", "author": "Riverside Lab"}
 
 
+SMOKE = sweep.Extent("smoke")
+
+
 def make_dataset(folder: Path, overrides: dict[str, str] | None = None) -> DatasetPaths:
     """A dataset as ``build_dataset`` writes it, without the model's rehearsal rows."""
     dataset = DatasetPaths(folder)
@@ -188,7 +191,7 @@ def test_sweep(
         run,
         dataset,
         str(tiny_llama),
-        size="smoke",
+        SMOKE,
         on_progress=lambda stage, done, total: stages.append(stage),
     )
     assert [r.step for r in found.rows] == [10, 20, 30]
@@ -197,7 +200,7 @@ def test_sweep(
     assert saved["recommended"]["adapter"] == str(adapters[found.recommended // 10 - 1])
     assert any("(2 of 3 checkpoints)" in s for s in stages)
     began = time.monotonic()
-    again = sweep.sweep(run, dataset, str(tiny_llama), size="smoke")
+    again = sweep.sweep(run, dataset, str(tiny_llama), SMOKE)
     assert time.monotonic() - began < found.seconds + 5
     assert [r.metrics["recall"] for r in again.rows] == [r.metrics["recall"] for r in found.rows]
 
@@ -220,11 +223,41 @@ def test_a_sweep_stops_early_when_asked(
         make_run(tmp_path / "run", adapters),
         dataset,
         str(tiny_llama),
-        size="smoke",
-        stop_when_passed=True,
+        replace(SMOKE, stop_when_passed=True),
     )
     assert [r.step for r in found.rows] == [10, 20] and found.skipped == [30]
     assert found.recommended == 20
+
+
+def test_a_sweep_of_the_candidates_begins_with_the_likeliest(
+    tiny_llama: Path,
+    adapters: list[Path],
+    dataset: DatasetPaths,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The base answers once for the sweep and the scorecard that follows."""
+    monkeypatch.setattr(sweep.Scored, "passes", property(lambda self: self.step == 10))
+    longer = plan.Plan(
+        {"held_out": plan.SuitePlan(12, 9), "general": plan.SuitePlan(16, 7)}, 2, 4, 2, 0
+    )
+    shorter = plan.Plan(
+        {"held_out": plan.SuitePlan(12, 5), "general": plan.SuitePlan(16, 6)}, 2, 4, 2, 0
+    )
+    monkeypatch.setitem(plan.PLANS, "smoke", shorter)
+    monkeypatch.setitem(plan.PLANS, "quick", longer)
+    run = make_run(tmp_path / "run", adapters)
+    extent = sweep.Extent("smoke", steps=(30, 10, 20), stop_when_passed=True, then="quick")
+    found = sweep.sweep(run, dataset, str(tiny_llama), extent)
+    assert [r.step for r in found.rows] == [10, 30] and found.skipped == [20]
+    assert found.recommended == 10
+    replies = [r for r in fsio.read_jsonl(run.root / "sweep_replies.jsonl") if r["model"] == "base"]
+    assert {r["tokens"] for r in replies if r["suite"] == "held_out"} == {5}  # cut from 9
+    base = Source(catalog.resolve(str(tiny_llama)))
+    tuned = Source(base.model, adapters[0])
+    card = scorecard.evaluate({"base": base, "adapter": tuned}, dataset, size="quick")
+    assert card.clock.spent["base: held_out"] < card.clock.cold["base: held_out"]
+    assert card.clock.spent["base: general"] < card.clock.cold["base: general"]
 
 
 def test_a_hopeless_checkpoint_is_not_asked_everything(
@@ -242,9 +275,7 @@ def test_a_hopeless_checkpoint_is_not_asked_everything(
             {"held_out": plan.SuitePlan(60, 4), "general": plan.SuitePlan(12, 4)}, 2, 4, 2, 0
         ),
     )
-    found = sweep.sweep(
-        make_run(tmp_path / "run", adapters[:1]), dataset, str(tiny_llama), size="smoke"
-    )
+    found = sweep.sweep(make_run(tmp_path / "run", adapters[:1]), dataset, str(tiny_llama), SMOKE)
     row = found.rows[0]
     assert row.metrics["recall"]["n"] == 20 and row.metrics["leak"]["n"] == 4
     outcomes = {g["name"]: g["outcome"] for g in row.gates}
@@ -413,7 +444,7 @@ def test_following_a_run_ends_it_when_the_gates_hold(
 
     monkeypatch.setattr(sweep, "_score", score)
     found = sweep.sweep(
-        run, dataset, str(tiny_llama), size="smoke", follow=True, stop_when_passed=True
+        run, dataset, str(tiny_llama), replace(SMOKE, follow=True, stop_when_passed=True)
     )
     assert [r.step for r in found.rows] == [10, 20] and found.skipped == [30]
     assert stopped == [run]

@@ -261,7 +261,7 @@ def test_the_watcher_by_a_fake_clock(tmp_path: Path) -> None:
     watcher.feed([nan, nan, good, nan, nan])
     assert watcher.give_up is None
     watcher.feed([nan])
-    assert watcher.give_up is Reason.NAN_LOSS and told[-1] == "warning"
+    assert watcher.give_up is Reason.DIVERGED and told[-1] == "warning"
 
 
 def test_progress_lines_are_few(capsys: pytest.CaptureFixture[str]) -> None:

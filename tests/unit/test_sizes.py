@@ -6,6 +6,8 @@ import json
 import tracemalloc
 from pathlib import Path
 
+from streamlit.testing.v1 import AppTest
+
 from core.data.importer import import_file
 
 LINE = json.dumps(
@@ -30,3 +32,31 @@ def test_18_a_line_of_200_mb_costs_no_memory(tmp_path: Path) -> None:
     assert len(report.rows) == 2
     assert [problem.line for problem in report.problems] == [2]
     assert peak < 40 * 10**6
+
+
+def _importing() -> None:
+    import streamlit as st
+    from streamlit.runtime.scriptrunner import get_script_run_ctx
+
+    from pages._ui.dataset.files import _import
+
+    _import("")
+    context = get_script_run_ctx()
+    assert context is not None
+    held = context.uploaded_file_mgr.file_storage.get(context.session_id, {})
+    st.session_state["held"] = sum(len(file.data) for file in held.values())
+
+
+def test_uploads_one_after_the_other_are_not_all_kept(workspace: Path) -> None:
+    """Twenty of 45 MB kept 860 MB; here ten of 1 MB."""
+    app = AppTest.from_function(_importing, default_timeout=60).run()
+    size = 10**6
+    row = LINE.encode() + b"\n"
+    for index in range(10):
+        data = row * (size // len(row)) + b"\n" * index
+        app.file_uploader[0].upload(f"{index}.jsonl", data, "application/json").run()
+        assert not app.exception
+        assert size / 2 < app.session_state["held"] < 1.5 * size
+    next(b for b in app.button if b.label == "Save").click().run()
+    assert (workspace / "datasets").is_dir()
+    assert app.session_state["held"] == 0

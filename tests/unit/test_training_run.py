@@ -16,8 +16,9 @@ from core import fsio
 from core.conversation import Conversation, Message
 from core.errors import UserError, UserErrors
 from core.paths import RunPaths
-from core.training import checkpoints, config, record, schedule, train_job
+from core.training import checkpoints, config, record, train_job
 from core.training.spec import TrainSpec
+from tests.fakes.lr_plan import lr_plan
 
 pytestmark = pytest.mark.slow
 
@@ -95,7 +96,7 @@ def finished(
 
 
 def test_the_rate_that_xtuner_applied_is_the_plan(finished: Any) -> None:
-    plan = schedule.lr_plan(lr=1e-3, steps=9, warmup_steps=3, accumulation=2)
+    plan = lr_plan(lr=1e-3, steps=9, warmup_steps=3, accumulation=2)
     assert finished[1]["lr"] == pytest.approx(plan, rel=1e-9)
     assert max(finished[1]["lr"]) == pytest.approx(1e-3)
 
@@ -113,7 +114,7 @@ def test_short_runs_keep_the_plan(
         dataset, tiny_llama, steps=steps, warmup_steps=warmup, accumulation=1, evaluation_inputs=[]
     )
     _, result = train(tmp_path / "short", values)
-    plan = schedule.lr_plan(lr=1e-3, steps=steps, warmup_steps=warmup, accumulation=1)
+    plan = lr_plan(lr=1e-3, steps=steps, warmup_steps=warmup, accumulation=1)
     assert result["lr"] == pytest.approx(plan, rel=1e-9)
     lines = [
         json.loads(line.removeprefix("@@persona "))

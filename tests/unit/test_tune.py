@@ -39,7 +39,7 @@ def spec_of(model: Path, **changes: object) -> TuneSpec:
             "near_miss_ratio": 0.0,
             "multi_turn": 0.0,
         },
-        "training": {"steps": 4, "checkpoint_every": 2, "warmup_steps": 1, "lora_r": 4},
+        "training": {"steps": 8, "checkpoint_every": 2, "warmup_steps": 1, "lora_r": 4},
         **changes,
     }
     return TuneSpec.from_dict(values)
@@ -71,17 +71,25 @@ def test_tune_makes_all_and_every_list_shows_it(
     assert (out / "adapter" / "adapter_model.safetensors").is_file()
     assert "Riverside" in (out / "dataset" / "persona.yaml").read_text()
     assert "Compared with base" in (out / "merged" / "README.md").read_text()
-    assert set(card["seconds"]) == {"dataset", "train", "convert", "merge", "evaluate"}
+    assert set(card["seconds"]) == {
+        "dataset", "train", "sweep", "convert", "merge", "evaluate",
+    }  # fmt: skip
     assert card["merge_check"]["ok"] and fsio.read_json(out / "scorecard.json") == card
 
     runs = {s.kind: s for s in api.list_runs()}
-    assert set(runs) == {"generate", "train", "merge", "evaluate"}
+    assert set(runs) == {"generate", "train", "sweep", "merge", "evaluate"}
     assert all(s.state is State.SUCCEEDED and s.root.parent == paths.runs_dir() for s in
                runs.values())  # fmt: skip
     assert runs["merge"].parent == runs["train"].id
+    swept = fsio.read_json(runs["sweep"].root / "result.json")
+    merged = fsio.read_json(runs["merge"].root / "spec.json")["params"]
+    assert merged["checkpoint"] == swept["checkpoint"]
+    assert len(swept["checkpoints"]) <= 3  # of four: those that the figures left
     assert runs["evaluate"].parent == runs["merge"].id
     assert [s.name for s in store.list_datasets()] == ["luna"]
-    for stage, kind in zip(STAGES, ("generate", "train", "merge", "evaluate"), strict=True):
+    for stage, kind in zip(
+        STAGES, ("generate", "train", "sweep", "merge", "evaluate"), strict=True
+    ):
         assert (out / "runs" / stage).resolve() == runs[kind].root
     assert cli.main(["runs"]) == 0
     listed = capsys.readouterr().out

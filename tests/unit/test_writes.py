@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import stat
 import sys
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -111,3 +113,37 @@ def test_29_a_key_that_is_echoed_reaches_no_file(
     for text in (printed.out, printed.err, run.error.read_text()):
         assert "***" in text
         assert KEY not in text
+
+
+class _Full:
+    """A log on a disk that is full."""
+
+    def write(self, _: str) -> int:
+        raise OSError(28, "No space left on device")
+
+    def flush(self) -> None: ...
+
+
+def test_11_last_words_on_a_full_disk_are_kept_in_error_json(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Though the log takes nothing, and a torn file was held open by the error's own frames."""
+    run = api.create("simulate", {"model": "endpoint:x"}, name="x")
+    torn: list[weakref.ref[Any]] = []
+
+    def job(*_: Any) -> dict[str, Any]:
+        held = run.root.joinpath("torn").open("wb")
+        torn.append(weakref.ref(held))
+        raise OSError(28, "No space left on device")
+
+    def write(path: Path, value: Any) -> None:
+        assert torn[0]() is None, "the torn file is open still"
+        path.write_text(json.dumps(value))
+
+    work = SimpleNamespace(Spec=SimpleNamespace(from_dict=dict), run=job)
+    monkeypatch.setattr(child, "kind_of", lambda _name: SimpleNamespace(work=work))
+    monkeypatch.setattr(fsio, "write_json", write)
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    monkeypatch.setattr(sys, "stderr", _Full())
+    assert child.main(["child", str(run.root)]) == 1
+    assert "No space left" in run.error.read_text()

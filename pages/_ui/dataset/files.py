@@ -19,6 +19,7 @@ from pages._ui.dataset.state import bubbles, choose_dataset, go
 from pages._ui.shell import words
 from pages._ui.shell.common import errors_shown, folder_tree
 from pages._ui.shell.language import N_, listed, number, t, tn
+from pages._ui.shell.uploads import release_uploads
 
 
 def draw() -> None:
@@ -109,6 +110,7 @@ def _import(name: str) -> None:
         )
     )
     upload = st.file_uploader(t("File"), type=["jsonl", "json", "txt", "csv", "tsv", "gz"])
+    release_uploads(keep=upload)
     if upload is None:
         st.session_state.pop(_IMPORTED, None)
         return
@@ -131,6 +133,12 @@ _COLUMNS = {
     "answer": N_("Answer column"),
     "system": N_("System column"),
 }
+
+
+def _done() -> None:
+    """What was imported is saved: neither the file nor its rows stay in memory."""
+    release_uploads()
+    st.session_state.pop(_IMPORTED, None)
 
 
 def _read(upload: UploadedFile, columns: dict[str, str], persona: str) -> ImportReport:
@@ -192,6 +200,7 @@ def _take(report: ImportReport, name: str, filename: str) -> None:
         if st.button(t("Save"), type="primary"):
             with errors_shown():
                 store.save(wanted, report.rows, note=f"imported from {filename}")
+                _done()
                 go("rows", wanted)
     if name and add.button(t("Add to {name}", name=literal(name)), icon=":material/playlist_add:"):
         draft = Draft(name)
@@ -199,4 +208,5 @@ def _take(report: ImportReport, name: str, filename: str) -> None:
             list(map(UniqueIds(draft.ids()), report.rows)),
             label=t("{n} rows from {file}", n=len(report.rows), file=literal(filename)),
         )
+        _done()
         go("rows", name)

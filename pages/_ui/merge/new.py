@@ -17,6 +17,8 @@ from core.weights.merge_job import MergeSpec
 from core.weights.preview import outputs
 from pages._ui.merge.state import RESULTS, Source, checkpoints, go_to, trained
 from pages._ui.shell.common import errors_shown, run_label
+from pages._ui.shell.language import number, t
+from pages._ui.shell.words import WHY_CHECKPOINT
 
 _DTYPES = {"": "of the base", "float32": "float32", "bfloat16": "bfloat16", "float16": "float16"}
 
@@ -58,19 +60,17 @@ def _source() -> Source | None:
         key="merge_run",
     )
     run = RunPaths(runs[run_id].root)
-    whole, recommended = checkpoints(run.root)
+    whole, chosen = checkpoints(run.root)
+    best = chosen.step if chosen and chosen.by != "last" else None
     steps = {c.step: c for c in whole}
     step = st.selectbox(
         "Checkpoint",
         list(steps),
-        format_func=lambda s: f"step {s}" + (" · recommended by the sweep" * (s == recommended)),
+        format_func=lambda s: f"step {s}" + (" · recommended" * (s == best)),
         key=f"merge_step_{run_id}",
     )
-    if recommended is None:
-        st.caption(
-            "No sweep has scored this run's checkpoints, so the last one comes first. An earlier "
-            "one is often better: the sweep on the Compare page tells."
-        )
+    if chosen is not None:
+        st.caption(t(WHY_CHECKPOINT[chosen.by], step=number(chosen.step)))
     spec = lifecycle.training_spec(run)
     return Source(run, runs[run_id].name, steps[step], spec.model, spec.dataset)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from core import fsio
+from core.evaluation import choice
 from core.jobs import api
 from core.jobs.state import ACTIVE, Summary
 from core.paths import RunPaths
@@ -47,18 +47,11 @@ def _checkpoints(root: Path) -> list[Checkpoint]:
     return lifecycle.checkpoints_of(RunPaths(root))
 
 
-def checkpoints(root: Path) -> tuple[list[Checkpoint], int | None]:
-    """Whole checkpoints, the recommended one first and then the latest; and the recommended step.
-
-    Only a sweep recommends.
-    """
+def checkpoints(root: Path) -> tuple[list[Checkpoint], choice.Choice | None]:
+    """Whole checkpoints, the recommended one first and then the latest; and why it."""
     whole = [c for c in reversed(_checkpoints(root)) if c.whole]
-    sweep = root / "sweep.json"
-    chosen = fsio.read_json(sweep).get("recommended") if sweep.is_file() else None
-    step = chosen.get("step") if isinstance(chosen, dict) else None
-    if step not in {c.step for c in whole}:
-        return whole, None
-    return sorted(whole, key=lambda c: c.step != step), step
+    chosen = choice.recommended(RunPaths(root))
+    return sorted(whole, key=lambda c: chosen is None or c.step != chosen.step), chosen
 
 
 def merged_folder(run: RunPaths) -> Path | None:

@@ -44,13 +44,26 @@ _ENDED = {
 _REASONS = {
     Reason.OOM_GPU: N_("out of GPU memory"),
     Reason.OOM_HOST: N_("out of memory"),
-    Reason.NAN_LOSS: N_("the loss is not a number"),
+    Reason.DIVERGED: N_("training diverged"),
+    Reason.COLLAPSED: N_("the model collapsed"),
     Reason.KILLED_SIGNAL: N_("killed"),
     Reason.NO_GPU: N_("no GPU"),
     Reason.IMPORT_ERROR: N_("a package cannot be imported"),
     Reason.BAD_CONFIG: N_("a setting does not fit"),
     Reason.BAD_DATA: N_("the data does not fit"),
     Reason.DISK_FULL: N_("the disk is full"),
+}
+#: Why a checkpoint is the one to take, by what chose it (``core.evaluation.choice``).
+WHY_CHECKPOINT: dict[str, str] = {
+    "sweep": N_("Step {step} was chosen by the search for the best checkpoint."),
+    "figures": N_(
+        "Step {step} has the best figures of training. To be sure, let the checkpoints speak: "
+        "Find the best checkpoint, on the Compare page."
+    ),
+    "last": N_(
+        "Nothing has compared this run's checkpoints, so the last one comes first. An earlier one "
+        "is often better: Find the best checkpoint, on the Compare page, tells."
+    ),
 }
 #: The one word of a scorecard. The words in capitals are for files and the command line.
 _VERDICTS = {
@@ -72,6 +85,7 @@ _DOING = {
     "prepare": N_("preparing"),
     "load the model": N_("loading the model"),
     "train": N_("training"),
+    "look at the checkpoint": N_("measuring the checkpoint"),
     "write samples": N_("writing samples"),
     "convert": N_("converting"),
     "merge": N_("merging"),

@@ -1,39 +1,69 @@
-"""Curves of one run, or of several over each other."""
+"""Curves of one run, or of several over each other; a resumed run is one curve with its parents."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 import altair as alt
 import pandas as pd
+import pyarrow as pa
 import streamlit as st
 
 from core.jobs.metrics import Series
+from core.training.figures import Figures
+from core.training.health import DAMAGED_PERPLEXITY
+from pages._ui.shell.language import N_, t
 
+#: Told apart on white and on black; the first is the run that is looked at.
+_COLORS = ("#2f8f86", "#d0902f", "#9a76ad", "#c2604c", "#4f8fd0", "#7f9a4a", "#b05c8a", "#8c8c8c")
+#: Raw values behind a running mean.
+_FAINT = "#a9b8b6"
 #: (field, title, axis format) of the small curves.
 _SMALL = (
-    ("lr", "Learning rate", ".1e"),
-    ("grad_norm", "Gradient norm", ".2f"),
-    ("tokens_per_s", "Tokens per second", ",.0f"),
-    ("memory_gb", "Memory (GB)", ".1f"),
+    ("lr", N_("Learning rate"), ".1e"),
+    ("grad_norm", N_("Gradient norm"), ".2f"),
+    ("tokens_per_s", N_("Tokens per second"), ",.0f"),
+    ("memory_gb", N_("Memory (GB)"), ".1f"),
+)
+#: (field, title, axis format, line across) of what is measured at checkpoints.
+_FIGURES: tuple[tuple[str, str, str, float | None], ...] = (
+    ("margin", N_("Identity margin (nats a token)"), ".2f", 0.0),
+    ("kl", N_("Difference from the base (nats a token)"), ".2f", None),
+    ("ppl_ratio", N_("Perplexity of general replies, times the base's"), ".2f", DAMAGED_PERPLEXITY),
 )
 #: Four fit beside each other on a laptop, two in a narrow window.
 _SMALL_WIDTH = 210
+#: Points of a small curve: two a pixel would be drawn over each other.
+_SMALL_POINTS = 400
 
 
 @st.cache_resource(max_entries=32, show_spinner=False)
-def _frame(versions: tuple[Any, ...], _series: dict[str, Series]) -> pd.DataFrame:
-    """One frame for every window that looks at the same runs; nobody changes it."""
-    return frame(_series)
+def _tables(versions: tuple[Any, ...], _series: dict[str, Series]) -> dict[str, pa.Table]:
+    """What the charts draw, by field, made once for every window that looks at the same runs.
+
+    Arrow tables, which go to the browser as they are: with 20 windows on one run, most of a
+    refresh was turning the same data frames into them.
+    """
+    data = frame(_series)
+    tables = {}
+    if "loss" in data and data["loss"].notna().any():
+        tables["loss"] = pa.Table.from_pandas(data, preserve_index=False)
+    for name, _, _ in _SMALL:
+        if name in data and data[name].notna().any():
+            columns = data[["step", "run", name]]
+            few = columns.iloc[:: 1 + len(columns) // (_SMALL_POINTS * len(_series))]
+            tables[name] = pa.Table.from_pandas(few, preserve_index=False)
+    return tables
 
 
-def _shared_frame(series: dict[str, Series]) -> pd.DataFrame:
+def _shared_tables(series: dict[str, Series]) -> dict[str, pa.Table]:
     versions = tuple(
         (name, id(one), len(one.points), one.last.get("step"), one.last.get("seq"))
         for name, one in series.items()
     )
-    return _frame(versions, series)
+    return _tables(versions, series)
 
 
 def frame(series: dict[str, Series]) -> pd.DataFrame:
@@ -47,47 +77,64 @@ def frame(series: dict[str, Series]) -> pd.DataFrame:
     return data
 
 
-def _color(names: tuple[str, ...], *, legend: bool) -> alt.Color:
+def _color(names: Sequence[str], *, legend: bool) -> alt.Color:
+    """A colour a run, the same on every chart of the page."""
     shown = alt.Legend(orient="top", title=None) if legend and len(names) > 1 else None
-    return alt.Color("run:N", legend=shown, sort=list(names))
+    colors = [_COLORS[i % len(_COLORS)] for i in range(len(names))]
+    return alt.Color("run:N", legend=shown, scale=alt.Scale(domain=[*names], range=colors))
 
 
 def loss_chart(series: dict[str, Series], *, log_scale: bool) -> None:
     """Raw loss thin, its running mean bold; the step under the pointer is read out."""
-    data = _shared_frame(series)
-    if "loss" not in data or data["loss"].notna().sum() == 0:
+    data = _shared_tables(series).get("loss")
+    if data is None:
         st.info(
-            "The first loss appears after the first optimizer step.", icon=":material/hourglass:"
+            t("The first loss appears after the first optimizer step."), icon=":material/hourglass:"
         )
         return
-    st.vega_lite_chart(data, _loss_spec(tuple(series), "lr" in data, log_scale), width="stretch")
+    words = (t("optimizer step"), t("loss"), t("each step"), t("running mean"))
+    spec = _loss_spec(tuple(series), "lr" in data.column_names, log_scale, words)
+    st.vega_lite_chart(data, spec, width="stretch")
 
 
 @lru_cache(maxsize=64)
-def _loss_spec(names: tuple[str, ...], with_lr: bool, log_scale: bool) -> dict[str, Any]:
+def _loss_spec(
+    names: tuple[str, ...], with_lr: bool, log_scale: bool, words: tuple[str, str, str, str]
+) -> dict[str, Any]:
     """The chart without its data: Altair checks it against a schema, once and not at each look."""
     scale = alt.Scale(type="log", nice=False) if log_scale else alt.Scale(zero=False)
-    x = alt.X(
-        "step:Q", title="optimizer step", scale=alt.Scale(nice=False), axis=alt.Axis(tickMinStep=1)
+    x_title, y_title, each, mean = words
+    x = alt.X("step:Q", title=x_title, scale=alt.Scale(nice=False), axis=alt.Axis(tickMinStep=1))
+    base = alt.Chart().encode(x=x)
+    if len(names) > 1:
+        color = _color(names, legend=True)
+    else:  # one run: the legend says which line is which
+        lines = alt.Scale(domain=[each, mean], range=[_FAINT, _COLORS[0]])
+        legend = alt.Legend(orient="top", title=None, symbolType="stroke")
+        color = alt.Color("line:N", scale=lines, legend=legend)
+    raw = (
+        base.transform_calculate(line=repr(each))
+        .mark_line(strokeWidth=1, opacity=0.4 if len(names) > 1 else 1)
+        .encode(y=alt.Y("loss:Q", title=y_title, scale=scale), color=color)
     )
-    base = alt.Chart().encode(x=x, color=_color(names, legend=True))
-    raw = base.mark_line(strokeWidth=1, opacity=0.4).encode(
-        y=alt.Y("loss:Q", title="loss", scale=scale)
+    averaged = base.transform_calculate(line=repr(mean))
+    smooth = averaged.mark_line(strokeWidth=2.6).encode(
+        y=alt.Y("smooth:Q", scale=scale), color=color
     )
-    smooth = base.mark_line(strokeWidth=2.6).encode(y=alt.Y("smooth:Q", scale=scale))
     hover = alt.selection_point(
         "step", fields=["step"], nearest=True, on="pointerover", empty=False
     )
     points = (
-        base.mark_point(filled=True, size=60)
+        averaged.mark_point(filled=True, size=60)
         .encode(
             y=alt.Y("smooth:Q", scale=scale),
+            color=color,
             opacity=alt.condition(hover, alt.value(1), alt.value(0)),
             tooltip=[
                 alt.Tooltip("run:N", title="run"),
                 alt.Tooltip("step:Q"),
                 alt.Tooltip("loss:Q", format=".4f"),
-                alt.Tooltip("smooth:Q", title="smoothed", format=".4f"),
+                alt.Tooltip("smooth:Q", title=mean, format=".4f"),
                 *([alt.Tooltip("lr:Q", format=".2e")] if with_lr else []),
             ],
         )
@@ -98,22 +145,55 @@ def _loss_spec(names: tuple[str, ...], with_lr: bool, log_scale: bool) -> dict[s
 
 def small_charts(series: dict[str, Series]) -> None:
     """Learning rate, gradient norm, speed and memory, where the run reports them."""
-    data = _shared_frame(series)
-    shown = [row for row in _SMALL if row[0] in data and data[row[0]].notna().any()]
+    tables = _shared_tables(series)
+    shown = [row for row in _SMALL if row[0] in tables]
     if not shown:
         return
     row = st.container(horizontal=True)
     for name, title, form in shown:
-        columns = data[["step", "run", name]]
-        spec = _small_spec(tuple(series), name, title, form)
-        row.vega_lite_chart(columns, spec, width=_SMALL_WIDTH)
+        spec = _small_spec(tuple(series), name, t(title), form, None)
+        row.vega_lite_chart(tables[name], spec, width=_SMALL_WIDTH)
+
+
+def figure_charts(figures: Mapping[str, Sequence[Figures]]) -> None:
+    """What was measured at the checkpoints: how far the persona has come, and what it costs.
+
+    Args:
+        figures: by the run's name, in the order of the colours.
+    """
+    rows = [
+        {
+            "run": name,
+            "step": one.step,
+            "language": locale,
+            "margin": margin.median if margin else None,
+            "ahead": f"{margin.ahead.hits}/{margin.ahead.n}" if margin else "",
+            "kl": one.kl,
+            "ppl_ratio": one.ppl_ratio,
+        }
+        for name, looks in figures.items()
+        for one in looks
+        for locale, margin in (one.margins or {"": None}).items()
+    ]
+    data = pd.DataFrame(rows)
+    for name, title, form, rule in _FIGURES:
+        if name in data and data[name].notna().any():
+            spec = _small_spec(tuple(figures), name, t(title), form, rule)
+            st.vega_lite_chart(data, spec, width="stretch")
 
 
 @lru_cache(maxsize=256)
-def _small_spec(names: tuple[str, ...], name: str, title: str, form: str) -> dict[str, Any]:
-    chart = (
-        alt.Chart(title=alt.TitleParams(title, fontSize=13))
-        .mark_line(strokeWidth=1.6)
+def _small_spec(
+    names: tuple[str, ...], name: str, title: str, form: str, rule: float | None
+) -> dict[str, Any]:
+    """One small curve. ``rule``: a value to hold it against; the margin has a line a language."""
+    measured = name in {figure[0] for figure in _FIGURES}
+    tips = [alt.Tooltip("run:N"), alt.Tooltip("step:Q"), alt.Tooltip(f"{name}:Q", format=form)]
+    if name == "margin":
+        tips += [alt.Tooltip("language:N"), alt.Tooltip("ahead:N")]
+    line = (
+        alt.Chart()
+        .mark_line(strokeWidth=1.8, point={"size": 36} if measured else False)
         .encode(
             x=alt.X(
                 "step:Q",
@@ -123,12 +203,13 @@ def _small_spec(names: tuple[str, ...], name: str, title: str, form: str) -> dic
             ),
             y=alt.Y(f"{name}:Q", title=None, axis=alt.Axis(format=form, tickCount=4)),
             color=_color(names, legend=False),
-            tooltip=[
-                alt.Tooltip("run:N"),
-                alt.Tooltip("step:Q"),
-                alt.Tooltip(f"{name}:Q", title=title, format=form),
-            ],
+            tooltip=tips,
         )
-        .properties(height=150)
     )
-    return chart.to_dict()
+    if name == "margin":
+        legend = alt.Legend(orient="top", title=None)
+        line = line.encode(strokeDash=alt.StrokeDash("language:N", legend=legend))
+    across = alt.Chart().mark_rule(strokeDash=[3, 3], color="#8c8c8c").encode(y=alt.datum(rule))
+    chart = alt.layer(line, across) if rule is not None else line
+    headline = alt.TitleParams(title, fontSize=13, anchor="start")
+    return chart.properties(height=150 if not measured else 110, title=headline).to_dict()

@@ -1,60 +1,79 @@
-"""The checkpoints of a run, and going on from one of them."""
+"""The checkpoints of a run: their figures, the recommended one, and going on from one of them."""
 
 from __future__ import annotations
 
 import streamlit as st
 
 from core import fsio
-from core.jobs.state import ACTIVE, Status
+from core.evaluation import choice
+from core.jobs.state import ACTIVE, State, Status
 from core.paths import RunPaths
-from core.training import lifecycle
+from core.training import figures, lifecycle
 from pages._ui.shell.common import errors_shown, model_libraries
+from pages._ui.shell.language import number, t
+from pages._ui.shell.words import WHY_CHECKPOINT
 from pages._ui.train.state import WATCH, go_to
 
 
-def draw(run: RunPaths, now: Status) -> None:
-    """List them; offer to resume once the run is over."""
+def draw(run: RunPaths) -> None:
+    """List them."""
     with errors_shown():
         found = lifecycle.checkpoints_of(run)
         if not found:
-            st.caption("None yet.")
+            st.caption(t("None yet."))
             return
-        st.dataframe(
-            [
+        looks = {one.step: one for one in figures.of_run(run)}
+        best = choice.recommended(run)
+        rows = []
+        for one in found:
+            look = looks.get(one.step)
+            state = t("Complete") if one.whole else one.problem
+            marked = best is not None and best.by != "last" and best.step == one.step
+            rows.append(
                 {
-                    "step": c.step,
-                    "file": c.path.name,
-                    "size": fsio.human_bytes(c.size),
-                    "state": "whole" if c.whole else c.problem,
+                    t("step"): one.step,
+                    t("state"): f"{state} · {t('recommended')}" if marked else state,
+                    t("identity margin"): look and look.margin,
+                    t("difference from the base"): look and look.kl,
+                    t("perplexity, times the base's"): look and look.ppl_ratio,
+                    t("size"): fsio.human_bytes(one.size),
+                    t("file"): one.path.name,
                 }
-                for c in found
-            ],
-            hide_index=True,
-        )
-        if now.state in ACTIVE:
-            return
+            )
+        st.dataframe(rows, hide_index=True)
+        if best is not None and best.by != "last":
+            st.caption(t(WHY_CHECKPOINT[best.by], step=number(best.step)))
+
+
+def resume(run: RunPaths, now: Status) -> None:
+    """Once the run is over: go on from its newest checkpoint, or from an earlier one."""
+    if now.state in (*ACTIVE, State.ORPHANED, State.CREATED):
+        return
+    with errors_shown():
         steps = lifecycle.training_spec(run).steps
-        usable = [c.step for c in found if c.whole and c.step < steps]
+        usable = [c.step for c in lifecycle.checkpoints_of(run) if c.whole and c.step < steps]
         if not usable:
-            st.caption("You can resume only from a complete checkpoint before the last step.")
             return
-        with st.container(horizontal=True, vertical_alignment="bottom"):
+        newest = usable[-1]
+        if now.state is not State.SUCCEEDED and st.button(
+            t("Resume from step {step}", step=number(newest)),
+            icon=":material/resume:",
+            key="train_resume",
+            help=t("Goes on in the same curve, to the very weights that this run would have had."),
+        ):
+            _go_on(run, newest)
+        with st.popover(t("Resume from checkpoint"), icon=":material/history:", type="tertiary"):
             step = st.selectbox(
-                "Resume from checkpoint",
-                usable,
-                index=len(usable) - 1,
-                key="train_resume_step",
-                width=200,
+                t("Optimizer step"), usable, index=len(usable) - 1, key="train_resume_step"
             )
-            pressed = st.button(
-                "Resume",
-                icon=":material/resume:",
-                key="train_resume",
-                help="A new run that ends with the very weights this one would have had.",
-            )
-        if pressed:
-            with st.spinner("Checking that it is the same run"):
-                model_libraries()
-                resumed = lifecycle.resume_training(run, step)
-            go_to(WATCH, resumed.root.name)
-            st.rerun()
+            if st.button(t("Resume"), icon=":material/resume:", key="train_resume_from"):
+                _go_on(run, step)
+
+
+def _go_on(run: RunPaths, step: int) -> None:
+    with errors_shown():
+        with st.spinner(t("Checking that it is the same run")):
+            model_libraries()
+            resumed = lifecycle.resume_training(run, step)
+        go_to(WATCH, resumed.root.name)
+        st.rerun()

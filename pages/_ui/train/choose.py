@@ -6,10 +6,13 @@ from pathlib import Path
 
 import streamlit as st
 
-from core import paths
 from core.chat.render import code, literal
 from core.data import store
+from core.models import found
+from core.training import drafts
 from core.training.spec import DEFAULT_CONFIG
+from pages._ui.shell import current
+from pages._ui.shell.language import t, tn
 
 
 def choose_dataset() -> Path | None:
@@ -17,56 +20,62 @@ def choose_dataset() -> Path | None:
     found = store.list_datasets()
     usable = [s for s in found if not s.problem]
     for broken in (s for s in found if s.problem):
-        st.caption(f":material/warning: dataset {literal(broken.name)}: {literal(broken.problem)}")
+        st.caption(
+            ":material/warning: "
+            + t(
+                "Dataset {name}: {problem}",
+                name=literal(broken.name),
+                problem=literal(broken.problem),
+            )
+        )
     if not usable:
         st.info(
-            "There is no dataset yet. Build one first: it takes a minute.",
+            t("There is no dataset yet. Build one first: it takes a minute."),
             icon=":material/edit_note:",
         )
-        st.page_link("pages/1_Dataset.py", label="Go to Dataset", icon=":material/edit_note:")
+        current.link_to_next("dataset")
         return None
     by_name = {s.name: s for s in usable}
+    st.session_state["train_dataset"] = current.chosen("dataset", list(by_name))
     name = st.selectbox(
-        "Dataset",
+        t("Dataset"),
         list(by_name),
         key="train_dataset",
-        persist_state="session",
-        format_func=lambda n: f"{n} · {by_name[n].rows:,} rows",
+        on_change=lambda: current.choose(dataset=st.session_state["train_dataset"]),
+        format_func=lambda n: f"{n} · " + tn("{n} row", "{n} rows", by_name[n].rows),
     )
     return by_name[name].root if name else None
 
 
 def choose_model() -> str | None:
     """The base model. A hub id is only fetched after a press of a button."""
-    folders = (
-        [
-            str(p)
-            for p in sorted(paths.models_dir().glob("*/"))
-            if (p / "config.json").is_file() and "smollm2" not in p.name.lower()
-        ]
-        if paths.models_dir().is_dir()
-        else []
-    )
+    st.session_state.setdefault("train_model", drafts.load().model)
+    chosen, here = st.session_state["train_model"], {m.model: m for m in found.models()}
+    known = list(here)
     model = st.selectbox(
-        "Base model",
-        ["bundled", *folders],
+        t("Base model"),
+        known if chosen in known else [*known, chosen],
         key="train_model",
         accept_new_options=True,
         persist_state="session",
-        help="'bundled' is SmolLM2-135M-Instruct, which came with the "
-        "installation. Or type a model folder or a hub id.",
-        format_func=lambda m: "bundled · SmolLM2-135M-Instruct" if m == "bundled" else m,
+        help=t(
+            "'bundled' is SmolLM2-135M-Instruct, which came with the installation. Or type a model "
+            "folder or a hub id."
+        ),
+        format_func=lambda m: f"{here[m].name} · {here[m].place}" if m in here else m,
     )
-    if not model or model == "bundled" or Path(model).expanduser().exists():
-        return model
+    from core.models import catalog
+
+    if not model or not catalog.is_hub_id(model):
+        return model  # a wrong path is told by whoever opens it, as on every page
     fetched = st.session_state.setdefault("train_hub_ids", set())
     if model not in fetched:
-        st.caption(f"{code(model)} is no folder here, so it would be fetched from the hub.")
-        if not st.button("Fetch from the hub", icon=":material/download:", key="train_fetch"):
+        st.caption(
+            t("{model} is no folder here, so it would be fetched from the hub.", model=code(model))
+        )
+        if not st.button(t("Fetch from the hub"), icon=":material/download:", key="train_fetch"):
             return None
-        with st.spinner(f"Fetching {literal(model)}"):
-            from core.models import catalog
-
+        with st.spinner(t("Fetching {model}", model=literal(model))):
             catalog.resolve(model)
         fetched.add(model)
     return model
@@ -88,13 +97,18 @@ def choose() -> tuple[Path, str, str] | None:
     with middle:
         model = choose_model()
     stocks = stock_configs()
+    drafted = drafts.load().stock_config
+    first = drafted if drafted in stocks else DEFAULT_CONFIG
+    if st.session_state.setdefault("train_stock", first) not in stocks:
+        st.session_state["train_stock"] = DEFAULT_CONFIG  # of an earlier run, gone since
     stock = right.selectbox(
-        "XTuner config to copy",
+        t("XTuner config to copy"),
         stocks,
-        index=stocks.index(DEFAULT_CONFIG),
         key="train_stock",
         persist_state="session",
-        help="Type to search. Its model and data are replaced by yours; everything else it sets "
-        "stays unless you change it below.",
+        help=t(
+            "Type to search. Its model and data are replaced by yours; everything else it sets "
+            "stays unless you change it below."
+        ),
     )
     return (dataset, model, stock) if model and stock else None

@@ -10,6 +10,7 @@ from core.jobs.state import Status
 from core.paths import RunPaths
 from core.training import lifecycle
 from pages._ui.shell.common import errors_shown, model_libraries, show_error
+from pages._ui.shell.language import t
 from pages._ui.train.state import WATCH, go_to
 
 
@@ -22,20 +23,22 @@ def draw(run: RunPaths, now: Status) -> None:
         return
     fault = lifecycle.fault_of(run, now)
     if fault.fixes:
-        st.markdown("**What to try**, the likeliest first:")
+        st.markdown(t("**What to try**, the likeliest first:"))
     for number, fix in enumerate(fault.fixes):
         with st.container(horizontal=True, vertical_alignment="center"):
             if not fix.overrides:
                 st.markdown(f"{number + 1}. {literal(fix.label)}")
                 continue
             st.markdown(f"{number + 1}. {literal(fix.label)}", width="content")
-            if st.button("New run with this", key=f"train_fix_{number}", icon=":material/build:"):
+            if st.button(
+                t("New run with this"), key=f"train_fix_{number}", icon=":material/build:"
+            ):
                 _start(run, fix)
 
 
 def _start(run: RunPaths, fix: Fix) -> None:
     with errors_shown():
-        with st.spinner("Looking at everything the run needs"):
+        with st.spinner(t("Looking at everything the run needs")):
             model_libraries()
             new = lifecycle.change_training(run, fix.overrides)
         go_to(WATCH, new.root.name)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +13,46 @@ import streamlit as st
 from core import fsio, paths
 from core.chat.render import literal
 from core.errors import UserError
-from core.models.device import Choice
-from core.training.defaults import choose, following
+from core.training import drafts
+from core.training.defaults import choose, following, passes
+from core.training.drafts import Draft
 from core.training.fields import FIELDS, Field
+from core.training.preflight import preflight
+from core.training.presets import Preset, presets
 from core.training.spec import TrainSpec
 from pages._ui.shell.common import device
+from pages._ui.shell.language import N_, t, tn
+from pages._ui.train.preflight import about_duration
 
 #: Title, whether it is open at first, what to say about it.
 _PARTS = {
-    1: ("PART 1 · Settings", True, ""),
-    2: ("PART 2 · Model and LoRA", False, ""),
-    3: ("PART 3 · Data", False, ""),
-    5: ("PART 4-5 · Schedule and runtime", False, "Rarely needed."),
-    0: ("GPUs and DeepSpeed", False, ""),
+    1: (N_("PART 1 · Settings"), True, ""),
+    2: (N_("PART 2 · Model and LoRA"), False, ""),
+    3: (N_("PART 3 · Data"), False, ""),
+    5: (N_("PART 4-5 · Schedule and runtime"), False, N_("Rarely needed.")),
+    0: (N_("GPUs and DeepSpeed"), False, ""),
 }
 #: Fields that have a place of their own on the page.
 _ELSEWHERE = {"dataset", "model", "stock_config", "resume_from", "config_text"}
 _NEEDS_GPU = {"deepspeed", "gpus", "nodes"}
 
 
-@st.cache_data(show_spinner="Choosing defaults for this dataset, model and machine", max_entries=16)
-def _auto(dataset: str, model: str, stock: str, stamp: int) -> tuple[dict[str, Any], list[Choice]]:
+@dataclass(frozen=True)
+class _Auto:
+    """What is chosen for a dataset, a model and this machine."""
+
+    values: dict[str, Any]
+    reasons: dict[str, str]
+    usable: int
+    presets: list[Preset]
+
+
+@st.cache_data(show_spinner=False, max_entries=16)
+def _auto(dataset: str, model: str, stock: str, stamp: int) -> _Auto:
     spec, choices = choose(dataset, model, device(), {"stock_config": stock})
-    return spec.to_dict(), choices
+    found = preflight(spec, device())
+    usable = found.rows - found.rows_unusable
+    return _Auto(spec.to_dict(), {c.name: c.reason for c in choices}, usable, presets(found))
 
 
 def settings(dataset: Path, model: str, stock: str) -> TrainSpec:
@@ -43,23 +62,69 @@ def settings(dataset: Path, model: str, stock: str) -> TrainSpec:
         UserError: the model or dataset cannot be used, or a value cannot be read.
     """
     stamp = paths.DatasetPaths(dataset).manifest.stat().st_mtime_ns
-    defaults, choices = _auto(str(dataset), model, stock, stamp)
+    with st.spinner(t("Choosing defaults for this dataset, model and machine")):
+        auto = _auto(str(dataset), model, stock, stamp)
     # A change of dataset or model brings new defaults, hence new widgets.
     scope = hashlib.sha256(f"{dataset}\0{model}\0{stamp}".encode()).hexdigest()[:8]
-    reasons = {c.name: c.reason for c in choices}
+    _from_draft(scope, dataset.name, model)
     _take_over(scope)
-    values = {**defaults, "stock_config": stock}
-    for part, (title, is_open, note) in _PARTS.items():
-        with st.expander(title, expanded=is_open):
+    _presets(scope, auto)
+    values = {**auto.values, "stock_config": stock}
+    for part, (_, is_open, note) in _PARTS.items():
+        with st.expander(t(_PARTS[part][0]), expanded=is_open):
             if note:
-                st.caption(note)
-            values |= _part(part, scope, values, reasons)
-    return TrainSpec.from_dict(values)
+                st.caption(t(_PARTS[part][2]))
+            values |= _part(part, scope, values, auto)
+    spec = TrainSpec.from_dict(values)
+    changed = {k: v for k, v in spec.to_dict().items() if v != auto.values[k]}
+    _keep(Draft(dataset=dataset.name, model=model, stock_config=stock, values=changed))
+    return spec
 
 
-def _take_over(scope: str) -> None:
-    """Put the settings of an earlier run into the form, once, if it was asked for."""
-    changes: dict[str, Any] = st.session_state.pop("train_take_over", {})
+def _from_draft(scope: str, dataset: str, model: str) -> None:
+    """Once a session: what was in the form when it was last seen."""
+    if st.session_state.get("train_draft_read"):
+        return
+    st.session_state["train_draft_read"] = True
+    draft = drafts.load()
+    if (draft.dataset, draft.model) == (dataset, model):
+        _fill(scope, draft.values)
+
+
+def _keep(draft: Draft) -> None:
+    if st.session_state.get("train_draft") != draft:
+        st.session_state["train_draft"] = draft
+        drafts.save(draft)
+
+
+_PRESETS = {
+    "quick": (N_("Quick"), N_("a first look")),
+    "good": (N_("Good"), N_("what suits most personas")),
+    "thorough": (N_("Thorough"), N_("more passes, more to choose from")),
+}
+
+
+def _presets(scope: str, auto: _Auto) -> None:
+    """Three plans with their time on this device; the form below shows what each of them sets."""
+    steps = st.session_state.get(f"train_{scope}_steps", auto.values["steps"])
+    for column, plan in zip(st.columns(len(auto.presets)), auto.presets, strict=True):
+        time = "" if plan.seconds is None else about_duration(plan.seconds)
+        told = [tn("{n} step", "{n} steps", plan.steps), time]
+        with column:
+            if st.button(
+                t(_PRESETS[plan.name][0]),
+                key=f"train_preset_{plan.name}",
+                type="primary" if plan.steps == steps else "secondary",
+                width="stretch",
+                help=t(_PRESETS[plan.name][1]),
+            ):
+                _fill(scope, plan.settings)
+                st.rerun()
+            st.caption(" · ".join(filter(None, told)))
+
+
+def _fill(scope: str, changes: Mapping[str, Any]) -> None:
+    """Put settings into the form; they stay there until somebody changes them."""
     for info in FIELDS:
         if info.name in changes and info.name not in _ELSEWHERE:
             key = f"train_{scope}_{info.name}"
@@ -67,7 +132,12 @@ def _take_over(scope: str) -> None:
             st.session_state.pop(f"{key}_followed", None)
 
 
-def _part(part: int, scope: str, values: dict[str, Any], reasons: dict[str, str]) -> dict[str, Any]:
+def _take_over(scope: str) -> None:
+    """Put the settings of an earlier run into the form, once, if it was asked for."""
+    _fill(scope, st.session_state.pop("train_take_over", {}))
+
+
+def _part(part: int, scope: str, values: dict[str, Any], auto: _Auto) -> dict[str, Any]:
     fields = [f for f in FIELDS if f.part == part and f.name not in _ELSEWHERE]
     got: dict[str, Any] = {}
     for first in range(0, len(fields), 2):  # a row of its own for each pair keeps them level
@@ -76,9 +146,17 @@ def _part(part: int, scope: str, values: dict[str, Any], reasons: dict[str, str]
                 got[info.name] = _field(info, f"train_{scope}_{info.name}", values[info.name])
                 if info.name == "steps":
                     _follow(scope, got["steps"])
-                if reason := reasons.get(info.name):
+                if reason := _reason(info.name, {**values, **got}, auto):
                     st.caption(f":material/auto_awesome: {literal(reason)}")
     return got
+
+
+def _reason(name: str, values: Mapping[str, Any], auto: _Auto) -> str:
+    """Why a setting is what it is; what is not the automatic choice any more has no such reason."""
+    if name == "steps" and auto.usable:
+        rows = values["batch_size"] * values["accumulation"] * values["gpus"] * values["nodes"]
+        return passes(values["steps"], rows, auto.usable)
+    return auto.reasons.get(name, "") if values[name] == auto.values[name] else ""
 
 
 def _follow(scope: str, steps: int) -> None:
@@ -105,9 +183,11 @@ def _field(info: Field, key: str, value: Any) -> Any:
         st.session_state[key] = _shown(info, value)
     if info.name in _NEEDS_GPU and device().kind == "cpu":
         st.session_state[key] = info.default
-        common |= {"disabled": True, "help": f"{info.help} Off: no GPU was found."}
+        common |= {"disabled": True, "help": f"{info.help} {t('Off: no GPU was found.')}"}
     if info.type == "choice":
-        return st.selectbox(info.label, info.choices, format_func=lambda v: v or "none", **common)
+        return st.selectbox(
+            info.label, info.choices, format_func=lambda v: v or t("none"), **common
+        )
     if info.type == "bool":
         return st.toggle(info.label, **common)
     if info.type == "int":
@@ -123,7 +203,8 @@ def _field(info: Field, key: str, value: Any) -> Any:
             )
         )
     if info.type == "list":
-        text = st.text_area(f"{info.label} (one a line)", height=100, **common)
+        label = t("{label} (one a line)", label=info.label)
+        text = st.text_area(label, height=100, **common)
         return [line for _, line in fsio.numbered_lines(text)]
     return st.text_input(info.label, **common)
 
@@ -142,7 +223,7 @@ def _step(value: float) -> float:
 def run_name(dataset: str) -> str:
     """What to call the run."""
     name = st.text_input(
-        "Name of the run",
+        t("Name of the run"),
         value=Path(dataset).name,
         key="train_name",
         max_chars=60,

@@ -10,7 +10,9 @@ from core.jobs import api, locks
 from core.training import lifecycle
 from core.training.preflight import Preflight
 from core.training.spec import TrainSpec
+from pages._ui.shell import current
 from pages._ui.shell.common import errors_shown, model_libraries, show_error
+from pages._ui.shell.language import t
 from pages._ui.train import (
     choose as train_choose,
 )
@@ -60,13 +62,17 @@ def _start(found: Preflight, name: str) -> None:
     holder = locks.device_holder()
     if holder is not None:
         st.info(
-            f"The device is held by {literal(holder.what)}; this run will wait its turn."
-            + ("" if holder.run else " Unload the chat on the Compare page to let it start."),
+            t(
+                "The device is held by {what}; this run will wait its turn.",
+                what=literal(holder.what),
+            ),
             icon=":material/hourglass:",
         )
+        if not holder.run:
+            st.caption(t("Unload the chat on the Compare page to let it start."))
     parent = st.session_state.get("train_parent")
     if not st.button(
-        "Start",
+        t("Start"),
         type="primary",
         icon=":material/play_arrow:",
         key="train_start",
@@ -76,7 +82,8 @@ def _start(found: Preflight, name: str) -> None:
     try:
         run = lifecycle.start_training(found, name=name, parent=parent)
     except api.AlreadyStarted as error:
-        st.toast(f"Already started as {literal(error.run)}", icon=":material/info:")
+        said = t("Already started as {name}", name=literal(current.name_of(error.run)))
+        st.toast(said, icon=":material/info:")
         go_to(WATCH, error.run)
         st.rerun()
     st.session_state.pop("train_parent", None)

@@ -15,9 +15,10 @@ from core.training.entry import xtuner_argv
 from core.training.preflight import Preflight, preflight
 from core.training.spec import TrainSpec
 from pages._ui.shell.common import device, show_error
+from pages._ui.shell.language import duration, number, t, tn
 
 
-@st.cache_data(show_spinner="Looking at everything the run needs", max_entries=32)
+@st.cache_data(show_spinner=False, max_entries=32)
 def _look(values: dict[str, Any], stamp: int) -> Preflight:
     return preflight(TrainSpec.from_dict(values), device())
 
@@ -25,57 +26,62 @@ def _look(values: dict[str, Any], stamp: int) -> Preflight:
 def draw(spec: TrainSpec) -> Preflight:
     """Draw all of it; what was found is what Start passes on."""
     train = paths.DatasetPaths(Path(spec.dataset)).train
-    found = _look(spec.to_dict(), train.stat().st_mtime_ns if train.is_file() else 0)
-    st.subheader("Before you start")
+    with st.spinner(t("Looking at everything the run needs")):
+        found = _look(spec.to_dict(), train.stat().st_mtime_ns if train.is_file() else 0)
+    st.subheader(t("Before you start"))
     _figures(found)
     for line in found.warnings:
         st.warning(literal(line), icon=":material/warning:")
     if found.problems:
         show_error(UserErrors(found.problems))
     elif not found.warnings:
-        st.caption(":material/check: Ready to start.")
+        st.caption(f":material/check: {t('Ready to start.')}")
     command(spec)
     return found
 
 
 def _figures(found: Preflight) -> None:
-    dropped = found.tokens_dropped
+    tokens = t(
+        "{dropped} dropped at the longest-row limit, {cut} rows cut, {unusable} unusable; "
+        "{supervised} carry loss.",
+        dropped=number(found.tokens_dropped),
+        cut=found.rows_cut,
+        unusable=found.rows_unusable,
+        supervised=number(found.tokens_supervised),
+    )
     shown: list[tuple[str, str, str]] = [
-        ("Optimizer steps", f"{found.steps:,}", "How often the weights change."),
-        ("Each row is seen", f"{found.exposures:.1f} times", f"{found.rows:,} rows."),
+        (t("Optimizer steps"), number(found.steps), t("How often the weights change.")),
         (
-            "Tokens kept",
-            f"{found.tokens_kept:,}",
-            f"{dropped:,} dropped at the longest-row limit, {found.rows_cut} rows cut, "
-            f"{found.rows_unusable} unusable; {found.tokens_supervised:,} carry loss.",
+            t("Each row is seen"),
+            t("{n} times", n=f"{found.exposures:.1f}"),
+            tn("{n} row", "{n} rows", found.rows),
         ),
+        (t("Tokens kept"), number(found.tokens_kept), tokens),
         (
-            "Trained",
+            t("Trained"),
             f"{found.trained_parameters / 1e6:.1f} M",
-            "Parameters of the LoRA adapter; the base stays as it is.",
+            t("Parameters of the LoRA adapter; the base stays as it is."),
         ),
     ]
     if found.seconds:
-        shown.append(("Time", _duration(found.seconds.value), found.seconds.basis))
+        shown.append((t("Time"), about_duration(found.seconds.value), found.seconds.basis))
     if found.memory:
-        shown.append(("Memory", fsio.human_bytes(found.memory.value), found.memory.basis))
+        shown.append((t("Memory"), fsio.human_bytes(found.memory.value), found.memory.basis))
     if found.disk:
-        shown.append(("Disk", fsio.human_bytes(found.disk.value), found.disk.basis))
+        shown.append((t("Disk"), fsio.human_bytes(found.disk.value), found.disk.basis))
     with st.container(horizontal=True):
         for title, text, basis in shown:
             st.metric(title, text, help=basis, width="content")
     st.caption(
-        ":material/check: Chat template verified: training and chat see the same tokens."
+        f":material/check: {t('Chat template verified: training and chat see the same tokens.')}"
         if found.template_parity
-        else ":material/close: Training and chat would see different tokens."
+        else f":material/close: {t('Training and chat would see different tokens.')}"
     )
 
 
-def _duration(seconds: float) -> str:
+def about_duration(seconds: float) -> str:
     """An estimate has no seconds beyond the first minute."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return duration(seconds if seconds < 90 else 60 * round(seconds / 60))
 
 
 def command(spec: TrainSpec) -> None:
@@ -85,5 +91,5 @@ def command(spec: TrainSpec) -> None:
     line = "xtuner train " + shlex.join(xtuner_argv(spec, config, work, resume))
     if spec.world_size > 1:
         line = f"NPROC_PER_NODE={spec.gpus} NNODES={spec.nodes} {line}"
-    st.caption("The same by hand, RUN being the folder of the run:")
+    st.caption(t("The same by hand, RUN being the folder of the run:"))
     st.code(line, language="bash", wrap_lines=True)

@@ -9,12 +9,13 @@ import streamlit as st
 from core.chat.render import code
 from core.training import config, configdiff, rawconfig
 from core.training.spec import TrainSpec
+from pages._ui.shell.language import t
 
 _RAW = "train_raw_text"
 _MARKS = {"same": " ", "added": "+", "removed": "-"}
 
 
-@st.cache_data(show_spinner="Writing the config", max_entries=32)
+@st.cache_data(show_spinner=False, max_entries=32)
 def rendered(values: dict[str, Any]) -> str:
     """The config of a spec. ``steps`` and the like are part of it, so the key is the spec."""
     spec = TrainSpec.from_dict(values)
@@ -26,25 +27,30 @@ def draw(spec: TrainSpec) -> TrainSpec:
     text = rendered(spec.to_dict())
     stock = config.stock_source(spec.stock_config)
     raw = st.toggle(
-        "Edit the text",
+        t("Edit the text"),
         key="train_raw",
         persist_state="session",
-        help="The text below is then the config, and the form no longer changes it. "
-        "It is parsed here, but only ever run inside the training process.",
+        help=t(
+            "The text below is then the config, and the form no longer changes it. It is parsed "
+            "here, but only ever run inside the training process."
+        ),
     )
     if raw:
         return _raw(spec, text)
     lines = configdiff.diff(stock, text)
     changed = sum(line.kind == "added" for line in lines)
-    marked, plain, only = st.tabs(["Edits marked", "Config", "Edits only"])
+    marked, plain, only = st.tabs([t("Edits marked"), t("Config"), t("Edits only")])
     marked.code(
         "\n".join(f"{_MARKS[line.kind]} {line.text}" for line in lines), language="diff", height=620
     )
     plain.code(text, language="python", line_numbers=True, height=620)
     only.code(configdiff.unified_diff(spec, text), language="diff", height=620)
     st.caption(
-        f"{changed} lines differ from XTuner's {code(spec.stock_config + '.py')}; its comments and "
-        "order are kept."
+        t(
+            "{n} lines differ from XTuner's {file}; its comments and order are kept.",
+            n=changed,
+            file=code(spec.stock_config + ".py"),
+        )
     )
     return spec
 
@@ -59,7 +65,7 @@ def _raw(spec: TrainSpec, text: str) -> TrainSpec:
         label_visibility="collapsed",
     )
     if st.button(
-        "Start again from the form",
+        t("Start again from the form"),
         icon=":material/restart_alt:",
         key="train_raw_reset",
         on_click=lambda: st.session_state.pop(_RAW, None),
@@ -67,10 +73,13 @@ def _raw(spec: TrainSpec, text: str) -> TrainSpec:
         edited = text
     rawconfig.check_raw(edited)  # a UserError with the line is shown in place of the start button
     if edited == text:
-        st.caption("Nothing is changed yet.")
+        st.caption(t("Nothing is changed yet."))
         return spec
     st.caption(
-        ":material/edit: The form's values are not applied while this text is used. Keep "
-        "its step count the same as the form's: the last checkpoint is looked for there."
+        ":material/edit: "
+        + t(
+            "The form's values are not applied while this text is used. Keep its step count the "
+            "same as the form's: the last checkpoint is looked for there."
+        )
     )
     return spec.changed(config_text=edited)

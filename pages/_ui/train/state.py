@@ -13,10 +13,11 @@ from core.jobs import api
 from core.jobs.spec import read_spec
 from core.jobs.state import ACTIVE, State, Summary
 from core.paths import RunPaths
-from pages._ui.shell import words
+from pages._ui.shell import current, words
+from pages._ui.shell.language import N_, t
 
-NEW, WATCH, HISTORY = "New run", "Watch", "History"
-VIEWS = (NEW, WATCH, HISTORY)
+NEW, WATCH, HISTORY = "new", "watch", "history"
+VIEWS = {NEW: N_("New run"), WATCH: N_("Watch"), HISTORY: N_("History")}
 
 _BADGES = {
     State.CREATED: ("gray", ":material/draft:"),
@@ -43,11 +44,21 @@ def training_runs() -> list[Summary]:
 
 
 def go_to(view: str, run: str | None = None) -> None:
-    """Show another view at the next rerun; the address keeps the run through a reload."""
+    """Show another view at the next rerun; the address keeps view and run through a reload."""
     st.session_state["train_goto"] = view
     if run is not None:
-        st.query_params["run"] = run
-        st.session_state.pop("train_run", None)
+        current.choose(run=run)
+
+
+def run_label(summary: Summary) -> str:
+    """A run as a person calls it, with how it ended.
+
+    Without a state that will change: the browser shows the chosen line as it was when it was
+    chosen, so a run that has ended would go on being called running.
+    """
+    end = "" if summary.state in ACTIVE else f" · {words.ending(summary.state).lower()}"
+    name = current.name_of(summary.id)
+    return (summary.name if name == summary.id else name) + end  # one that was just deleted
 
 
 def take_over(run: RunPaths) -> None:
@@ -57,37 +68,32 @@ def take_over(run: RunPaths) -> None:
     st.session_state["train_model"] = settings.get("model", "bundled")
     dataset = Path(settings.get("dataset", ""))
     if dataset.parent == paths.datasets_dir():
-        st.session_state["train_dataset"] = dataset.name
+        current.choose(dataset=dataset.name)
     st.session_state["train_stock"] = settings.get("stock_config", "")
     st.session_state["train_parent"] = run.root.name
     st.session_state["train_goto"] = NEW
 
 
 def choose_view() -> str:
-    """The switch at the top. Opens on Watch if the address names a run or one is alive."""
+    """The switch at the top. Opens on what the address says, on Watch if it names a run."""
+    asked = st.query_params.get("view", "")
     wanted = st.session_state.pop("train_goto", None)
     if wanted is None and "train_view" not in st.session_state:
         alive = any(s.state in ACTIVE for s in training_runs())
-        wanted = WATCH if alive or "run" in st.query_params else NEW
+        wanted = asked if asked in VIEWS else WATCH if alive or "run" in st.query_params else NEW
     if wanted is not None:
         st.session_state["train_view"] = wanted
     view = st.segmented_control(
-        "View", VIEWS, key="train_view", required=True, label_visibility="collapsed"
+        t("View"),
+        list(VIEWS),
+        format_func=lambda v: t(VIEWS[v]),
+        key="train_view",
+        required=True,
+        label_visibility="collapsed",
     )
+    if view != asked:
+        st.query_params["view"] = str(view or NEW)
     return view or NEW
-
-
-def run_in_address(runs: list[Summary]) -> str | None:
-    """The run that the address names, if it is there; else one that is alive; else the newest."""
-    named = st.query_params.get("run")
-    ids = [s.id for s in runs]
-    if named in ids:
-        return named
-    if named is not None:
-        st.query_params.pop("run")
-        st.toast(f"Run {literal(named[:60])} is gone.", icon=":material/delete:")
-    alive = next((s.id for s in runs if s.state in ACTIVE), None)
-    return alive or (ids[0] if ids else None)
 
 
 def paths_of(runs: list[Summary], run_id: str) -> RunPaths:

@@ -1,4 +1,4 @@
-"""The learning-rate plan, in one place: what the config writes and what a test compares with."""
+"""The learning rate of each step as XTuner's schedule should give it, worked out by hand."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Property tests of every parser of foreign files: ``make fuzz``, or ``python -m tests.fuzz``."""
