@@ -6,12 +6,11 @@ from pathlib import Path
 
 import streamlit as st
 
-from core.chat.render import code, literal
+from core.chat.render import literal
 from core.data import store
-from core.models import found
 from core.training import drafts
 from core.training.spec import DEFAULT_CONFIG
-from pages._ui.shell import current
+from pages._ui.shell import current, model_picker
 from pages._ui.shell.language import t, tn
 
 
@@ -47,40 +46,6 @@ def choose_dataset() -> Path | None:
     return by_name[name].root if name else None
 
 
-def choose_model() -> str | None:
-    """The base model. A hub id is only fetched after a press of a button."""
-    st.session_state.setdefault("train_model", drafts.load().model)
-    chosen, here = st.session_state["train_model"], {m.model: m for m in found.models()}
-    known = list(here)
-    model = st.selectbox(
-        t("Base model"),
-        known if chosen in known else [*known, chosen],
-        key="train_model",
-        accept_new_options=True,
-        persist_state="session",
-        help=t(
-            "'bundled' is SmolLM2-135M-Instruct, which came with the installation. Or type a model "
-            "folder or a hub id."
-        ),
-        format_func=lambda m: f"{here[m].name} · {here[m].place}" if m in here else m,
-    )
-    from core.models import catalog
-
-    if not model or not catalog.is_hub_id(model):
-        return model  # a wrong path is told by whoever opens it, as on every page
-    fetched = st.session_state.setdefault("train_hub_ids", set())
-    if model not in fetched:
-        st.caption(
-            t("{model} is no folder here, so it would be fetched from the hub.", model=code(model))
-        )
-        if not st.button(t("Fetch from the hub"), icon=":material/download:", key="train_fetch"):
-            return None
-        with st.spinner(t("Fetching {model}", model=literal(model))):
-            catalog.resolve(model)
-        fetched.add(model)
-    return model
-
-
 def choose() -> tuple[Path, str, str] | None:
     """(dataset, model, stock config), or None while one is missing.
 
@@ -95,7 +60,7 @@ def choose() -> tuple[Path, str, str] | None:
     if dataset is None:
         return None
     with middle:
-        model = choose_model()
+        model = model_picker.pick(t("Base model"), "train_model", drafts.load().model)
     stocks = stock_configs()
     drafted = drafts.load().stock_config
     first = drafted if drafted in stocks else DEFAULT_CONFIG
