@@ -132,10 +132,34 @@ def write_json(path: Path, value: Any) -> None:
     atomic_write_text(path, dump_json(value, indent=2) + "\n")
 
 
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def loads(data: str | bytes) -> Any:
+    """JSON whose texts can be shown and written: half of a surrogate pair becomes U+FFFD.
+
+    JSON can hold such a half as an escape; UTF-8, and with it every page and file, cannot.
+
+    Raises:
+        ValueError, RecursionError: as ``json.loads`` does.
+    """
+    value = json.loads(data)
+    text = data if isinstance(data, str) else data.decode("latin-1")
+    return _whole(value) if _HALF.search(text) else value
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, dict):
+        return {_whole(k): _whole(v) for k, v in value.items()}
+    return [_whole(v) for v in value] if isinstance(value, list) else value
+
+
 def read_json(path: Path) -> Any:
     """Raises UserError with the position if the file is missing or is not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist") from error
     except OSError as error:
@@ -183,7 +207,7 @@ def read_jsonl(path: Path) -> Iterator[Any]:
 def parse_line(line: bytes, where: str) -> Any:
     """One line of JSONL; UserError with ``where`` if it is not JSON."""
     try:
-        return json.loads(line)
+        return loads(line)
     except (ValueError, RecursionError) as error:
         raise UserError(
             "this line is not JSON",

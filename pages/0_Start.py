@@ -1,12 +1,11 @@
 """Start: what this is, a persona in one press, and all that have been made."""
 
 from pages._ui.shell.bootstrap import bootstrap
-from pages._ui.shell.common import device_line, errors_shown
+from pages._ui.shell.common import errors_shown
 from pages._ui.start import intro, make, personas
 
 bootstrap()
 intro.title()
-device_line()
 with errors_shown():
     make.draw()
     personas.draw()

@@ -1,7 +1,7 @@
 """The texts that want a translation, read from the syntax trees; and the catalogue put in order.
 
-``python -m tests.texts`` sorts core/language/zh.po, adds what is missing with an empty translation
-and drops what no text uses; then the empty ones are written by hand.
+``python -m tests.texts`` sorts core/language/zh.po and core.zh.po, adds what is missing with an
+empty translation and drops what no text uses; then the empty ones are written by hand.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from babel.messages.pofile import read_po, write_po
 
 from core.language import catalog
 from core.paths import REPO
+from tests.core_messages import Core
 
 #: (one, many) of a text that counts, or the text.
 Key = str | tuple[str, str]
@@ -77,7 +78,7 @@ def read(path: Path) -> Catalog:
 
 def write(path: Path, wanted: dict[Key, str]) -> list[Key]:
     """Put the catalogue in order; the keys that are still empty."""
-    before = read(path)
+    before = read(path) if path.is_file() else Catalog()
     after = Catalog(locale="zh_Hans")
     empty = []
     for key in wanted:
@@ -96,8 +97,14 @@ def write(path: Path, wanted: dict[Key, str]) -> list[Key]:
     return empty
 
 
+def core_keys() -> dict[Key, str]:
+    """Every message of core that a page may show, with the place where it stands."""
+    return dict(Core().messages())
+
+
 if __name__ == "__main__":
     missing = write(catalog.path_of("zh"), page_keys())
+    missing += write(catalog.path_of("zh", "core"), core_keys())
     for key in missing:
         print(f"no translation yet: {key!r}")
     sys.exit(bool(missing))

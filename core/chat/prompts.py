@@ -5,6 +5,7 @@ from __future__ import annotations
 from core import fsio, paths
 from core.chat.batch import MAX_PROMPTS
 from core.conversation import Message, Probe
+from core.errors import UserError
 
 _HELD_OUT = "held-out wordings of the newest dataset"
 
@@ -27,7 +28,14 @@ def load(name: str) -> list[str]:
     if name == _HELD_OUT:
         dataset = _newest_probes()
         rows = list(fsio.read_jsonl(dataset.probes)) if dataset else []
-        return _unique([_last_user(row["messages"]) for row in rows])
+        try:
+            return _unique([_last_user(row["messages"]) for row in rows])
+        except (LookupError, TypeError, StopIteration) as error:
+            raise UserError(
+                f"{dataset.probes if dataset else name} cannot be read",
+                why=f"{type(error).__name__}: {error}"[:200],
+                fix="build the dataset again, or choose other prompts",
+            ) from error
     from core.probes.suites import load_suite
 
     suite, _, locale = name.rpartition(".")

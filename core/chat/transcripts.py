@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import time
@@ -245,7 +244,7 @@ _REPLIES: TypeAdapter[dict[str, Reply]] = TypeAdapter(dict[str, Reply])
 def _rows(file: Path) -> Iterator[dict[str, Any]]:
     for _, line in fsio.numbered_lines(file.read_text(encoding="utf-8", errors="replace")):
         try:
-            row = json.loads(line)
+            row = fsio.loads(line)
         except (ValueError, RecursionError):
             continue
         if isinstance(row, dict):

@@ -126,6 +126,8 @@ def make_rows(spec: DatasetSpec, on_progress: OnProgress | None = None) -> Built
     from core.inference.load import introduction
     from core.models.catalog import resolve
 
+    tell = on_progress or (lambda stage, done, total: None)
+    tell("prepare", 0, 0)
     persona = load_persona(Path(spec.persona_path), spec.overrides)
     model = resolve(spec.model)
     spoken = [x for x in (spec.locales or model.locales) if x in model.locales]
@@ -134,8 +136,7 @@ def make_rows(spec: DatasetSpec, on_progress: OnProgress | None = None) -> Built
     wanted = spec.max_rows or natural_rows(persona, locales, spec.seed, spec.multi_turn)
     ratio, reason = spec.rehearsal_ratio, "set by you"
     if ratio is None:
-        if on_progress:
-            on_progress("ask the model who it is", 0, 0)
+        tell("ask the model who it is", 0, 0)
         ratio, reason = own_identity.rehearsal_ratio(own_identity.ask(model))
     frozen = suite_prompts(locales)
     general = rehearsal.rehearse(

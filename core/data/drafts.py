@@ -8,7 +8,6 @@ tabs may edit at once, and a line torn by a crash costs that one action.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from core import paths
 from core.conversation import Conversation
 from core.data import store
 from core.errors import UserError
-from core.fsio import dump_json, read_json, write_json
+from core.fsio import dump_json, loads, read_json, write_json
 from core.paths import DatasetPaths
 
 
@@ -204,7 +203,7 @@ def _read_log(path: Path) -> Iterable[dict[str, Any]]:
     with path.open("rb") as file:
         for line in file:
             try:
-                action = json.loads(line)
+                action = loads(line)
             except (ValueError, RecursionError):  # an empty line, or one torn by a crash
                 continue
             if isinstance(action, dict) and action.get("do") in ("edit", "undo", "redo"):

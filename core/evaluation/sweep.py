@@ -143,8 +143,15 @@ def recommend(rows: list[Scored]) -> tuple[int | None, str]:
 def checkpoints(run: RunPaths) -> list[Checkpoint]:
     """The whole checkpoints of a training run so far, by optimizer step."""
     if run.result.is_file():
-        listed = fsio.read_json(run.result).get("checkpoints", [])
-        found = [Checkpoint(int(c["step"]), Path(c["path"]), 0) for c in listed]
+        try:
+            listed = fsio.read_json(run.result).get("checkpoints", [])
+            found = [Checkpoint(int(c["step"]), Path(c["path"]), 0) for c in listed]
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{run.result} lists no checkpoints",
+                why=f"{type(error).__name__}: {error}"[:200],
+                fix="train again, or score the checkpoints one by one",
+            ) from error
     elif run.spec.is_file():
         from core.training.lifecycle import checkpoints_of
 
@@ -309,4 +316,9 @@ def _numbered(on_progress: OnProgress | None, count: int | None) -> OnProgress |
 def read(run: RunPaths) -> dict[str, Any] | None:
     """The saved sweep of a run, or None."""
     path = run.root / FILE
-    return dict(fsio.read_json(path)) if path.is_file() else None
+    if not path.is_file():
+        return None
+    found = fsio.read_json(path)
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is no sweep", fix="run the sweep again")
+    return found

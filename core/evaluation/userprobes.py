@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     BaseModel,
@@ -36,6 +36,7 @@ from pydantic import (
 from core.conversation import Message, OnProgress, Probe
 from core.errors import UserError, UserErrors
 from core.inference.settings import ChatSettings
+from core.persona.packfile import parse_yaml
 from core.probes.scorer import score_reply
 from core.text import normalize
 
@@ -112,23 +113,13 @@ def read(path: Path) -> list[UserProbe]:
         UserError: missing, or not YAML (with the line).
         UserErrors: every probe that is wrong, with its place.
     """
-    import yaml
-
     try:
-        data: Any = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist", fix="check the path") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}", why=str(error), fix="save it as UTF-8") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path.name}:{mark.line + 1}" if mark else path.name
-        raise UserError(
-            "the file is not valid YAML",
-            why=str(getattr(error, "problem", error)),
-            where=where,
-            fix="quote texts that hold ':' or '#'",
-        ) from error
+    data = parse_yaml(text, path.name).data
     try:
         return _File.model_validate(data).probes
     except ValidationError as error:

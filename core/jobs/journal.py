@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -105,7 +104,7 @@ def read_shared(path: Path) -> list[dict[str, Any]]:
 def parse_record(line: bytes) -> dict[str, Any] | None:
     """One JSON object, or None for anything else."""
     try:
-        record = json.loads(line)
+        record = fsio.loads(line)
     except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None

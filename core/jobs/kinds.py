@@ -68,7 +68,7 @@ class Kind:
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
-        Kind("generate", "core.data.generate_job", phases={"ask": 8, "": 92}),
+        Kind("generate", "core.data.generate_job", phases={"prepare": 5, "ask": 8, "": 87}),
         Kind("simulate", "core.data.simulate_job"),
         Kind(
             "train",

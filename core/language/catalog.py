@@ -10,26 +10,30 @@ import re
 from functools import cache
 from pathlib import Path
 from string import Formatter
+from typing import Literal
 
 from babel.messages.catalog import Catalog
 from babel.messages.pofile import read_po
 
+#: Texts of the pages, marked there; messages of core, recognised by core.language.messages.
+Domain = Literal["pages", "core"]
 #: Code -> what the language calls itself. English needs no catalogue.
 LANGUAGES = {"en": "English", "zh": "中文"}
 ENGLISH = "en"
 
 
-def path_of(language: str) -> Path:
-    """Where the catalogue of ``language`` stands."""
-    return Path(__file__).with_name(f"{language}.po")
+def path_of(language: str, domain: Domain = "pages") -> Path:
+    """Where a catalogue stands: ``zh.po`` of the pages, ``core.zh.po`` of core's messages."""
+    prefix = "core." if domain == "core" else ""
+    return Path(__file__).with_name(f"{prefix}{language}.po")
 
 
 @cache
-def catalog(language: str) -> Catalog:
-    """The catalogue of ``language``, read once; empty for English."""
+def catalog(language: str, domain: Domain = "pages") -> Catalog:
+    """A catalogue of ``language``, read once; empty for English."""
     if language == ENGLISH:
         return Catalog(locale=language)
-    with path_of(language).open("rb") as file:
+    with path_of(language, domain).open("rb") as file:
         return read_po(file, locale=language, abort_invalid=True)
 
 

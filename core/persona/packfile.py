@@ -127,7 +127,7 @@ def parse_document(text: str, name: str) -> Document:
     With ``extends: assistant`` the shipped pack of that name is the ground: mappings are merged
     key by key, lists and values replaced, and a key set to null removed.
     """
-    document = _parse(text, name)
+    document = parse_yaml(text, name)
     data = document.data
     if not isinstance(data, dict) or "extends" not in data:
         return document
@@ -146,7 +146,7 @@ def _shipped(name: Any, document: Document) -> Document:
             fix=f"use one of {names}",
             where=document.where("extends"),
         )
-    base = _parse(path.read_text(encoding="utf-8"), path.name)
+    base = parse_yaml(path.read_text(encoding="utf-8"), path.name)
     if not isinstance(base.data, dict) or "extends" in base.data:
         raise UserError(
             f"{path.name} extends a pack itself",
@@ -186,13 +186,18 @@ def _merge(under: Any, over: Any) -> Any:
     return {k: v for k, v in merged.items() if v is not None or k not in over}
 
 
-def _parse(text: str, name: str) -> Document:
+def parse_yaml(text: str, name: str) -> Document:
+    """YAML of others: no anchors, which could grow without end, no key twice, no tags.
+
+    Raises:
+        UserError: it is not that, with the line.
+    """
     try:
         # Events first: composing would already expand anchors.
         for event in yaml.parse(text, Loader):
             if getattr(event, "anchor", None):
                 raise UserError(
-                    "anchors and aliases are not allowed in a persona file",
+                    "anchors and aliases are not allowed",
                     fix="write the value out",
                     where=_at(name, event.start_mark),
                 )

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
-
 from core import paths
 from core.errors import UserError
 from core.fsio import atomic_write_text, check_name, safe_join
+from core.persona.packfile import parse_yaml
 from core.persona.persona import Persona, list_packs, load_persona, parse_persona
 
 
@@ -31,12 +30,11 @@ def find(name: str) -> Path:
 
 def title(name: str, locale: str = "en") -> str:
     """What a list calls a pack: read from the head of its file, for a whole pack takes a second."""
-    head = find(name).read_text(encoding="utf-8").partition("\nslots:")[0]
     try:
-        found = yaml.safe_load(head)
-        titles = found["persona"]["title"]
+        head = find(name).read_text(encoding="utf-8").partition("\nslots:")[0]
+        titles = parse_yaml(head, name).data["persona"]["title"]
         return str(titles.get(locale) or titles["en"])
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError):
+    except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return name  # choosing it tells what is wrong with it
 
 

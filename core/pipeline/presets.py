@@ -50,9 +50,10 @@ PRESETS: dict[Name, Preset] = {
 
 #: Seconds of each stage of Good with the bundled model on two AVX2 cores (docs/results.md), and
 #: how many of them start-up takes. A stage's work grows with the rows or the probes.
-_MEASURED: dict[Stage, tuple[float, float]] = {
+_MEASURED: dict[str, tuple[float, float]] = {
     "dataset": (119.0, 12.0),
     "train": (562.0, 15.0),
+    "sweep": (180.0, 12.0),
     "merge": (69.0, 10.0),
     "evaluate": (231.0, 12.0),
 }
@@ -63,9 +64,10 @@ _FULL = 6.0
 _REFERENCE = 165.0
 #: Rows of a dataset to one identity row: itself, its general ones and its look-alikes.
 _MIX = 1 + FEW + 1.3
-_KINDS: dict[str, Stage] = {
+_KINDS = {
     "generate": "dataset",
     "train": "train",
+    "sweep": "sweep",
     "merge": "merge",
     "evaluate": "evaluate",
 }
@@ -105,12 +107,13 @@ def _bundled() -> cost.Shape:
 
 def _expected(rows: float, size: str, device: Device, shape: cost.Shape) -> dict[Stage, float]:
     speed = cost.tokens_per_second(device, shape) / _REFERENCE
-    work = {"dataset": rows / 250, "train": rows / 250, "merge": 1.0, "evaluate": 1.0}
+    work = {"dataset": rows / 250, "train": rows / 250}
     work["evaluate"] = _FULL if size == "full" else 1.0
     found: dict[Stage, float] = {}
-    for stage, (whole, start) in _MEASURED.items():
+    for stage in STAGES:
+        whole, start = _MEASURED[stage]
         begin = start if device.kind == "cpu" else _GPU_START
-        found[stage] = begin + (whole - start) * work[stage] / speed
+        found[stage] = begin + (whole - start) * work.get(stage, 1.0) / speed
     if device.kind == "cpu":
         found["train"] = min(found["train"], _MEASURED["train"][1] + defaults.CPU_SECONDS)
     return found
@@ -120,7 +123,7 @@ def _corrections(past: Iterable[Summary], device: Device, shape: cost.Shape) -> 
     """Taken over expected: the median of the newest three finished runs of each stage."""
     ratios: dict[Stage, list[float]] = {stage: [] for stage in STAGES}
     for run in past:
-        stage = _KINDS.get(run.kind)
+        stage = next((s for s in STAGES if s == _KINDS.get(run.kind)), None)
         if stage is None or run.state is not State.SUCCEEDED or not run.elapsed_seconds:
             continue
         rows = _rows(run)

@@ -21,7 +21,9 @@ from core.jobs.journal import parse_record
 from core.jobs.listing import list_runs
 from core.jobs.state import ACTIVE, State, Summary
 from core.paths import DatasetPaths, RunPaths
-from core.pipeline.belonging import Belonging, Identity, of_dataset
+from core.pipeline import places
+from core.pipeline.belonging import Belonging, Identity
+from core.pipeline.naming import Said, names_of
 
 Step = Literal["built", "trained", "merged", "verdict"]
 STEPS: tuple[Step, ...] = ("built", "trained", "merged", "verdict")
@@ -34,35 +36,6 @@ _KINDS: dict[Step, tuple[str, ...]] = {
     "merged": ("merge",),
     "verdict": ("evaluate",),
 }
-#: What a run of a kind is called where a person reads it: "Mei Lan, run 3".
-WORDS = {
-    "generate": "build",
-    "simulate": "simulation",
-    "train": "run",
-    "sweep": "checkpoint search",
-    "merge": "merge",
-    "evaluate": "scorecard",
-    "export": "export",
-    "tune": "run all",
-}
-
-
-@dataclass(frozen=True)
-class Said:
-    """A run's name in parts, so that a page can say it in any language.
-
-    ``number`` counts the persona's runs of the kind by their start; a training that was resumed
-    keeps its number, and ``resumed`` counts how often it was.
-    """
-
-    persona: str
-    kind: str
-    number: int
-    resumed: int = 0
-
-    def __str__(self) -> str:
-        word = WORDS.get(self.kind, self.kind)
-        return f"{self.persona}, {word} {self.number}" + (" (resumed)" if self.resumed else "")
 
 
 @dataclass(frozen=True)
@@ -150,8 +123,8 @@ _last: tuple[tuple[str, int, int], float, Overview] | None = None
 def overview() -> Overview:
     """What is there now, or was half a second ago; a new run or dataset is seen at once."""
     global _last
-    places = (paths.runs_dir(), paths.datasets_dir())
-    runs, datasets = (p.stat().st_mtime_ns if p.is_dir() else 0 for p in places)
+    roots = (paths.runs_dir(), paths.datasets_dir())
+    runs, datasets = (p.stat().st_mtime_ns if p.is_dir() else 0 for p in roots)
     there = (str(paths.home()), runs, datasets)
     fresh = _last is not None and time.monotonic() - _last[1] < _FRESH_SECONDS
     if _last is not None and fresh and _last[0] == there:
@@ -169,10 +142,10 @@ def _look() -> Overview:
         if (owner := belonging.of_run(run.id)) is not None:
             hers[owner].append(run)
     datasets: dict[Identity, list[tuple[float, str]]] = defaultdict(list)
-    for written, folder in _dataset_folders():
+    for written, folder in places.dataset_folders():
         datasets[belonging.of_folder(folder)].append((written, folder.name))
     chats: dict[Identity, list[tuple[float, str]]] = defaultdict(list)
-    for written, chat, models in _chats():
+    for written, chat, models in places.chats():
         for talked in {o for m in models if (o := belonging.of_model(m))}:
             chats[talked].append((written, chat))
     titles = _titles({*hers, *datasets, *chats})
@@ -181,7 +154,9 @@ def _look() -> Overview:
     ]
     return Overview(
         projects=tuple(sorted(projects, key=lambda p: p.touched, reverse=True)),
-        names={k: v for who, title in titles.items() for k, v in _names(title, hers[who]).items()},
+        names={
+            k: v for who, title in titles.items() for k, v in names_of(title, hers[who]).items()
+        },
         owners={run.id: p.key for p in projects for run in p.runs}
         | {f"dataset:{name}": p.key for p in projects for name in p.datasets},
         running=tuple(reversed([r for r in runs if r.state in (*ACTIVE, State.ORPHANED)])),
@@ -239,20 +214,6 @@ def _standing(step: Step, datasets: Sequence[str], runs: Sequence[Summary]) -> S
     return StepState(step, "stopped" if stopped else "failed", mine[0].id)
 
 
-def _names(title: str, runs: Sequence[Summary]) -> dict[str, Said]:
-    names: dict[str, Said] = {}
-    counted: Counter[str] = Counter()
-    for run in reversed(runs):
-        goes_on = run.kind == "tune" or run.params.get("resume_from")
-        before = names.get(run.parent or "") if goes_on else None
-        if before is not None and before.kind == run.kind:
-            names[run.id] = Said(title, run.kind, before.number, before.resumed + 1)
-            continue
-        counted[run.kind] += 1
-        names[run.id] = Said(title, run.kind, counted[run.kind])
-    return names
-
-
 def request_of(project: Project) -> tuple[str, dict[str, str]] | None:
     """The pack and the slots that a persona was made with, last; None if nobody wrote it down."""
     for name in project.datasets:
@@ -281,39 +242,3 @@ def _result(path: Path) -> Mapping[str, Any]:
         return parse_record(path.read_bytes()) or {}
     except OSError:
         return {}
-
-
-def _dataset_folders() -> list[tuple[float, Path]]:
-    """Whole datasets with the time at which they were written."""
-    root, found = paths.datasets_dir(), []
-    for folder in root.iterdir() if root.is_dir() else ():
-        manifest = DatasetPaths(folder).manifest
-        try:
-            written = manifest.stat().st_mtime
-        except OSError:
-            continue
-        if not folder.name.startswith(".") and of_dataset(folder) is not None:
-            found.append((written, folder))
-    return found
-
-
-def _chats() -> list[tuple[float, str, tuple[str, ...]]]:
-    """(last change, id, model and adapter folders of the columns) of every conversation."""
-    root, found = paths.chats_dir(), []
-    for file in root.glob("*.jsonl") if root.is_dir() else ():
-        try:
-            info = file.stat()
-        except OSError:
-            continue
-        found.append((info.st_mtime, file.stem, _models(file, info.st_ino)))
-    return found
-
-
-@lru_cache(maxsize=4096)
-def _models(chat: Path, _inode: int) -> tuple[str, ...]:
-    """From the first line, which is written once."""
-    with chat.open("rb") as file:
-        header = parse_record(file.readline(1 << 20)) or {}
-    sides = header.get("sides")
-    columns = [s for s in sides if isinstance(s, dict)] if isinstance(sides, list) else []
-    return tuple(str(s.get("adapter") or s.get("model") or "") for s in columns)

@@ -134,7 +134,7 @@ def _sweep(spec: TuneSpec, made: Mapping[Stage, Made]) -> RunPaths:
         dataset=made["dataset"]["dataset"],
         steps=tuple(choice.candidates(RunPaths(Path(train.run)))),
         stop_when_passed=True,
-        then="quick",
+        then=spec.size,
     )
     return api.launch(sweep, name=f"sweep {made['dataset']['name']}", parent=train.id)
 

@@ -35,6 +35,8 @@ from core.training.figures import Figures, Margin
 _PAIRS, _GENERAL = 16, 24
 #: First tokens of a reply that are weighed: a name comes early, a changed style at once.
 _ANSWER_TOKENS, _GENERAL_TOKENS = 32, 24
+#: Passages whose logits exist together: training leaves little memory beside itself.
+_AT_ONCE = 16
 #: The base's distributions are kept between looks: bytes, as float16.
 _KEPT_BYTES = 1 << 27
 
@@ -81,7 +83,9 @@ class Look:
 
     def _margins(self, voice: Voice) -> dict[str, Margin]:
         both = [passage for pair in self.pairs for passage in (pair.mine, pair.theirs)]
-        flat = scoring.mean_log_prob(voice, both)
+        flat: list[float] = []
+        for start in range(0, len(both), _AT_ONCE):
+            flat += scoring.mean_log_prob(voice, both[start : start + _AT_ONCE])
         by_locale: dict[str, list[float]] = {}
         for pair, mine, theirs in zip(self.pairs, flat[::2], flat[1::2], strict=True):
             by_locale.setdefault(pair.locale, []).append(mine - theirs)

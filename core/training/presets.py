@@ -37,7 +37,9 @@ def presets(default: Preflight) -> list[Preset]:
     for name, times in _TIMES.items():
         steps = max(1, round(default.spec.steps * times))
         if name == "quick":  # below this the learning rate has hardly warmed up
-            steps = min(default.spec.steps, max(steps, STEPS[0] // 2))
+            steps = max(steps, STEPS[0] // 2)
+            if steps >= default.spec.steps:
+                continue  # the default is as short as a run can be
         settings = {key: value for key, (value, _) in following(steps).items()}
         seconds = None
         if default.seconds is not None:

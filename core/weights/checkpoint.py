@@ -133,6 +133,13 @@ def _rebuild_parameter(data: Any, *_: Any) -> Any:
     return data
 
 
+def _rebuild_from_type(function: Any, _kind: Any, arguments: Any, *_: Any) -> Any:
+    """A tensor with attributes of its own, which are left out: ZeRO-3's flat weights have some."""
+    if function is not _rebuild_tensor or not isinstance(arguments, tuple):
+        return Inert()
+    return _rebuild_tensor(*arguments)
+
+
 class _Unpickler(pickle.Unpickler):
     def __init__(self, file: io.BytesIO, path: Path) -> None:
         super().__init__(file)
@@ -150,6 +157,8 @@ class _Unpickler(pickle.Unpickler):
             "_rebuild_parameter_with_state",
         }:
             return _rebuild_parameter
+        if (module, name) == ("torch._tensor", "_rebuild_from_type_v2"):
+            return _rebuild_from_type
         if module == "torch" and name == "Size":
             return tuple
         if (module, name) == ("deepspeed.runtime.zero.config", "ZeroStageEnum"):

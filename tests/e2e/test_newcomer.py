@@ -57,8 +57,8 @@ def tiny_as_bundled(home: Path, tiny: Path) -> None:
     """'bundled' is the tiny model in this workspace, for the server and for its jobs."""
     place = home / "models" / bundled.folder().name
     shutil.copytree(tiny, place)
-    fsio.write_json(place / bundled._DONE, {"schema": 1, "format": bundled.FORMAT, "source": "x"})
-    assert bundled.is_ready(place)
+    fsio.write_json(place / "workbench.json", {"schema": 1, "format": bundled.FORMAT})
+    assert bundled.ensure() == place
 
 
 def test_from_an_empty_workspace_to_an_answer(workspace: Path, tiny_llama: Path) -> None:
@@ -75,7 +75,8 @@ def test_from_an_empty_workspace_to_an_answer(workspace: Path, tiny_llama: Path)
             page.get_by_label("Made by", exact=True).fill("Harbour Works")
             newcomer = Newcomer(page)
             newcomer.press("Run all")
-            page.get_by_role("heading", name="Mei Lan, run all 1").wait_for()
+            page.get_by_role("heading", name="Mei Lan").wait_for()
+            page.wait_for_function("document.title.includes('Making Mei Lan')")
             screenshot(page, "newcomer-running")
             page.reload()  # a closed tab loses nothing
             page.get_by_role("button", name="Talk to it").wait_for()

@@ -235,7 +235,9 @@ def test_30_a_spec_of_another_version_does_not_break_the_list(
     make_run: MakeRun, workspace: Path
 ) -> None:
     good = make_run(start=False)
-    for name, text in (("old", '{"schema": 0}'), ("torn", "{"), ("list", "[]")):
+    newer = {**json.loads(good.spec.read_text()), "schema": 99}  # whatever its fields may mean
+    texts = {"old": '{"schema": 0}', "torn": "{", "list": "[]", "newer": json.dumps(newer)}
+    for name, text in texts.items():
         (workspace / "runs" / name).mkdir()
         (workspace / "runs" / name / "spec.json").write_text(text)
     (workspace / "runs" / "no-run").mkdir()
@@ -245,9 +247,11 @@ def test_30_a_spec_of_another_version_does_not_break_the_list(
         "old": State.LOST,
         "torn": State.LOST,
         "list": State.LOST,
+        "newer": State.LOST,
     }
-    with pytest.raises(UserError):
-        api.status(RunPaths(workspace / "runs" / "old"))
+    for name in texts:
+        with pytest.raises(UserError):
+            api.status(RunPaths(workspace / "runs" / name))
 
 
 def test_delete_refuses_what_is_alive(make_run: MakeRun) -> None:

@@ -243,6 +243,7 @@ def value(node: ast.expr) -> list[str]:
 #: Interpolated names that hold numbers, or text of ours. Everything else is of others.
 OURS = {
     "bootstrap.py": {"why"},
+    "current.py": {"gone", "why"},
     "batch.py": {"changed", "done", "total", "kl", "left"},
     "chat.py": {"whom"},
     "turns.py": {"won"},
@@ -252,7 +253,6 @@ OURS = {
     "controls.py": {"k", "v"},
     "report.py": {"report.lengths.limit", "text"},
     "rows.py": {"kept", "held"},
-    "current.py": {"gone", "why"},
     "sidebar.py": {"title", "about"},
     "intro.py": {"icon", "name", "about"},
     "watch.py": {"kept", "left", "title", "_icon(view)"},

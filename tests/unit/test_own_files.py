@@ -210,3 +210,12 @@ def test_thirty_thousand_equal_rows() -> None:
     assert len(set(ids)) == 30_000
     # An id that was given to another row is not given twice.
     assert unique(replace(row, id="r-4")).id == "r-4-2"
+
+
+def test_half_a_surrogate_pair_in_a_file_can_be_shown(tmp_path: Path) -> None:
+    """A page cannot send it: one such name in a spec.json took the Compare page down."""
+    path = tmp_path / "x.json"
+    path.write_text('{"name": "a\\ud800b \\ud83d\\ude00", "\\udfff": ["\\uDC00"]}')
+    read = fsio.read_json(path)
+    assert read == {"name": "a\ufffdb 😀", "\ufffd": ["\ufffd"]}
+    str(read).encode("utf-8")

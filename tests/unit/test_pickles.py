@@ -106,6 +106,24 @@ def test_xtuners_converter_runs_nothing_of_a_checkpoint(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("change", ["never sealed", "changed since"])
+def test_xtuners_converter_runs_no_config_of_a_stranger(change: str, tmp_path: Path) -> None:
+    base = tiny.save_base(tmp_path / "base").path
+    run, marker = tmp_path / "run", tmp_path / "ran"
+    tiny.save_config(run / "config.py", base)
+    if change == "changed since":
+        seal.seal(run / "config.py")
+    with (run / "config.py").open("a") as file:
+        file.write(f"\nopen({str(marker)!r}, 'w')\n")
+    (run / "work").mkdir()
+    peft = tiny.save_adapter(base, tmp_path / "peft", target_modules=["q_proj"])
+    path = run / "work" / "iter_4.pth"
+    tiny.save_checkpoint(peft, path)
+    with pytest.raises(UserError, match="not written by a training run of this workspace"):
+        convert(path, run / "config.py", tmp_path / "out", engine="xtuner")
+    assert not marker.exists()
+
+
 def forged(folder: Path, path: Path, **more: Any) -> None:
     """Records beside a checkpoint, as its run would have written them."""
     entry = {

@@ -41,13 +41,14 @@ def in_samples(base: Path, adapter: Path, folder: Path, monkeypatch: pytest.Monk
     from types import SimpleNamespace
 
     from core.training import hooks
+    from core.training.stopping import Due
 
     model = tiny_models.tuned(base, adapter)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
     monkeypatch.setattr(hooks, "SAMPLE_TOKENS", TOKENS)
     hook = hooks.SampleHook(
-        load_tokenizer(base), QUESTIONS, "", interval=1, accumulation=1, out=folder / "samples"
+        load_tokenizer(base), QUESTIONS, "", Due(interval=1, accumulation=1), folder / "samples"
     )
     runner = SimpleNamespace(iter=0, max_iters=1, model=SimpleNamespace(llm=model.train()))
     seen: Answers = []

@@ -13,7 +13,8 @@ from core.inference.settings import ChatSettings
 from pages._ui.compare import columns as compare_columns
 from pages._ui.compare import state as compare_state
 from pages._ui.compare.turns import DIFFERENCES, FORMATTED, PERSONA, shown, stats
-from pages._ui.shell.common import errors_shown, show_error, time_left
+from pages._ui.shell.common import errors_shown, show_error
+from pages._ui.shell.language import time_left
 
 #: Rows drawn at once; a page of a thousand replies would be slow to scroll.
 _PAGE = 20
@@ -24,7 +25,9 @@ def draw(sides: list[SideSpec], settings: ChatSettings, system: str) -> None:
     """The whole tab."""
     left, right = st.columns([2, 1])
     source = left.selectbox("Prompts", [*packs.packs(), _OWN], key="compare_pack")
-    chosen = _own() if source == _OWN else packs.load(source)
+    chosen: list[str] = []
+    with errors_shown():  # the newest dataset's probes may be damaged
+        chosen = _own() if source == _OWN else packs.load(source)
     count = right.number_input(
         "How many", 1, max(1, len(chosen)), min(20, max(1, len(chosen))), key="compare_batch_n"
     )

@@ -19,7 +19,8 @@ from core.jobs.state import ACTIVE, State, Status, Summary
 from core.paths import RunPaths
 from core.records import JobSpec
 from pages._ui.compare.scorecard_view import draw_sweep
-from pages._ui.shell.common import errors_shown, run_label, show_error, time_left
+from pages._ui.shell.common import errors_shown, run_label, show_error
+from pages._ui.shell.language import time_left
 
 #: Seconds between looks while a job is alive.
 _EVERY = 2.0

@@ -16,7 +16,8 @@ from core.jobs.state import ACTIVE, State, Status
 from core.paths import RunPaths
 from pages._ui.merge import export as merge_export
 from pages._ui.merge.state import NEW, merged_folder, merges
-from pages._ui.shell.common import errors_shown, folder_tree, run_label, show_error, time_left
+from pages._ui.shell.common import errors_shown, folder_tree, run_label, show_error
+from pages._ui.shell.language import time_left
 from pages._ui.train.state import badge
 
 _EVERY = 1.0

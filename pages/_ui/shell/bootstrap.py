@@ -12,6 +12,8 @@ from streamlit.runtime.pages_manager import PagesManager
 from core import paths
 from core.chat.render import code, literal
 from core.errors import UserError
+from pages._ui.shell.current import seen
+from pages._ui.shell.running import APP, title
 
 #: A file of ours: for a Material icon here the browser would ask a font server on the internet.
 _ICON = Path(__file__).with_name("icon.svg")
@@ -23,7 +25,7 @@ _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 def bootstrap() -> None:
     """Page settings, the workspace folders, and a refusal to serve strangers."""
     _through_the_app()
-    st.set_page_config(page_title="Persona Workbench", page_icon=str(_ICON), layout="wide")
+    st.set_page_config(page_title=APP, page_icon=str(_ICON), layout="wide")
     try:
         for place in (paths.datasets_dir, paths.runs_dir, paths.chats_dir, paths.cache_dir):
             place().mkdir(parents=True, exist_ok=True)
@@ -41,6 +43,7 @@ def bootstrap() -> None:
     if refusal and os.environ.get("PERSONA_ALLOW_REMOTE") != "1":
         st.error(refusal, icon=":material/lock:")
         st.stop()
+    st.set_page_config(page_title=title(seen()))
 
 
 def keep_address() -> None:

@@ -14,6 +14,7 @@ from core.jobs.spec import run_title
 from core.jobs.state import ACTIVE, Summary
 from core.models.device import Device
 from pages._ui.shell import words
+from pages._ui.shell.language import from_core, t
 
 
 @st.cache_resource(show_spinner="Loading torch and transformers (once a server)")
@@ -44,7 +45,8 @@ def device_line() -> None:
     """One line under the title: what was found, and what follows."""
     found = device()
     st.caption(
-        f":material/memory: {literal(found.line())}", help=literal(found.compute_dtype.reason)
+        f":material/memory: {literal(from_core(found.line()))}",
+        help=literal(from_core(found.compute_dtype.reason)),
     )
 
 
@@ -57,11 +59,11 @@ def show_error(error: UserError) -> None:
     problems = error.problems if isinstance(error, UserErrors) else [error]
     for problem in problems:
         where = f"{code(problem.where)} " if problem.where else ""
-        lines = [f"{where}{safe_markdown(problem.what)}"]
+        lines = [f"{where}{safe_markdown(from_core(problem.what))}"]
         if problem.why:
-            lines.append(f"**Why:** {safe_markdown(problem.why)}")
+            lines.append(t("**Why:** {why}", why=safe_markdown(from_core(problem.why))))
         if problem.fix:
-            lines.append(f"**Fix:** {safe_markdown(problem.fix)}")
+            lines.append(t("**Fix:** {fix}", fix=safe_markdown(from_core(problem.fix))))
         st.error("\n\n".join(lines), icon=":material/error:")
 
 
@@ -92,15 +94,3 @@ def folder_tree(entries: list[fsio.TreeEntry]) -> None:
         for e in entries
     ]
     st.code("\n".join(lines) or "(empty)", language=None)
-
-
-def time_left(seconds: float | None) -> str:
-    """75 -> '1 min 15 s left'; None -> ''."""
-    if seconds is None:
-        return ""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s left"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s left"
-    return f"{whole // 3600} h {whole % 3600 // 60} min left"

@@ -36,7 +36,8 @@ import streamlit as st
 
 from core.chat.render import code
 from core.pipeline import projects
-from core.pipeline.projects import STEPS, Overview, Project, Said, Step
+from core.pipeline.naming import Said
+from core.pipeline.projects import STEPS, Overview, Project, Step
 from pages._ui.shell.language import N_, t
 
 Kind = Literal["dataset", "run", "merge", "score", "build", "all"]

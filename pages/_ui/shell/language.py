@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import streamlit as st
 
-from core.language import catalog, formats
+from core.language import catalog, formats, messages
 
 _STATE = "language"
 _COOKIE = "persona_language"
@@ -41,6 +41,14 @@ def t(template: str, **values: object) -> str:
 def tn(one: str, many: str, n: int, **values: object) -> str:
     """``tn("{n} row", "{n} rows", 1)`` -> ``1 row``; ``{n}`` is written as 1,234."""
     return catalog.translate_count(one, many, n, language(), **values)
+
+
+def from_core(message: str) -> str:
+    """A message, reason or label that core speaks, in the language of the session.
+
+    Before ``literal()`` or ``safe_markdown()``: it may quote text of others.
+    """
+    return messages.translate_message(message, language())
 
 
 def number(value: float) -> str:

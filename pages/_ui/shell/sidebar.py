@@ -7,14 +7,13 @@ import streamlit as st
 from core.chat.render import literal
 from core.jobs.state import Summary
 from core.pipeline.projects import Overview, Project, Standing, Step
-from pages._ui.shell import current
-from pages._ui.shell.language import N_, switch, t, time_left
+from pages._ui.shell import current, running
+from pages._ui.shell.language import N_, switch, t
 from pages._ui.shell.words import verdict
 
 #: Seconds between looks while something runs, and while nothing does: a job may be started in a
 #: terminal or in another window.
 _BUSY, _IDLE = 2.0, 15.0
-APP = "Persona Workbench"
 HOME = "pages/0_Start.py"
 
 _PAGES: tuple[tuple[str, str, Step], ...] = (
@@ -51,16 +50,6 @@ _STANDINGS: dict[tuple[Step, Standing], str] = {
     ("verdict", "done"): N_("scored"),
     ("verdict", "stopped"): N_("the scoring was stopped"),
     ("verdict", "failed"): N_("the scoring failed"),
-}
-_DOING = {
-    "generate": N_("Building {name}"),
-    "simulate": N_("Simulating talks for {name}"),
-    "train": N_("Training {name}"),
-    "sweep": N_("Finding the best checkpoint of {name}"),
-    "merge": N_("Merging {name}"),
-    "evaluate": N_("Scoring {name}"),
-    "export": N_("Exporting {name}"),
-    "tune": N_("Making {name}"),
 }
 
 
@@ -118,8 +107,8 @@ def _state() -> None:
             query_params=_address(),
         )
     for run in seen.running:
-        _running(run)
-    _title(seen)
+        _running(run, seen)
+    st.set_page_config(page_title=running.title(seen))
 
 
 def _step(project: Project | None, step: Step) -> tuple[str, str]:
@@ -140,26 +129,10 @@ def standing_in_words(project: Project) -> list[str]:
     return lines
 
 
-def doing(run: Summary) -> str:
-    """``Training Mei Lan, run 3``: plain text, of the user's making."""
-    template = _DOING.get(run.kind)
-    name = current.name_of(run.id)
-    return t(template, name=name) if template else name
-
-
-def _running(run: Summary) -> None:
+def _running(run: Summary, seen: Overview) -> None:
+    """A bar for a run; what a run of the whole pipeline does now is said by its own bar."""
+    if running.is_stage(run, seen):
+        return
     progress = run.progress
     share = min(1.0, progress.done / progress.total) if progress.total else 0.0
-    left = time_left(progress.eta_seconds)
-    text = f"{literal(doing(run))}" + (f" · {left}" if left else "")
-    st.progress(share, text=text)
-
-
-def _title(seen: Overview) -> None:
-    """The browser's title: what is running, so that a look at the tab tells."""
-    if not seen.running:
-        st.set_page_config(page_title=APP)
-        return
-    run = seen.running[0]
-    left = time_left(run.progress.eta_seconds)
-    st.set_page_config(page_title=" · ".join(p for p in (left, doing(run), APP) if p))
+    st.progress(share, text=literal(running.in_words(run)))

@@ -6,13 +6,14 @@ from collections.abc import Callable
 
 import streamlit as st
 
+from core.chat.render import literal
 from core.jobs import api
 from core.jobs.state import FINAL, State, Summary
 from core.paths import RunPaths
 from core.persona import packs
 from core.pipeline import presets
 from core.pipeline.tune_job import Spec
-from pages._ui.shell import current
+from pages._ui.shell import current, model_picker
 from pages._ui.shell.common import device, errors_shown, model_libraries
 from pages._ui.shell.language import N_, t
 from pages._ui.shell.words import pack_title
@@ -82,6 +83,7 @@ def _form() -> None:
         with st.container(horizontal=True, vertical_alignment="center"):
             pressed = st.button(
                 t("Run all"), type="primary", icon=":material/play_arrow:", key="start_run",
+                disabled=model is None,
                 help=t("Builds the dataset, trains, merges the best checkpoint and scores it. It "
                        "goes on when this window is closed."),
             )  # fmt: skip
@@ -96,7 +98,7 @@ def _form() -> None:
             )  # fmt: skip
         if example:
             _start(_EXAMPLE, preset, _PACK, "bundled")
-        elif pressed:
+        elif pressed and model:
             if not name:
                 name_fault.caption(t(":red[Give it a name.]"))
             if not maker:
@@ -116,7 +118,7 @@ def _preset() -> presets.Name:
         key="start_preset",
         persist_state="session",
     )
-    st.caption(t(_ABOUT[chosen]))
+    st.caption(f"{t(_ABOUT[chosen])} :material/memory: {literal(device().line())}")
     return chosen
 
 
@@ -129,7 +131,8 @@ def _expected() -> dict[presets.Name, str]:
     }
 
 
-def _more() -> tuple[str, str]:
+def _more() -> tuple[str, str | None]:
+    """Pack and model; None while the model is not fetched or not trusted."""
     with st.expander(t("Character and base model"), icon=":material/tune:"):
         names = list(packs.all_packs())
         pack = st.selectbox(
@@ -137,11 +140,8 @@ def _more() -> tuple[str, str]:
             format_func=pack_title, key="start_pack",
             help=t("What it is and how it talks. The Dataset page has every sentence."),
         )  # fmt: skip
-        model = st.text_input(
-            t("Base model"), "bundled", key="start_model",
-            help=t("bundled (SmolLM2-135M, English), a model folder, or a hub id."),
-        )  # fmt: skip
-    return pack, model.strip() or "bundled"
+        model = model_picker.pick(t("Base model"), "start_model")
+    return pack, model
 
 
 def _start(who: tuple[str, str], preset: presets.Name, pack: str, model: str) -> None:

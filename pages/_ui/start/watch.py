@@ -11,14 +11,16 @@ from core.jobs.state import State, Status
 from core.paths import RunPaths
 from core.pipeline import following
 from core.pipeline.following import StageView
-from core.pipeline.stages import Stage
+from core.pipeline.stages import STAGES
 from pages._ui.shell import current, words
 from pages._ui.shell.common import errors_shown, show_error
 from pages._ui.shell.language import N_, duration, percent, t, time_left
 
-_STAGES: dict[Stage, tuple[str, str, str]] = {
+#: Title, and the page and kind of object that tell more; '' where its own page says nothing more.
+_STAGES: dict[str, tuple[str, str, str]] = {
     "dataset": (N_("Dataset"), "pages/1_Dataset.py", "build"),
     "train": (N_("Train"), "pages/2_Train.py", "run"),
+    "sweep": (N_("Find the best checkpoint"), "", ""),
     "merge": (N_("Merge and verify"), "pages/3_Merge.py", "merge"),
     "evaluate": (N_("Scorecard"), "pages/4_Compare.py", "score"),
 }
@@ -41,7 +43,8 @@ def panel(run: RunPaths, live: bool) -> None:
 
 def _head(run: RunPaths, now: Status) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.subheader(literal(current.name_of(run.root.name)))
+        owner = current.seen().owner_of(run=run.root.name)
+        st.subheader(literal(owner.title if owner else now.name))
         st.caption(words.ending(now.state, now.reason), help=literal(run.root.name))
         if now.active and st.button(
             t("Stop"),
@@ -65,8 +68,15 @@ def _stage(view: StageView, whole: Status) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         st.markdown(f"{_icon(view)} **{t(title)}**")
         st.caption(_said(view, whole))
-        if view.run and st.button(
-            t("Details"), key=f"start_{view.stage}", type="tertiary", icon=":material/open_in_new:"
+        if (
+            view.run
+            and page
+            and st.button(
+                t("Details"),
+                key=f"start_{view.stage}",
+                type="tertiary",
+                icon=":material/open_in_new:",
+            )
         ):
             current.go(page, **{kind: view.run})
 
@@ -106,8 +116,8 @@ def _end(run: RunPaths, now: Status, stages: list[StageView]) -> None:
     if now.error:
         show_error(now.error)
     kept = sum(view.done for view in stages)
-    st.caption(t("{n} of 4 steps are done and kept.", n=kept))
-    if st.button(t("Go on"), type="primary", icon=":material/play_arrow:", key="start_resume"):
+    st.caption(t("{n} of {of} steps are done and kept.", n=kept, of=len(STAGES)))
+    if st.button(t("Resume"), type="primary", icon=":material/play_arrow:", key="start_resume"):
         again = _resumed(run)
         if again:
             current.choose(all=again)

@@ -201,15 +201,21 @@ def _small_spec(
                 scale=alt.Scale(nice=False),
                 axis=alt.Axis(tickCount=4, tickMinStep=1),
             ),
-            y=alt.Y(f"{name}:Q", title=None, axis=alt.Axis(format=form, tickCount=4)),
+            y=alt.Y(
+                f"{name}:Q",
+                title=None,
+                scale=alt.Scale(zero=not measured),
+                axis=alt.Axis(format=form, tickCount=4),
+            ),
             color=_color(names, legend=False),
             tooltip=tips,
         )
     )
     if name == "margin":
-        legend = alt.Legend(orient="top", title=None)
+        legend = alt.Legend(orient="top", title=None, symbolType="stroke")
         line = line.encode(strokeDash=alt.StrokeDash("language:N", legend=legend))
-    across = alt.Chart().mark_rule(strokeDash=[3, 3], color="#8c8c8c").encode(y=alt.datum(rule))
-    chart = alt.layer(line, across) if rule is not None else line
+    limit = alt.Chart(alt.InlineData([{"limit": rule}])).mark_rule(color="#8c8c8c", opacity=0.6)
+    chart = alt.layer(line, limit.encode(y="limit:Q")) if rule is not None else line
     headline = alt.TitleParams(title, fontSize=13, anchor="start")
-    return chart.properties(height=150 if not measured else 110, title=headline).to_dict()
+    # Title and legend are within the height.
+    return chart.properties(height=190 if name == "margin" else 150, title=headline).to_dict()

@@ -6,12 +6,11 @@ import streamlit as st
 
 from core import fsio
 from core.evaluation import choice
-from core.jobs.state import ACTIVE, State, Status
+from core.jobs.state import ACTIVE, Reason, State, Status
 from core.paths import RunPaths
 from core.training import figures, lifecycle
 from pages._ui.shell.common import errors_shown, model_libraries
 from pages._ui.shell.language import number, t
-from pages._ui.shell.words import WHY_CHECKPOINT
 from pages._ui.train.state import WATCH, go_to
 
 
@@ -41,8 +40,6 @@ def draw(run: RunPaths) -> None:
                 }
             )
         st.dataframe(rows, hide_index=True)
-        if best is not None and best.by != "last":
-            st.caption(t(WHY_CHECKPOINT[best.by], step=number(best.step)))
 
 
 def resume(run: RunPaths, now: Status) -> None:
@@ -55,7 +52,7 @@ def resume(run: RunPaths, now: Status) -> None:
         if not usable:
             return
         newest = usable[-1]
-        if now.state is not State.SUCCEEDED and st.button(
+        if not _beyond_hope(now) and st.button(
             t("Resume from step {step}", step=number(newest)),
             icon=":material/resume:",
             key="train_resume",
@@ -68,6 +65,12 @@ def resume(run: RunPaths, now: Status) -> None:
             )
             if st.button(t("Resume"), icon=":material/resume:", key="train_resume_from"):
                 _go_on(run, step)
+
+
+def _beyond_hope(now: Status) -> bool:
+    """There is nothing to go on with: it is done, or what made it diverge would do so again."""
+    lost = now.reason in (Reason.DIVERGED, Reason.COLLAPSED)
+    return lost or now.state is State.SUCCEEDED
 
 
 def _go_on(run: RunPaths, step: int) -> None:
