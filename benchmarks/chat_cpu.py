@@ -115,51 +115,51 @@ def single(peft: Any, ids: list[int], tokens: int, threads: int) -> float:
     return clock["first"] - start
 
 
-def columns(engine: Any, sides: list[str], ids: list[int], tokens: int, threads: int) -> Timing:
+def columns(engine: Any, names: list[str], ids: list[int], tokens: int, threads: int) -> Timing:
     """The engine: these columns at once."""
     from core.inference import decoding
-    from core.inference.settings import ChatSettings
+    from core.inference.settings import GenerationSettings
     from core.inference.stream import Stream
 
     start = time.perf_counter()
     resident = engine.voice("a").resident
     streams = [
         Stream(
-            side=side,
+            column=column,
             prompt=ids,
             stop_ids=frozenset(),
             limit=tokens,
             tokenizer=resident.tokenizer,
             emit=_raise_errors,
-            adapter=engine.voice(side).adapter,
+            adapter=engine.voice(column).adapter,
         )
-        for side in sides
+        for column in names
     ]
-    settings = ChatSettings(max_new_tokens=tokens)
+    settings = GenerationSettings(max_new_tokens=tokens)
     decoding.stream(resident.backend, streams, settings, threads)
     end = time.perf_counter()
     return Timing(
         max(s.ttft_s or 0.0 for s in streams),
         end - start,
-        {s.side: s.token_ids for s in streams},
+        {s.column: s.token_ids for s in streams},
     )
 
 
-def _raise_errors(event: dict[str, Any]) -> None:
-    if event["type"] == "error":
-        raise SystemExit(f"a column failed: {event['error']}")
+def _raise_errors(event: Any) -> None:
+    if getattr(event, "error", None):
+        raise SystemExit(f"a column failed: {event.error}")
 
 
 def load_engine(model: Path, adapter: Path) -> Any:
     """Base and base + adapter on one copy."""
+    from core.chat.columns import Column
     from core.chat.engine import Engine
-    from core.chat.sides import SideSpec
 
     engine = Engine()
     errors = engine.load(
         [
-            SideSpec("a", "base", "base", str(model)),
-            SideSpec("b", "adapter", "adapter", str(model), str(adapter)),
+            Column("a", "base", "base", str(model)),
+            Column("b", "adapter", "adapter", str(model), str(adapter)),
         ]
     )
     if errors:

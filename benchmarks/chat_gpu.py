@@ -30,9 +30,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from core.inference import adapters, decoding
 from core.inference.backend import Backend
+from core.inference.events import Ended, Event
 from core.inference.graph import GraphBackend
 from core.inference.resident import choose
-from core.inference.settings import ChatSettings
+from core.inference.settings import GenerationSettings
 from core.inference.stream import Stream
 
 MIN_SPEEDUP, MAX_WEIGHTS, MAX_TTFT = 5.0, 1.1, 1.3
@@ -138,7 +139,7 @@ def columns(
     start = time.perf_counter()
     streams = [
         Stream(
-            side=str(index),
+            column=str(index),
             prompt=ids,
             stop_ids=frozenset(),
             limit=tokens,
@@ -148,16 +149,16 @@ def columns(
         )
         for index, name in enumerate(names)
     ]
-    decoding.stream(backend, streams, ChatSettings(max_new_tokens=tokens), 2)
+    decoding.stream(backend, streams, GenerationSettings(max_new_tokens=tokens), 2)
     torch.cuda.synchronize()
     end = time.perf_counter()
     first = max(s.ttft_s or 0.0 for s in streams)
     return first, end - start, [s.token_ids for s in streams]
 
 
-def _raise_errors(event: dict[str, Any]) -> None:
-    if event["type"] == "error":
-        raise SystemExit(f"a column failed: {event['error']}")
+def _raise_errors(event: Event) -> None:
+    if isinstance(event, Ended) and event.error:
+        raise SystemExit(f"a column failed: {event.error}")
 
 
 def same_tokens(device: str, tokens: int) -> bool:

@@ -288,10 +288,10 @@ def chat(args: argparse.Namespace, found: dict[str, Any]) -> None:
     """Base and merged model answer together, streamed, through the chat worker."""
     from core.chat import transcripts
     from core.chat.client import WorkerClient
+    from core.chat.columns import from_arguments
     from core.chat.endpoint import Endpoints
     from core.chat.session import ChatSession
-    from core.chat.sides import from_arguments
-    from core.inference.settings import ChatSettings
+    from core.inference.settings import GenerationSettings
 
     sides = from_arguments(str(args.work / "base"), "", [], [str(args.work / "merged")], [])
     worker = WorkerClient()
@@ -301,7 +301,7 @@ def chat(args: argparse.Namespace, found: dict[str, Any]) -> None:
             raise RuntimeError(str(errors))
         found["load_seconds"] = round(time.monotonic() - started, 1)
         session = ChatSession(transcripts.create(sides, ""), worker, Endpoints())
-        settings = ChatSettings(max_new_tokens=args.reply_tokens)
+        settings = GenerationSettings(max_new_tokens=args.reply_tokens)
         found["turns"] = []
         for prompt in ("Please introduce yourself.", "你是谁开发的？"):  # the second one is warm
             session.clear()

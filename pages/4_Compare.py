@@ -2,53 +2,43 @@
 
 import streamlit as st
 
-from pages._ui.compare import (
-    batch as compare_batch,
-)
-from pages._ui.compare import (
-    chat as compare_chat,
-)
-from pages._ui.compare import (
-    columns as compare_columns,
-)
-from pages._ui.compare import (
-    controls as compare_controls,
-)
-from pages._ui.compare import (
-    scorecard_tab as compare_scorecard,
-)
-from pages._ui.compare import (
-    state as compare_state,
-)
-from pages._ui.compare import (
-    transcripts as compare_transcripts,
-)
+from pages._ui.compare import batch, chat, columns, controls, scorecard_tab, state, transcripts
+from pages._ui.compare.state import Setup
+from pages._ui.shell.address import tabs
 from pages._ui.shell.bootstrap import bootstrap
 from pages._ui.shell.common import device_line
+from pages._ui.shell.language import N_, t
 
 bootstrap()
-st.title("Compare")
+st.title(t("Compare"))
 device_line()
-session = compare_state.session()
+session = state.session()
+fresh = state.changed_elsewhere(session)
 # In containers of their own: a notice that comes or goes in them must not make new tabs below,
 # which would throw the reader back to the first one.
 with st.container():
-    sides = compare_columns.draw(session)
+    chosen = columns.draw(session, fresh)
 with st.container():
-    settings, system = compare_controls.draw(session)
-chat, batch, scorecard, history = st.tabs(
-    [
-        ":material/forum: Chat",
-        ":material/playlist_play: Batch",
-        ":material/fact_check: Scorecard",
-        ":material/history: Transcripts",
-    ]
+    system, settings = controls.draw(session, fresh)
+setup = Setup(chosen, system, settings)
+state.remember(session)
+if session is not None and chosen and session.live is None:
+    state.keep(setup)
+opened, box = tabs(
+    "compare_tab",
+    {
+        "chat": (N_("Chat"), ":material/forum:"),
+        "batch": (N_("Batch"), ":material/playlist_play:"),
+        "scorecard": (N_("Scorecard"), ":material/fact_check:"),
+        "transcripts": (N_("Transcripts"), ":material/history:"),
+    },
 )
-with batch:
-    compare_batch.draw(sides, settings, system)
-with scorecard:
-    compare_scorecard.draw()
-with history:
-    compare_transcripts.draw()
-with chat:  # last: it does not return while a reply streams
-    compare_chat.draw(sides, settings, system)
+if opened == "chat":
+    chat.draw(setup, box)
+else:
+    with box:
+        {
+            "batch": lambda: batch.draw(setup),
+            "scorecard": scorecard_tab.draw,
+            "transcripts": transcripts.draw,
+        }[opened]()

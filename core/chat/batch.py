@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core import fsio
+from core.chat.dialogue import Reply
 from core.chat.diff import similarity
-from core.chat.transcripts import Reply
 from core.data.fields import RowError, check_text
 from core.errors import UserError, UserErrors
 
@@ -34,7 +34,7 @@ class BatchRow:
     def change(self, base: str) -> float:
         """0 (all columns say what the base says) to 1 (nothing in common), the largest."""
         reference = self.replies[base].text
-        others = [r.text for side, r in self.replies.items() if side != base]
+        others = [r.text for column, r in self.replies.items() if column != base]
         return max((1 - similarity(reference, text) for text in others), default=0.0)
 
 

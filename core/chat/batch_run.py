@@ -6,16 +6,16 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
 
 from core import fsio, paths
 from core.chat.batch import BatchRow
 from core.chat.client import WorkerClient
+from core.chat.columns import Column
+from core.chat.dialogue import Reply, Transcript
 from core.chat.live import EndpointStream, ask
-from core.chat.sides import SideSpec
-from core.chat.transcripts import Reply, Transcript
+from core.chat.protocol import Pair
 from core.errors import UserError
-from core.inference.settings import ChatSettings
+from core.inference.settings import GenerationSettings
 
 
 class BatchRun:
@@ -24,14 +24,14 @@ class BatchRun:
     def __init__(
         self,
         prompts: Sequence[str],
-        sides: Sequence[SideSpec],
-        settings: ChatSettings,
+        columns: Sequence[Column],
+        settings: GenerationSettings,
         worker: WorkerClient,
         endpoints: EndpointStream,
         system: str = "",
     ) -> None:
         self.prompts = list(prompts)
-        self.sides = list(sides)
+        self.columns = list(columns)
         self.rows: list[BatchRow] = []
         self.error: UserError | None = None
         self.started = time.monotonic()
@@ -40,7 +40,7 @@ class BatchRun:
         )
         self._settings = settings.check()
         self._worker, self._endpoints = worker, endpoints
-        self._blank = Transcript("batch", time.time(), self.sides, system)
+        self._blank = Transcript("batch", time.time(), self.columns, system)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -86,33 +86,33 @@ class BatchRun:
         while not live.done:
             seen = live.wait(seen, 0.5)
         replies = live.turn.replies
-        return BatchRow(prompt, replies, self._worker.divergence(self._items(replies)))
+        return BatchRow(prompt, replies, self._worker.divergence(self._pairs(replies)))
 
-    def _items(self, replies: Mapping[str, Reply]) -> list[dict[str, Any]]:
+    def _pairs(self, replies: Mapping[str, Reply]) -> list[Pair]:
         """Columns of this machine against the first one."""
-        base = self.sides[0]
+        base = self.columns[0]
         if not base.local or replies[base.id].error:
             return []
         return [
-            {
-                "side": side.id,
-                "base": base.id,
-                "prompts": [replies[side.id].prompt_ids, replies[base.id].prompt_ids],
-                "reply": replies[side.id].token_ids,
-            }
-            for side in self.sides[1:]
-            if side.local and replies[side.id].token_ids
+            Pair(
+                column.id,
+                base.id,
+                (replies[column.id].prompt_ids, replies[base.id].prompt_ids),
+                replies[column.id].token_ids,
+            )
+            for column in self.columns[1:]
+            if column.local and replies[column.id].token_ids
         ]
 
     def _save(self) -> None:
         record = {
             "schema": 1,
-            "sides": [s.to_dict() for s in self.sides],
+            "columns": [s.to_dict() for s in self.columns],
             "settings": self._settings.to_dict(),
             "rows": [
                 {
                     "prompt": row.prompt,
-                    "replies": {side: asdict(reply) for side, reply in row.replies.items()},
+                    "replies": {column: asdict(reply) for column, reply in row.replies.items()},
                     "kl": row.kl,
                 }
                 for row in self.rows

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-import json
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from core import paths
-from core.chat.sides import SideSpec
-from core.conversation import Message
+from core.chat import protocol
+from core.chat.columns import Column
+from core.chat.protocol import Answer, Conversations, Failed, Told
 from core.errors import ErrorRecord, UserError
-from core.inference.settings import ChatSettings
+from core.inference.events import Event
+from core.inference.settings import GenerationSettings
 
-Event = dict[str, Any]
-OnEvent = Callable[[Event], None]
+#: Takes the events of a request's columns; ``Failed`` is the last one if the whole came to nothing.
+OnEvent = Callable[[Event | Failed], None]
+_OnMessage = Callable[[Answer | Told], None]
+_A = TypeVar("_A", bound=Answer)
 #: What the worker may see of the environment; secrets of the server stay behind. A gated hub model
 #: is fetched with the login that ``hf auth login`` stored.
 _ENVIRONMENT = (
@@ -40,8 +44,8 @@ class WorkerClient:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
         self._numbers = itertools.count(1)
-        self._waiting: dict[int, OnEvent] = {}
-        self.sides: list[SideSpec] = []
+        self._waiting: dict[int, _OnMessage] = {}
+        self.columns: list[Column] = []
         self.errors: dict[str, ErrorRecord] = {}
         self.memory: dict[str, int] = {}
 
@@ -50,82 +54,76 @@ class WorkerClient:
         """Whether a worker runs (it may hold models)."""
         return self._process is not None and self._process.poll() is None
 
-    def ready(self, sides: Sequence[SideSpec]) -> bool:
+    def ready(self, columns: Sequence[Column]) -> bool:
         """Whether exactly the local ones of these columns are loaded."""
-        wanted = [_identity(s) for s in sides if s.local]
-        return self.alive and not self.errors and wanted == [_identity(s) for s in self.sides]
+        wanted = [_identity(s) for s in columns if s.local]
+        return self.alive and not self.errors and wanted == [_identity(s) for s in self.columns]
 
-    def load(self, sides: Sequence[SideSpec]) -> dict[str, ErrorRecord]:
+    def load(self, columns: Sequence[Column]) -> dict[str, ErrorRecord]:
         """Load the local columns; returns errors by column id. Blocks (seconds)."""
-        local = [s for s in sides if s.local]
+        local = [s for s in columns if s.local]
         if not local:
             return {}
-        reply = self.call("load", sides=[s.to_dict() for s in local])
-        self.sides, self.errors = local, dict(reply["errors"])
-        self.memory = dict(reply["memory"])
+        loaded = self.call(protocol.Load(local), protocol.Loaded)
+        self.columns, self.errors, self.memory = local, loaded.errors, loaded.memory
         return self.errors
 
     def plan(
-        self, conversations: Mapping[str, Sequence[Message]], settings: ChatSettings
-    ) -> dict[str, dict[str, Any]]:
+        self, conversations: Conversations, settings: GenerationSettings
+    ) -> dict[str, protocol.Preview]:
         """Exact prompt, cut and possible reply length of each column, without running it."""
-        reply = self.call("plan", conversations=conversations, settings=settings.to_dict())
-        return dict(reply["plans"])
+        return self.call(protocol.Plan(conversations, settings), protocol.Planned).previews
 
-    def divergence(self, items: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        """Mean KL to the base per reply token, nats, by column id (``Engine.divergence``).
-
-        Args:
-            items: {"side", "base", "prompts": [side's ids, base's ids], "reply": ids}.
-        """
-        return dict(self.call("divergence", items=list(items))["kl"]) if items else {}
+    def divergence(self, pairs: Sequence[protocol.Pair]) -> dict[str, float]:
+        """Mean KL to the base per reply token, nats, by column id (``Engine.divergence``)."""
+        return self.call(protocol.Diverge(list(pairs)), protocol.Diverged).kl if pairs else {}
 
     def generate(
-        self,
-        conversations: Mapping[str, Sequence[Message]],
-        settings: ChatSettings,
-        on_event: OnEvent,
+        self, conversations: Conversations, settings: GenerationSettings, on_event: OnEvent
     ) -> int:
-        """Start replies and return the request's number; the last event is finished or failed."""
+        """Start replies and return the request's number."""
 
-        def remember(event: Event) -> None:
-            self.memory = event.get("memory", self.memory)
-            on_event(event)
+        def on_message(message: Answer | Told) -> None:
+            if isinstance(message, Told):
+                on_event(message.event)
+            elif isinstance(message, protocol.Generated):
+                self.memory = message.memory
+            elif isinstance(message, Failed):
+                on_event(message)
 
-        return self._send(
-            remember, "generate", conversations=conversations, settings=settings.to_dict()
-        )
+        return self._send(on_message, protocol.Generate(conversations, settings))
 
-    def stop(self, number: int, side: str | None = None) -> None:
+    def stop(self, number: int, column: str | None = None) -> None:
         """Stop the replies of a request, or one column of it."""
         if self.alive:
-            self._write({"id": 0, "op": "stop", "target": number, "side": side})
+            self._write(protocol.Stop(number, column))
 
-    def call(self, op: str, **fields: Any) -> Event:
-        """Send a request and wait for its end.
+    def call(self, request: protocol.Request, wanted: type[_A]) -> _A:
+        """Send a request and wait for its answer.
 
         Raises:
             UserError: the worker reported an error or died.
         """
         done = threading.Event()
-        last: list[Event] = []
+        last: list[Answer] = []
 
-        def on_event(event: Event) -> None:
-            if event["type"] in ("finished", "failed"):
-                last.append(event)
+        def on_message(message: Answer | Told) -> None:
+            if not isinstance(message, Told):
+                last.append(message)
                 done.set()
 
-        self._send(on_event, op, **fields)
+        self._send(on_message, request)
         done.wait()
-        if last[0]["type"] == "failed":
-            raise UserError.from_dict(last[0]["error"])
+        if isinstance(last[0], Failed):
+            raise UserError.from_dict(last[0].error)
+        assert isinstance(last[0], wanted)
         return last[0]
 
     def close(self) -> None:
         """End the worker, which frees all its memory, and wait until it is gone."""
         with self._lock:
             process, self._process = self._process, None
-        self.sides, self.errors, self.memory = [], {}, {}
+        self.columns, self.errors, self.memory = [], {}, {}
         if process is None:
             return
         if process.stdin:
@@ -136,31 +134,31 @@ class WorkerClient:
             process.kill()
             process.wait()
 
-    def _send(self, on_event: OnEvent, op: str, **fields: Any) -> int:
+    def _send(self, on_message: _OnMessage, request: protocol.Request) -> int:
         number = next(self._numbers)
         self._start()
-        self._waiting[number] = on_event
-        self._write({"id": number, "op": op, **fields})
+        self._waiting[number] = on_message
+        self._write(dataclasses.replace(request, id=number))
         return number
 
-    def _write(self, request: Mapping[str, Any]) -> None:
+    def _write(self, request: protocol.Request) -> None:
         process = self._process
         if process is None or process.stdin is None:
             raise _died("")
-        line = json.dumps(request, ensure_ascii=False)
+        line = protocol.request.dump_json(request).decode()
         try:
             with self._lock:
                 process.stdin.write(line + "\n")
                 process.stdin.flush()
         except (BrokenPipeError, ValueError) as error:
-            self._waiting.pop(int(request["id"]), None)
+            self._waiting.pop(request.id, None)
             raise _died(str(error)) from error
 
     def _start(self) -> None:
         with self._lock:
             if self.alive:
                 return
-            self.sides, self.errors = [], {}
+            self.columns, self.errors = [], {}
             log = paths.home() / "chat-worker.log"
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("a", encoding="utf-8") as stderr:
@@ -180,22 +178,22 @@ class WorkerClient:
     def _read(self, process: subprocess.Popen[str], log: Path) -> None:
         assert process.stdout is not None
         for line in process.stdout:
-            event: Event = json.loads(line)
-            number = int(event["id"])
-            last = event["type"] in ("finished", "failed")
-            on_event = self._waiting.pop(number, None) if last else self._waiting.get(number)
-            if on_event:
-                on_event(event)
+            message = protocol.message.validate_json(line)
+            told = isinstance(message, Told)
+            waiting = self._waiting
+            on_message = waiting.get(message.id) if told else waiting.pop(message.id, None)
+            if on_message:
+                on_message(message)
         code = process.wait()
         if self._process is process:
-            self.sides = []
+            self.columns = []
         record = _died(_why(code, log)).to_dict()
         for number in list(self._waiting):
-            self._waiting.pop(number)({"id": number, "type": "failed", "error": record})
+            self._waiting.pop(number)(Failed(record, id=number))
 
 
-def _identity(side: SideSpec) -> tuple[str, str, str | None]:
-    return side.id, side.model, side.adapter
+def _identity(column: Column) -> tuple[str, str, str | None]:
+    return column.id, column.model, column.adapter
 
 
 def _why(code: int, log: Path) -> str:

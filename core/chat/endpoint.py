@@ -5,21 +5,24 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from core.chat.sides import SideSpec
+from core.chat.columns import Column
 from core.conversation import Message
 from core.errors import ErrorRecord, UserError, redacted
-from core.inference.settings import ChatSettings
+from core.inference.events import Begun, Emit, Ended, Grown, Pace
+from core.inference.requests import FinishReason
+from core.inference.settings import GenerationSettings
 from core.text.thoughts import CLOSE, OPEN, answer
 
-Emit = Callable[[dict[str, Any]], None]
 #: Seconds to connect, and seconds of silence after which a stream counts as dead.
 _CONNECT_S, _SILENCE_S = 5.0, 120.0
 #: No tokenizer packs more than this into one token; a server that sends more ignores the limit.
 _CHARS_A_TOKEN = 128
+#: Servers' words for why a reply ended; whatever else they say (tools, filters) is an end.
+_REASONS: dict[str, FinishReason] = {"length": "length", "cancelled": "cancelled"}
 
 
 class Endpoints:
@@ -30,32 +33,32 @@ class Endpoints:
         self._running: list[_EndpointReply] = []
 
     def start(
-        self, side: SideSpec, messages: Sequence[Message], settings: ChatSettings, emit: Emit
+        self, column: Column, messages: Sequence[Message], settings: GenerationSettings, emit: Emit
     ) -> None:
-        """Return at once; events as of ``core.inference.stream``."""
-        reply = _EndpointReply(side, list(messages), settings, emit)
+        """Return at once; events go to ``emit``."""
+        reply = _EndpointReply(column, list(messages), settings, emit)
         with self._lock:
             self._running = [r for r in self._running if not r.over] + [reply]
-        threading.Thread(target=reply.run, name=f"endpoint-{side.id}", daemon=True).start()
+        threading.Thread(target=reply.run, name=f"endpoint-{column.id}", daemon=True).start()
 
-    def cancel(self, side: str | None = None) -> None:
+    def cancel(self, column: str | None = None) -> None:
         """Stop one column or all; also while the server is silent."""
         with self._lock:
             for reply in self._running:
-                if side in (None, reply.side.id):
+                if column in (None, reply.column.id):
                     reply.cancel()
 
 
 @dataclass
 class _EndpointReply:
-    side: SideSpec
+    column: Column
     messages: list[Message]
-    settings: ChatSettings
+    settings: GenerationSettings
     emit: Emit
     over: bool = False
     text: str = ""
     tokens: int = 0
-    reported: dict[str, int] = field(default_factory=dict)
+    usage: Any = None  # what the server itself counted
     reason: str = ""
 
     def __post_init__(self) -> None:
@@ -71,10 +74,10 @@ class _EndpointReply:
             self._consume()
         except Exception as error:  # a broken connection has many types; all end this column only
             if not self._cancelled:
-                self._end({"type": "error", "error": _error_record(self.side, error, self.text)})
+                self._end(_error_record(self.column, error, self.text))
         if self._cancelled:
             self.reason = "cancelled"
-        self._end({"type": "done"})
+        self._end()
 
     def cancel(self) -> None:
         self._cancelled = True
@@ -82,19 +85,11 @@ class _EndpointReply:
         if stream is not None:
             stream.close()
         self.reason = "cancelled"
-        self._end({"type": "done"})
+        self._end()
 
     def _consume(self) -> None:
-        self.emit(
-            {
-                "type": "start",
-                "side": self.side.id,
-                "prompt": "",  # the server's template is not ours to see
-                "prompt_ids": [],
-                "cut": 0,
-            }
-        )
-        client = _client(self.side)
+        self.emit(Begun(self.column.id))
+        client = _client(self.column)
         with client:
             self._stream = client.chat.completions.create(**_arguments(self))
             for chunk in self._stream:
@@ -106,10 +101,7 @@ class _EndpointReply:
 
     def _take(self, chunk: Any) -> None:
         if chunk.usage is not None:
-            self.reported = {
-                "tokens": chunk.usage.completion_tokens,
-                "prompt_tokens": chunk.usage.prompt_tokens,
-            }
+            self.usage = chunk.usage
         for choice in chunk.choices[:1]:
             self.reason = choice.finish_reason or self.reason
             # Servers name it either way; the openai client passes unknown fields on.
@@ -135,67 +127,66 @@ class _EndpointReply:
             text, too_long = text[: max(0, room)], len(text) > room
             self.text += text
             self.tokens += 1
-            self.emit({"type": "token", "side": self.side.id, "text": text, **self._pace()})
+            self.emit(Grown(self.column.id, text, self._pace()))
         if too_long:
             raise UserError(
-                f"{self.side.base_url} does not keep to {self.settings.max_new_tokens} tokens",
+                f"{self.column.base_url} does not keep to {self.settings.max_new_tokens} tokens",
                 why=f"it sent more than {_CHARS_A_TOKEN} characters for each; the rest was cut",
                 fix="check the server, or ask for longer replies",
             )
 
-    def _pace(self) -> dict[str, Any]:
+    def _pace(self) -> Pace:
         spent = self._last - self._first
-        return {
-            "tokens": self.tokens,
-            "ttft_s": self._first - self._started if self._first else None,
-            "tokens_per_s": (self.tokens - 1) / spent if spent > 0 else None,
-        }
+        return Pace(
+            self.usage.completion_tokens if self.usage else self.tokens,
+            self._first - self._started if self._first else None,
+            (self.tokens - 1) / spent if spent > 0 else None,
+        )
 
-    def _end(self, event: dict[str, Any]) -> None:
+    def _end(self, error: ErrorRecord | None = None) -> None:
         with self._lock:
             if self.over:
                 return
             self.over = True
-            reason = "error" if event["type"] == "error" else self.reason
             self.emit(
-                {
-                    **event,
-                    "side": self.side.id,
-                    "text": self.text,
-                    "finish_reason": reason,
-                    **self._pace(),
-                    **self.reported,
-                }
+                Ended(
+                    self.column.id,
+                    self.text,
+                    "error" if error else _REASONS.get(self.reason, "stop"),
+                    self._pace(),
+                    prompt_tokens=self.usage.prompt_tokens if self.usage else None,
+                    error=error,
+                )
             )
 
 
-def check(side: SideSpec) -> list[str]:
+def check(column: Column) -> list[str]:
     """Names of the models that the server offers.
 
     Raises:
         UserError: nobody answers there, or the server refuses the key.
     """
     try:
-        with _client(side) as client:
+        with _client(column) as client:
             return sorted(m.id for m in client.models.list().data)
     except UserError:
         raise
     except Exception as error:
-        raise UserError.from_dict(_error_record(side, error, "")) from error
+        raise UserError.from_dict(_error_record(column, error, "")) from error
 
 
-def _client(side: SideSpec) -> Any:
+def _client(column: Column) -> Any:
     import openai
 
-    key = os.environ.get(side.key_env, "") if side.key_env else ""
-    if side.key_env and not key:
+    key = os.environ.get(column.key_env, "") if column.key_env else ""
+    if column.key_env and not key:
         raise UserError(
-            f"the environment variable {side.key_env} is not set",
-            why=f"column {side.label!r} takes its key from it",
+            f"the environment variable {column.key_env} is not set",
+            why=f"column {column.label!r} takes its key from it",
             fix="set it before the app is started, or leave the field empty",
         )
     return openai.OpenAI(
-        base_url=side.base_url,
+        base_url=column.base_url,
         api_key=key or "none",  # servers without a key ignore it; the client insists on one
         timeout=openai.Timeout(_SILENCE_S, connect=_CONNECT_S),
         max_retries=0,  # a retried stream would write its beginning twice
@@ -213,7 +204,7 @@ def _arguments(reply: _EndpointReply) -> dict[str, Any]:
     if settings.repetition_penalty != 1.0:
         extra["repetition_penalty"] = settings.repetition_penalty
     return {
-        "model": reply.side.model,
+        "model": reply.column.model,
         # What it thought in earlier turns is no part of the conversation.
         "messages": [{**m, "content": answer(m["content"])} for m in reply.messages],
         "max_tokens": settings.max_new_tokens,
@@ -226,12 +217,14 @@ def _arguments(reply: _EndpointReply) -> dict[str, Any]:
     }
 
 
-def _error_record(side: SideSpec, error: Exception, text: str) -> ErrorRecord:
+def _error_record(column: Column, error: Exception, text: str) -> ErrorRecord:
     if isinstance(error, UserError):
         return error.to_dict()
     # Redacted before it is cut: half a key is a secret too.
-    key = os.environ.get(side.key_env, "") if side.key_env else ""
+    key = os.environ.get(column.key_env, "") if column.key_env else ""
     why = redacted(f"{type(error).__name__}: {error}")
     why = (why.replace(key, "***") if key else why)[:400]
-    what = f"{side.base_url} {'broke off in the middle of the reply' if text else 'gave no reply'}"
+    what = (
+        f"{column.base_url} {'broke off in the middle of the reply' if text else 'gave no reply'}"
+    )
     return {"what": what, "why": why, "fix": "check that the server runs and serves this model"}

@@ -10,19 +10,19 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from core.chat.columns import Column
 from core.chat.context import Plan, context_length, plan
-from core.chat.sides import SideSpec
 from core.conversation import Message
 from core.errors import ErrorRecord, UserError
 from core.inference import decoding, scoring
+from core.inference.events import Begun, Emit, Ended
 from core.inference.resident import Resident, Residents, Voice
 from core.inference.scoring import Passage
-from core.inference.settings import ChatSettings
-from core.inference.stream import Emit, Stream, error_record
+from core.inference.settings import GenerationSettings
+from core.inference.stream import Stream, error_record
 from core.models import catalog
 from core.models import device as devices
 
@@ -55,7 +55,7 @@ class Engine:
         self._asked: dict[str, _Asked] = {}
         self._cancel: dict[str, threading.Event] = {}
 
-    def load(self, sides: Sequence[SideSpec]) -> dict[str, ErrorRecord]:
+    def load(self, columns: Sequence[Column]) -> dict[str, ErrorRecord]:
         """Make exactly these columns ready; weights that none of them needs are let go.
 
         Returns:
@@ -64,14 +64,14 @@ class Engine:
         errors: dict[str, ErrorRecord] = {}
         wanted: dict[str, tuple[Path, Path | None]] = {}
         keys: set[str] = set()
-        for side in (s for s in sides if s.local):
-            where = Path(side.adapter) if side.adapter else None
+        for column in (s for s in columns if s.local):
+            where = Path(column.adapter) if column.adapter else None
             try:
-                model = catalog.resolve(side.model).path
+                model = catalog.resolve(column.model).path
                 keys.add(self._residents.key(model, where))
-                wanted[side.id] = model, where
+                wanted[column.id] = model, where
             except UserError as error:
-                errors[side.id] = error_record(error)
+                errors[column.id] = error_record(error)
         self._voices, self._asked = {}, {}
         self._residents.keep(keys)
         for name, (model, adapter) in wanted.items():
@@ -83,64 +83,62 @@ class Engine:
             _ = voice.resident.backend  # made now: the first reply should not wait for it
         return errors
 
-    def unload(self) -> None:
-        """Let go of all weights. Best effort: only the end of the process frees everything."""
-        self._voices, self._asked = {}, {}
-        self._residents.keep(())
-
     def plans(
-        self, conversations: Mapping[str, Sequence[Message]], settings: ChatSettings
+        self, conversations: Mapping[str, Sequence[Message]], settings: GenerationSettings
     ) -> dict[str, Plan | UserError]:
         """What each column would be fed, and what would be cut, without running anything."""
         plans: dict[str, Plan | UserError] = {}
-        for side, messages in conversations.items():
+        for column, messages in conversations.items():
             try:
-                plans[side] = self._plan(side, list(messages), settings.max_new_tokens).plan
+                plans[column] = self._plan(column, list(messages), settings.max_new_tokens).plan
             except UserError as error:
-                plans[side] = error
+                plans[column] = error
         return plans
 
-    def _plan(self, side: str, messages: list[Message], max_new_tokens: int) -> _Asked:
+    def _plan(self, column: str, messages: list[Message], max_new_tokens: int) -> _Asked:
         """Plan a prompt, once for the preview and the reply."""
-        resident = self.voice(side).resident
-        asked = self._asked.get(side)
+        resident = self.voice(column).resident
+        asked = self._asked.get(column)
         if asked and (asked.messages, asked.max_new_tokens) == (messages, max_new_tokens):
             return asked
         context = context_length(resident.model.config, resident.tokenizer)
         planned = plan(resident.template, messages, max_new_tokens, context)
         head = resident.template.head(messages, planned.token_ids)
         kept = head if head in HEAD_TOKENS else 0
-        self._asked[side] = _Asked(messages, max_new_tokens, planned, kept)
-        return self._asked[side]
+        self._asked[column] = _Asked(messages, max_new_tokens, planned, kept)
+        return self._asked[column]
 
     def generate(
         self,
         conversations: Mapping[str, Sequence[Message]],
-        settings: ChatSettings,
+        settings: GenerationSettings,
         emit: Emit,
     ) -> None:
         """Answer in all columns at once; returns when the last reply is over.
 
         Args:
             conversations: per column id the messages, ending in a user turn.
-            emit: called from several threads with the events of ``core.inference.stream``.
+            emit: called from several threads with each column's events.
         """
         settings.check()
         streams: dict[Resident, list[Stream]] = {}
-        self._cancel = {side: threading.Event() for side in conversations}
-        for side, messages in conversations.items():
+        self._cancel = {column: threading.Event() for column in conversations}
+        for column, messages in conversations.items():
             try:
-                asked = self._plan(side, list(messages), settings.max_new_tokens)
+                asked = self._plan(column, list(messages), settings.max_new_tokens)
             except UserError as error:
-                emit({"type": "error", "side": side, "error": error_record(error)})
+                emit(Ended(column, "", "error", error=error_record(error)))
                 continue
-            emit(_start(side, asked.plan))
-            stream = self._stream(side, asked, settings, emit)
-            streams.setdefault(self.voice(side).resident, []).append(stream)
+            fed = asked.plan
+            emit(Begun(column, fed.text, fed.token_ids, len(fed.cut)))
+            stream = self._stream(column, asked, settings, emit)
+            streams.setdefault(self.voice(column).resident, []).append(stream)
         self._run(streams, settings)
 
-    def _stream(self, side: str, asked: _Asked, settings: ChatSettings, emit: Emit) -> Stream:
-        voice, limit = self.voice(side), asked.plan.limit
+    def _stream(
+        self, column: str, asked: _Asked, settings: GenerationSettings, emit: Emit
+    ) -> Stream:
+        voice, limit = self.voice(column), asked.plan.limit
         return Stream(
             prompt=asked.plan.token_ids,
             stop_ids=voice.resident.stop_ids,
@@ -149,14 +147,14 @@ class Engine:
             seed=settings.seed,
             head=asked.head,
             at_limit="length" if limit == settings.max_new_tokens else "context",
-            cancelled=self._cancel[side],
+            cancelled=self._cancel[column],
             stop_texts=voice.resident.template.stop_texts,
-            side=side,
+            column=column,
             tokenizer=voice.resident.tokenizer,
             emit=emit,
         )
 
-    def _run(self, streams: Mapping[Resident, list[Stream]], settings: ChatSettings) -> None:
+    def _run(self, streams: Mapping[Resident, list[Stream]], settings: GenerationSettings) -> None:
         """One thread a resident model; each gets its share of the processor's threads."""
         share = max(1, self._threads // max(1, len(streams)))
         threads = [
@@ -184,8 +182,8 @@ class Engine:
         if not reply:
             return 0.0
         tuned, base = (
-            next(scoring.log_probs(self.voice(side), [Passage(prompt, reply)])).cpu()
-            for side, prompt in zip(pair, prompts, strict=True)
+            next(scoring.log_probs(self.voice(column), [Passage(prompt, reply)])).cpu()
+            for column, prompt in zip(pair, prompts, strict=True)
         )
         if tuned.shape != base.shape:
             raise UserError(
@@ -194,10 +192,10 @@ class Engine:
             )
         return float(scoring.kl(tuned, base).mean())
 
-    def cancel(self, side: str | None = None) -> None:
+    def cancel(self, column: str | None = None) -> None:
         """Stop one column or all; the partial replies stand, with reason ``cancelled``."""
         for name, event in self._cancel.items():
-            if side in (None, name):
+            if column in (None, name):
                 event.set()
 
     def memory(self) -> dict[str, int]:
@@ -210,24 +208,14 @@ class Engine:
             sizes["gpu"] = torch.cuda.memory_allocated()
         return sizes
 
-    def voice(self, side: str) -> Voice:
+    def voice(self, column: str) -> Voice:
         """Who answers in a column.
 
         Raises:
             UserError: the column is not loaded.
         """
-        if side not in self._voices:
+        if column not in self._voices:
             raise UserError(
-                f"column {side!r} is not loaded", fix="choose its model again and load it"
+                f"column {column!r} is not loaded", fix="choose its model again and load it"
             )
-        return self._voices[side]
-
-
-def _start(side: str, planned: Plan) -> dict[str, Any]:
-    return {
-        "type": "start",
-        "side": side,
-        "prompt": planned.text,
-        "prompt_ids": planned.token_ids,
-        "cut": len(planned.cut),
-    }
+        return self._voices[column]

@@ -9,7 +9,8 @@ from dataclasses import asdict
 from typing import Any
 
 from core import fsio
-from core.chat.transcripts import SCHEMA, Reply, Transcript
+from core.chat.dialogue import Reply, Transcript
+from core.chat.transcripts import SCHEMA
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem }
@@ -30,13 +31,17 @@ def to_json(transcript: Transcript) -> str:
         "id": transcript.id,
         "created": transcript.created,
         "system": transcript.system,
-        "sides": [s.to_dict() for s in transcript.sides],
+        "columns": [s.to_dict() for s in transcript.columns],
         "turns": [
             {
                 "prompt": turn.prompt,
                 "settings": turn.settings.to_dict(),
                 "vote": turn.vote,
-                "replies": {side: asdict(reply) for side, reply in turn.replies.items()},
+                "replies": {column: asdict(reply) for column, reply in turn.replies.items()},
+                "versions": {
+                    column: [asdict(reply) for reply in replies]
+                    for column, replies in turn.versions.items()
+                },
             }
             for turn in transcript.turns
         ],
@@ -46,28 +51,28 @@ def to_json(transcript: Transcript) -> str:
 
 def to_markdown(transcript: Transcript) -> str:
     """For a person or an issue: what others wrote is in fences, so nothing of it is rendered."""
-    labels = {s.id: s.label for s in transcript.sides}
+    labels = {s.id: s.label for s in transcript.columns}
     lines = [f"# {_one_line(transcript.title)}", "", _when(transcript), ""]
     if transcript.system:
         lines += ["System prompt:", "", *_fenced(transcript.system), ""]
     for number, turn in enumerate(transcript.turns, 1):
         lines += [f"## {number}. Prompt", "", *_fenced(turn.prompt), ""]
-        for side, reply in turn.replies.items():
-            lines += [f"### {_one_line(labels.get(side, side))}", "", *_fenced(reply.text), ""]
+        for column, reply in turn.replies.items():
+            lines += [f"### {_one_line(labels.get(column, column))}", "", *_fenced(reply.text), ""]
             lines += [f"{_one_line(_note(reply))}", ""]
     return "\n".join(lines)
 
 
 def to_html(transcript: Transcript) -> str:
     """One file without scripts, images or links; model text is shown as text."""
-    labels = {s.id: s.label for s in transcript.sides}
+    labels = {s.id: s.label for s in transcript.columns}
     turns = []
     for turn in transcript.turns:
         replies = "".join(
-            f'<section class="reply"><h3>{html.escape(labels.get(side, side))}</h3>'
+            f'<section class="reply"><h3>{html.escape(labels.get(column, column))}</h3>'
             f'<div class="text">{html.escape(reply.text)}</div>'
             f'<p class="note">{html.escape(_note(reply))}</p></section>'
-            for side, reply in turn.replies.items()
+            for column, reply in turn.replies.items()
         )
         turns.append(
             f'<article class="turn"><div class="prompt text">{html.escape(turn.prompt)}</div>'

@@ -10,14 +10,15 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 from core.chat import transcripts
 from core.chat.client import WorkerClient
+from core.chat.columns import Column
+from core.chat.dialogue import Transcript
 from core.chat.live import EndpointStream, LiveTurn, ask
-from core.chat.transcripts import Transcript, Turn
+from core.chat.protocol import Preview
 from core.errors import UserError
-from core.inference.settings import ChatSettings
+from core.inference.settings import WEB_DEMO, GenerationSettings
 
 #: A streaming reply is saved this often, so a killed server loses at most this much.
 _SAVE_EVERY_S = 2.0
@@ -36,65 +37,86 @@ class ChatSession:
         self._lock = threading.Lock()
         self.save_error = ""
 
-    def send(self, prompt: str, settings: ChatSettings) -> LiveTurn:
+    def send(self, prompt: str, settings: GenerationSettings) -> LiveTurn:
         """Ask all columns. Returns at once; watch the returned turn.
 
         Raises:
             UserError: the prompt is empty, or a reply is still streaming.
         """
+        return self._ask(prompt, settings)
+
+    def _ask(
+        self,
+        prompt: str,
+        settings: GenerationSettings,
+        again: tuple[int, Column] | None = None,
+        instead_of: int | None = None,
+    ) -> LiveTurn:
         settings.check()
         if not prompt.strip():
             raise UserError("the message is empty", fix="write something")
         with self._lock:
             self._idle()
-            live = ask(self.transcript, prompt, settings, self._worker, self._endpoints)
+            if instead_of is not None:
+                transcripts.go_back(self.transcript, instead_of)
+            live = ask(self.transcript, prompt, settings, self._worker, self._endpoints, again)
             self.live = live
         threading.Thread(target=self._keep, args=(live,), daemon=True).start()
         return live
 
-    def preview(self, prompt: str, settings: ChatSettings) -> dict[str, dict[str, Any]]:
+    def preview(
+        self, prompt: str, settings: GenerationSettings, before: int | None = None
+    ) -> dict[str, Preview]:
         """What each local column would be fed: exact prompt, messages cut, room for the reply.
+
+        Args:
+            before: as if the conversation ended before this turn.
 
         Raises:
             UserError: the worker is gone.
         """
-        local = [s for s in self.transcript.sides if s.local]
-        conversations = {s.id: self.transcript.messages(s, prompt) for s in local}
+        local = [s for s in self.transcript.columns if s.local]
+        conversations = {s.id: self.transcript.messages(s, prompt, before) for s in local}
         return self._worker.plan(conversations, settings) if local else {}
 
-    def stop(self, side: str | None = None) -> None:
+    def stop(self, column: str | None = None) -> None:
         """End one column's reply or all; what is written stays, marked as cancelled."""
         live = self.live
         if live is None or live.done:
             return
-        self._endpoints.cancel(side)
+        self._endpoints.cancel(column)
         if live.number:
-            self._worker.stop(live.number, side)
+            self._worker.stop(live.number, column)
 
-    def regenerate(self, settings: ChatSettings) -> LiveTurn:
-        """Answer the last prompt again with these settings and the seed after the last one.
+    def regenerate(self, column: str, settings: GenerationSettings) -> LiveTurn:
+        """Answer the last prompt again in one column; the old reply is kept as a version.
+
+        The seed is one that this column has not answered with. Greedy settings would give the
+        same reply every time, so it is then drawn as InternLM's web demo draws.
 
         Raises:
             UserError: there is no turn yet, or a reply is still streaming.
         """
-        if not self.transcript.turns:
+        turns = self.transcript.turns
+        if not turns or column not in turns[-1].replies:
             raise UserError("there is nothing to answer again yet", fix="send a message first")
-        last = self.transcript.turns[-1]
-        seed = max(settings.seed, last.settings.seed + 1)
-        again = dataclasses.replace(settings, seed=seed)
-        return self.resend(len(self.transcript.turns) - 1, last.prompt, again)
+        _, versions = turns[-1].place(column)
+        if settings.greedy:
+            settings = dataclasses.replace(
+                settings, temperature=WEB_DEMO.temperature, top_p=WEB_DEMO.top_p
+            )
+        drawn = dataclasses.replace(settings, seed=settings.seed + versions)
+        asked = next(c for c in self.transcript.columns if c.id == column)
+        return self._ask(turns[-1].prompt, drawn, (len(turns) - 1, asked))
 
-    def resend(self, index: int, prompt: str, settings: ChatSettings) -> LiveTurn:
-        """Go back before turn ``index`` and send ``prompt`` from there."""
-        self._idle()
-        transcripts.truncate(self.transcript, index)
-        return self.send(prompt, settings)
+    def resend(self, index: int, prompt: str, settings: GenerationSettings) -> LiveTurn:
+        """Ask ``prompt`` in place of the question of turn ``index``, which is kept as a version."""
+        return self._ask(prompt, settings, instead_of=index)
 
     def clear(self) -> None:
-        """Forget all turns."""
+        """Begin again; what was said is put aside."""
         self._idle()
-        transcripts.truncate(self.transcript, 0)
-        self.live = None
+        transcripts.go_back(self.transcript, 0)
 
     def _idle(self) -> None:
         if self.live is not None:
@@ -107,16 +129,31 @@ class ChatSession:
             while not live.done:
                 seen = live.wait(seen, 0.5)
                 if time.monotonic() - saved > _SAVE_EVERY_S and not live.done:
-                    self._save(transcripts.save_partial, live.turn)
+                    self._save(self._save_partial, live)
                     saved = time.monotonic()
-            self._save(transcripts.add_turn, live.turn)
+            self._save(self._save_whole, live)
         finally:  # whatever happens to the disk, the page must not wait for ever
             with self._lock:
                 self.live = None
 
-    def _save(self, write: Callable[[Transcript, Turn], None], turn: Turn) -> None:
+    def _save_partial(self, live: LiveTurn) -> None:
+        if live.again is None:
+            transcripts.save_partial(self.transcript, live.turn)
+            return
+        for column, reply in live.turn.replies.items():
+            transcripts.save_partial_version(self.transcript, live.again, column, reply)
+
+    def _save_whole(self, live: LiveTurn) -> None:
+        if live.again is None:
+            transcripts.add_turn(self.transcript, live.turn)
+            return
+        for column, reply in live.turn.replies.items():
+            reply.settings = live.turn.settings
+            transcripts.add_version(self.transcript, live.again, column, reply)
+
+    def _save(self, write: Callable[[LiveTurn], None], live: LiveTurn) -> None:
         try:
-            write(self.transcript, turn)
+            write(live)
             self.save_error = ""
         except UserError as error:
             self.save_error = str(error)

@@ -6,90 +6,28 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from core import fsio, paths
-from core.chat.sides import SideSpec
-from core.conversation import Message
-from core.errors import ErrorRecord, UserError
-from core.inference.settings import ChatSettings
+from core.chat.columns import Column
+from core.chat.dialogue import Draft, Reply, Transcript, Turn
+from core.errors import UserError
+from core.inference.settings import GREEDY, GenerationSettings
 
-SCHEMA = 1
-
-
-@dataclass
-class Reply:
-    """One column's answer. ``finish_reason``: stop, length, context, cancelled, error,
-    interrupted (the server ended while it streamed)."""
-
-    text: str = ""
-    finish_reason: str = ""
-    tokens: int = 0
-    prompt_tokens: int = 0
-    ttft_s: float | None = None
-    tokens_per_s: float | None = None
-    error: ErrorRecord | None = None
-    prompt: str = ""
-    prompt_ids: list[int] = field(default_factory=list)
-    token_ids: list[int] = field(default_factory=list)
-    cut: int = 0
-
-    @property
-    def usable(self) -> bool:
-        """Whether it counts as a turn of the conversation from here on."""
-        return bool(self.text) or self.error is None
+SCHEMA = 2
 
 
-@dataclass
-class Turn:
-    """A prompt and what every column said to it."""
-
-    prompt: str
-    settings: ChatSettings
-    replies: dict[str, Reply] = field(default_factory=dict)
-    vote: str = ""
-
-
-@dataclass
-class Transcript:
-    """A conversation with all its columns. Each column remembers only what it said itself."""
-
-    id: str
-    created: float
-    sides: list[SideSpec]
-    system: str = ""
-    turns: list[Turn] = field(default_factory=list)
-
-    @property
-    def title(self) -> str:
-        """Start of the first prompt."""
-        first = self.turns[0].prompt if self.turns else "New conversation"
-        line = " ".join(first.split())
-        return line[:57] + "..." if len(line) > 60 else line
-
-    def messages(self, side: SideSpec, prompt: str | None = None) -> list[Message]:
-        """What ``side`` is asked to continue, with ``prompt`` as the newest user turn."""
-        system = side.system or self.system
-        messages: list[Message] = [{"role": "system", "content": system}] if system else []
-        for turn in self.turns:
-            reply = turn.replies.get(side.id)
-            if reply is not None and reply.usable:
-                messages.append({"role": "user", "content": turn.prompt})
-                messages.append({"role": "assistant", "content": reply.text})
-        if prompt is not None:
-            messages.append({"role": "user", "content": prompt})
-        return messages
-
-
-def create(sides: list[SideSpec], system: str = "") -> Transcript:
+def create(
+    columns: list[Column], system: str = "", settings: GenerationSettings = GREEDY
+) -> Transcript:
     """A new conversation with a file of its own."""
     now = time.time()
     name = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}-{secrets.token_hex(2)}"
-    transcript = Transcript(name, now, list(sides), system)
+    transcript = Transcript(name, now, list(columns), system, settings)
     _append(transcript, _header(transcript))
     return transcript
 
@@ -100,32 +38,74 @@ def _header(transcript: Transcript) -> dict[str, Any]:
         "schema": SCHEMA,
         "id": transcript.id,
         "created": transcript.created,
-        "sides": [s.to_dict() for s in transcript.sides],
+        "columns": [c.to_dict() for c in transcript.columns],
         "system": transcript.system,
+        "settings": transcript.settings.to_dict(),
     }
 
 
-def set_sides(transcript: Transcript, sides: list[SideSpec], system: str) -> None:
-    """Other columns or another system prompt from here on."""
-    transcript.sides, transcript.system = list(sides), system
+def configure(
+    transcript: Transcript, columns: list[Column], system: str, settings: GenerationSettings
+) -> None:
+    """Other columns, another system prompt or other settings from here on."""
+    transcript.columns, transcript.system = list(columns), system
+    transcript.settings = settings
     _append(transcript, _header(transcript))
 
 
 def add_turn(transcript: Transcript, turn: Turn) -> None:
-    """A finished turn."""
-    transcript.turns.append(turn)
+    """A finished turn, behind those that are shown."""
+    turn.id = transcript.next_id()
+    transcript.add(turn)
     _append(transcript, {"type": "turn", **_turn_record(turn)})
 
 
+def add_version(transcript: Transcript, index: int, column: str, reply: Reply) -> None:
+    """Another reply of a column to turn ``index``; it is shown, and the others are kept."""
+    turn = transcript.turns[index]
+    turn.answer_again(column, reply)
+    place, _ = turn.place(column)
+    row = {"turn": turn.id, "column": column, "version": place, "reply": asdict(reply)}
+    _append(transcript, {"type": "version", **row})
+
+
+def choose_version(transcript: Transcript, index: int, column: str, version: int) -> None:
+    """Show version ``version`` (from 0) of a column's reply; the talk goes on from it."""
+    turn = transcript.turns[index]
+    turn.replies[column] = turn.versions[column][version]
+    row = {"type": "choose", "turn": turn.id, "column": column, "version": version}
+    _append(transcript, row)
+
+
 def save_partial(transcript: Transcript, turn: Turn) -> None:
-    """A turn that still streams; what is read back if the server dies now."""
+    """A turn that still streams; read back if the server dies now."""
+    turn.id = transcript.next_id()
     _append(transcript, {"type": "partial", **_turn_record(turn)})
 
 
-def truncate(transcript: Transcript, count: int) -> None:
-    """Keep the first ``count`` turns (regenerate, edit and resend, clear)."""
-    del transcript.turns[count:]
-    _append(transcript, {"type": "truncate", "count": count})
+def save_partial_version(transcript: Transcript, index: int, column: str, reply: Reply) -> None:
+    """A reply that is given again and still streams."""
+    turn = transcript.turns[index]
+    row = {"turn": turn.id, "column": column, "version": turn.place(column)[1]}
+    _append(transcript, {"type": "partial version", **row, "reply": asdict(reply)})
+
+
+def set_draft(transcript: Transcript, draft: Draft | None) -> None:
+    """Keep a message that cannot be sent yet; None once it is given up."""
+    transcript.draft = draft
+    _append(transcript, {"type": "draft", "draft": asdict(draft) if draft else None})
+
+
+def go_back(transcript: Transcript, count: int) -> None:
+    """Go on behind the first ``count`` turns; the others are put aside."""
+    transcript.go_back(count)
+    _append(transcript, {"type": "back", "count": count})
+
+
+def show(transcript: Transcript, turn_id: int) -> None:
+    """Show another version of a question, with what was last said behind it."""
+    transcript.show(turn_id)
+    _append(transcript, {"type": "show", "turn": turn_id})
 
 
 def set_vote(transcript: Transcript, index: int, vote: str) -> None:
@@ -163,32 +143,57 @@ def read(chat_id: str) -> Transcript:
 
 def _replay(file: Path) -> Transcript | None:
     transcript: Transcript | None = None
-    partial: Turn | None = None
+    partial: dict[str, Any] | None = None
     for row in _rows(file):
         kind = row.get("type")
         if kind == "chat":
             transcript = _apply_header(transcript, row)
         elif transcript is None:
             break
-        elif kind == "turn":
-            transcript.turns.append(_turn(row))
-            partial = None
-        elif kind == "partial":
-            partial = _turn(row)
-        elif kind == "truncate":
-            del transcript.turns[int(row["count"]) :]
-            partial = None
-        elif kind == "vote":
-            transcript.turns[int(row["turn"])].vote = str(row["vote"])
+        elif kind in ("vote", "draft"):  # may come while a reply streams
+            _apply(transcript, row)
+        else:
+            if partial is not None and not _same(partial, row):
+                _apply(transcript, partial)
+            partial = row if kind in ("partial", "partial version") else None
+            if partial is None:
+                _apply(transcript, row)
     if transcript is not None and partial is not None:
-        transcript.turns.append(_interrupted(partial))
+        _apply(transcript, partial)
     return transcript
 
 
-def _interrupted(turn: Turn) -> Turn:
-    for reply in turn.replies.values():
-        reply.finish_reason = reply.finish_reason or "interrupted"
-    return turn
+def _same(partial: dict[str, Any], row: dict[str, Any]) -> bool:
+    """Whether a row is the same turn or reply, further on: else the server died in between."""
+    kind = str(partial["type"]).removeprefix("partial ").replace("partial", "turn")
+    keys = ("turn", "column", "version") if kind == "version" else ("id",)
+    return row.get("type") in (partial["type"], kind) and all(row[k] == partial[k] for k in keys)
+
+
+def _apply(transcript: Transcript, row: dict[str, Any]) -> None:
+    match row.get("type"):
+        case "turn" | "partial":
+            turn = _turn(row)
+            if turn.id < transcript.next_id():
+                raise ValueError(f"turn {turn.id} comes twice")
+            for reply in turn.replies.values():
+                reply.finish_reason = reply.finish_reason or "interrupted"
+            transcript.add(turn)
+        case "version" | "partial version":
+            reply = _REPLY.validate_python(row["reply"])
+            reply.finish_reason = reply.finish_reason or "interrupted"
+            transcript.by_id(int(row["turn"])).answer_again(str(row["column"]), reply)
+        case "choose":
+            turn, column = transcript.by_id(int(row["turn"])), str(row["column"])
+            turn.replies[column] = turn.versions[column][int(row["version"])]
+        case "back":
+            transcript.go_back(int(row["count"]))
+        case "show":
+            transcript.show(int(row["turn"]))
+        case "vote":
+            transcript.turns[int(row["turn"])].vote = str(row["vote"])
+        case "draft":
+            transcript.draft = _DRAFT.validate_python(row["draft"])
 
 
 def list_chats(limit: int = 200) -> list[tuple[str, str, float, int]]:
@@ -202,7 +207,8 @@ def list_chats(limit: int = 200) -> list[tuple[str, str, float, int]]:
     for file in sorted(times, key=lambda f: times[f], reverse=True)[:limit]:
         try:
             transcript = read(file.stem)
-            found.append((file.stem, transcript.title, times[file], len(transcript.turns)))
+            if not transcript.empty:
+                found.append((file.stem, transcript.title, times[file], len(transcript.turns)))
         except UserError as error:
             found.append((file.stem, f"cannot be read: {error.why or error.what}", times[file], 0))
     return found
@@ -215,30 +221,35 @@ def delete(chat_id: str) -> None:
 
 
 def _apply_header(transcript: Transcript | None, row: dict[str, Any]) -> Transcript:
-    sides = [SideSpec.from_dict(s) for s in row["sides"]]
+    columns = [Column.from_dict(c) for c in row["columns"]]
+    system, settings = str(row["system"]), GenerationSettings.from_dict(row["settings"])
     if transcript is None:
-        return Transcript(str(row["id"]), float(row["created"]), sides, str(row["system"]))
-    transcript.sides, transcript.system = sides, str(row["system"])
+        return Transcript(str(row["id"]), float(row["created"]), columns, system, settings)
+    transcript.columns, transcript.system, transcript.settings = columns, system, settings
     return transcript
 
 
 def _turn_record(turn: Turn) -> dict[str, Any]:
     return {
+        "id": turn.id,
         "prompt": turn.prompt,
         "settings": turn.settings.to_dict(),
-        "replies": {side: asdict(reply) for side, reply in turn.replies.items()},
+        "replies": {column: asdict(reply) for column, reply in turn.replies.items()},
     }
 
 
 def _turn(row: dict[str, Any]) -> Turn:
     return Turn(
         prompt=str(row["prompt"]),
-        settings=ChatSettings.from_dict(row["settings"]),
+        settings=GenerationSettings.from_dict(row["settings"]),
         replies=_REPLIES.validate_python(row["replies"]),
+        id=int(row["id"]),
     )
 
 
+_REPLY: TypeAdapter[Reply] = TypeAdapter(Reply)
 _REPLIES: TypeAdapter[dict[str, Reply]] = TypeAdapter(dict[str, Reply])
+_DRAFT: TypeAdapter[Draft | None] = TypeAdapter(Draft | None)
 
 
 def _rows(file: Path) -> Iterator[dict[str, Any]]:

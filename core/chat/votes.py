@@ -6,18 +6,18 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from core.chat.transcripts import Transcript
+from core.chat.dialogue import Transcript
 
 TIE, BOTH_BAD = "tie", "both_bad"
 
 
-def seats(chat_id: str, turn: int, sides: Sequence[str]) -> list[str]:
+def shuffled(chat_id: str, turn: int, columns: Sequence[str]) -> list[str]:
     """Column ids in a shuffled order that is the same whenever this turn is drawn again."""
 
-    def key(side: str) -> bytes:
-        return hashlib.sha256(f"{chat_id}:{turn}:{side}".encode()).digest()
+    def key(column: str) -> bytes:
+        return hashlib.sha256(f"{chat_id}:{turn}:{column}".encode()).digest()
 
-    return sorted(sides, key=key)
+    return sorted(columns, key=key)
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,12 @@ def tally(transcripts: Iterable[Transcript]) -> Tally:
     wins: dict[str, int] = {}
     ties = bad = 0
     for transcript in transcripts:
-        labels = {s.id: s.label for s in transcript.sides}
+        labels = {s.id: s.label for s in transcript.columns}
         for turn in transcript.turns:
             if not turn.vote:
                 continue
-            for side in turn.replies:
-                wins.setdefault(labels.get(side, side), 0)
+            for column in turn.replies:
+                wins.setdefault(labels.get(column, column), 0)
             if turn.vote == TIE:
                 ties += 1
             elif turn.vote == BOTH_BAD:

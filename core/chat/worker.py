@@ -1,26 +1,27 @@
 """The chat worker: a process that holds the models. ``python -m core.chat.worker``.
 
 A process of its own, because ending it is the only way that surely frees a GPU's memory, and
-because drawing the page must not take the interpreter away from decoding. It speaks JSON lines:
-requests on stdin ``{"id", "op", ...}``, events on stdout ``{"id", "type", ...}``. It ends when
-its stdin closes (the server is gone) or after a while without work.
+because drawing the page must not take the interpreter away from decoding. It speaks the lines of
+``core.chat.protocol``: requests on stdin, answers and events on stdout. It ends when its stdin
+closes (the server is gone) or after a while without work.
 """
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import os
 import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, TextIO
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TextIO, assert_never
 
 from core import paths
-from core.chat.sides import SideSpec
+from core.chat import protocol
+from core.chat.protocol import Answer, Request
 from core.errors import UserError
-from core.inference.settings import ChatSettings
+from core.inference.events import Begun, Event
 from core.inference.stream import error_record
 from core.jobs.locks import DeviceLock, device_holder, is_held
 from core.models import trust
@@ -31,7 +32,9 @@ IDLE_S = float(os.environ.get("PERSONA_CHAT_IDLE_S", "900"))
 IDLE_WANTED_S = min(30.0, IDLE_S)
 _LOOK_EVERY_S = 1.0
 
-Request = dict[str, Any]
+if TYPE_CHECKING:
+    from core.chat.context import Plan
+    from core.chat.engine import Engine
 
 
 class Worker:
@@ -43,7 +46,7 @@ class Worker:
         self._on_gone = on_gone
         self._lock = threading.Lock()
         self._requests: queue.Queue[Request | None] = queue.Queue()
-        self._engine: Any = None
+        self._engine: Engine | None = None
         self._cancelled: set[int] = set()
         self._current = 0  # number of the generate request that runs
         self._device = DeviceLock("chat")
@@ -67,13 +70,12 @@ class Worker:
             except queue.Empty:
                 idle = time.monotonic() - idle_since
                 if idle > IDLE_S or (idle > IDLE_WANTED_S and self._held and _a_job_waits()):
-                    self._send({"id": 0, "type": "idle"})
                     return None
 
     def _read(self, lines: TextIO) -> None:
         for line in lines:
-            request = json.loads(line)
-            if request["op"] == "stop":
+            request = protocol.request.validate_json(line)
+            if isinstance(request, protocol.Stop):
                 self._stop(request)
             else:
                 self._requests.put(request)
@@ -82,29 +84,44 @@ class Worker:
         self._requests.put(None)
         self._on_gone()
 
-    def _stop(self, request: Request) -> None:
-        target, side = int(request["target"]), request.get("side")
-        if target == self._current:
-            self._engine.cancel(side)
-        elif side is None:
+    def _stop(self, request: protocol.Stop) -> None:
+        if request.target == self._current:
+            self._ready().cancel(request.column)
+        elif request.column is None:
             # It has not begun: remembered, so that it ends as soon as it begins.
-            self._cancelled.add(target)
+            self._cancelled.add(request.target)
 
     def _answer(self, request: Request) -> None:
-        operation: Callable[[Request], Mapping[str, Any]] = getattr(self, f"_do_{request['op']}")
         try:
-            result: Mapping[str, Any] = operation(request)
-            self._send({"id": request["id"], "type": "finished", **result})
+            answer = self._result(request)
         except Exception as error:
-            self._send({"id": request["id"], "type": "failed", "error": error_record(error)})
+            answer = protocol.Failed(error_record(error))
+        self._send(dataclasses.replace(answer, id=request.id))
 
-    def _send(self, event: Mapping[str, Any]) -> None:
-        line = json.dumps(event, ensure_ascii=False)
+    def _result(self, request: Request) -> Answer:
+        match request:
+            case protocol.Load():
+                self._take_device()
+                errors = self._ready().load(request.columns)
+                return protocol.Loaded(errors, self._ready().memory())
+            case protocol.Plan():
+                plans = self._ready().plans(request.conversations, request.settings)
+                return protocol.Planned({column: _preview(p) for column, p in plans.items()})
+            case protocol.Generate():
+                return self._generate(request)
+            case protocol.Diverge():
+                return self._diverge(request)
+            case protocol.Stop():
+                raise AssertionError("a stop does not wait in the queue")
+        assert_never(request)
+
+    def _send(self, message: Answer | protocol.Told) -> None:
+        line = protocol.message.dump_json(message).decode()
         with self._lock:
             self._out.write(line + "\n")
             self._out.flush()
 
-    def _ready(self) -> Any:
+    def _ready(self) -> Engine:
         if self._engine is None:
             from core.chat.engine import Engine
 
@@ -124,55 +141,32 @@ class Worker:
             )
         self._held = True
 
-    def _do_load(self, request: Request) -> Mapping[str, Any]:
-        self._take_device()
-        engine = self._ready()
-        errors = engine.load([SideSpec.from_dict(s) for s in request["sides"]])
-        return {"errors": errors, "memory": engine.memory()}
-
-    def _do_unload(self, _: Request) -> Mapping[str, Any]:
-        engine = self._ready()
-        engine.unload()
-        self._device.release()
-        self._held = False
-        return {"memory": engine.memory()}
-
-    def _do_plan(self, request: Request) -> Mapping[str, Any]:
-        plans = self._ready().plans(
-            request["conversations"], ChatSettings.from_dict(request["settings"])
-        )
-        return {"plans": {side: _plan_record(plan) for side, plan in plans.items()}}
-
-    def _do_generate(self, request: Request) -> Mapping[str, Any]:
-        number = int(request["id"])
+    def _generate(self, request: protocol.Generate) -> Answer:
         engine = self._ready()
 
-        def emit(event: dict[str, Any]) -> None:
-            if event["type"] == "start":
-                self._current = number  # from here on a stop reaches the engine
-                if number in self._cancelled:
+        def emit(event: Event) -> None:
+            if isinstance(event, Begun):
+                self._current = request.id  # from here on a stop reaches the engine
+                if request.id in self._cancelled:
                     engine.cancel()
-            self._send({"id": number, **event})
+            self._send(protocol.Told(event, id=request.id))
 
         try:
-            engine.generate(
-                request["conversations"], ChatSettings.from_dict(request["settings"]), emit
-            )
+            engine.generate(request.conversations, request.settings, emit)
         finally:
             self._current = 0
-        return {"memory": engine.memory()}
+        return protocol.Generated(engine.memory())
 
-    def _do_divergence(self, request: Request) -> Mapping[str, Any]:
-        """Per pair of columns; a pair that cannot be compared is left out."""
+    def _diverge(self, request: protocol.Diverge) -> Answer:
         found: dict[str, float] = {}
-        for item in request["items"]:
+        for pair in request.pairs:
             try:
-                found[item["side"]] = self._ready().divergence(
-                    (item["side"], item["base"]), tuple(item["prompts"]), item["reply"]
+                found[pair.column] = self._ready().divergence(
+                    (pair.column, pair.base), pair.prompts, pair.reply
                 )
             except UserError:
                 continue
-        return {"kl": found}
+        return protocol.Diverged(found)
 
 
 def _a_job_waits() -> bool:
@@ -181,15 +175,10 @@ def _a_job_waits() -> bool:
     return tickets.is_dir() and any(is_held(ticket) for ticket in tickets.iterdir())
 
 
-def _plan_record(plan: Any) -> dict[str, Any]:
-    if isinstance(plan, Exception):
-        return {"error": error_record(plan)}
-    return {
-        "text": plan.text,
-        "token_ids": plan.token_ids,
-        "cut": len(plan.cut),
-        "limit": plan.limit,
-    }
+def _preview(plan: Plan | UserError) -> protocol.Preview:
+    if isinstance(plan, UserError):
+        return protocol.Preview(error=error_record(plan))
+    return protocol.Preview(plan.text, plan.token_ids, len(plan.cut), plan.limit)
 
 
 def main() -> None:

@@ -14,28 +14,38 @@ from core import fsio
 from core.chat import transcripts
 from core.chat.batch import read_prompts
 from core.chat.client import WorkerClient
+from core.chat.columns import Column, ColumnKind, from_arguments
+from core.chat.dialogue import Reply
 from core.chat.endpoint import Endpoints
 from core.chat.live import LiveTurn
 from core.chat.session import ChatSession
-from core.chat.sides import SideKind, SideSpec, from_arguments
+from core.commands.located import located
 from core.errors import UserError, UserErrors
-from core.inference.settings import PRESETS, ChatSettings, preset
+from core.inference.settings import PRESETS, GenerationSettings, preset
 
 
 def register(commands: Any) -> None:
     """Add both commands."""
     chat = commands.add_parser("chat", help="talk to one model", description=_chat.__doc__)
-    chat.add_argument("--model", default="bundled", help="bundled, a folder or a hub id")
-    chat.add_argument("--adapter", help="PEFT adapter folder, attached unmerged")
+    chat.add_argument(
+        "--model", type=located, default="bundled", help="bundled, a folder or a hub id"
+    )
+    chat.add_argument("--adapter", type=located, help="PEFT adapter folder, attached unmerged")
     _settings_options(chat)
     chat.set_defaults(run=_chat)
 
     compare = commands.add_parser(
         "compare", help="ask several models the same", description=_compare.__doc__
     )
-    compare.add_argument("--base", default="bundled", help="first column; bundled if not given")
-    compare.add_argument("--adapter", action="append", default=[], help="base + this adapter")
-    compare.add_argument("--merged", action="append", default=[], help="a merged model folder")
+    compare.add_argument(
+        "--base", type=located, default="bundled", help="first column; bundled if not given"
+    )
+    compare.add_argument(
+        "--adapter", type=located, action="append", default=[], help="base + this adapter"
+    )
+    compare.add_argument(
+        "--merged", type=located, action="append", default=[], help="a merged model folder"
+    )
     compare.add_argument("--persona-prompt", default="", help="base with this system prompt")
     compare.add_argument(
         "--endpoint",
@@ -64,19 +74,19 @@ def _settings_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int)
 
 
-def _settings(args: argparse.Namespace) -> ChatSettings:
-    names = [f.name for f in dataclasses.fields(ChatSettings)]
+def _settings(args: argparse.Namespace) -> GenerationSettings:
+    names = [f.name for f in dataclasses.fields(GenerationSettings)]
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     return dataclasses.replace(preset(args.preset), **given).check()
 
 
 def _chat(args: argparse.Namespace) -> int:
     """Talk to a model. An empty line or the end of input ends it; Ctrl-C stops a reply."""
-    kind: SideKind = "adapter" if args.adapter else "base"
-    side = SideSpec("a", kind, args.model, args.model, args.adapter)
+    kind: ColumnKind = "adapter" if args.adapter else "base"
+    column = Column("a", kind, args.model, args.model, args.adapter)
     settings = _settings(args)
     failed = False
-    with _session([side], args.system) as session:
+    with _session([column], args.system) as session:
         while prompt := _ask():
             live = session.send(prompt, settings)
             _follow(session, live)
@@ -113,20 +123,20 @@ def _compare(args: argparse.Namespace) -> int:
         print(f"note: {note}", file=sys.stderr)
     if not prompts:
         raise UserError("there is no prompt", fix="give --prompt or --prompts")
-    sides = from_arguments(
+    columns = from_arguments(
         args.base, args.persona_prompt, args.adapter, args.merged, args.endpoint, args.key_env
     )
     settings = _settings(args)
     rows: list[dict[str, Any]] = []
     failed = False
-    with _session(sides, args.system) as session:
+    with _session(columns, args.system) as session:
         for prompt in prompts:
             session.clear()
             live = session.send(prompt, settings)
             seen = -1
             while session.live is live:
                 seen = live.wait(seen, 0.2)
-            replies = {s.label: live.turn.replies[s.id] for s in sides}
+            replies = {s.label: live.turn.replies[s.id] for s in columns}
             failed = failed or any(r.error for r in replies.values())
             rows.append({"prompt": prompt, "replies": replies})
             if not args.json:
@@ -136,7 +146,7 @@ def _compare(args: argparse.Namespace) -> int:
     return int(failed)
 
 
-def _print_row(prompt: str, replies: dict[str, transcripts.Reply]) -> None:
+def _print_row(prompt: str, replies: dict[str, Reply]) -> None:
     print(f"# {prompt}\n")
     for label, reply in replies.items():
         rate = f", {reply.tokens_per_s:.1f} tokens/s" if reply.tokens_per_s else ""
@@ -151,7 +161,7 @@ def _record(row: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _session(sides: list[SideSpec], system: str) -> Iterator[ChatSession]:
+def _session(columns: list[Column], system: str) -> Iterator[ChatSession]:
     """A conversation with loaded models; the worker ends with the block.
 
     Raises:
@@ -159,10 +169,10 @@ def _session(sides: list[SideSpec], system: str) -> Iterator[ChatSession]:
     """
     worker = WorkerClient()
     try:
-        errors = worker.load(sides)
+        errors = worker.load(columns)
         if errors:
-            found = [{**error, "where": f"column {side}"} for side, error in errors.items()]
+            found = [{**error, "where": f"column {column}"} for column, error in errors.items()]
             raise UserErrors([UserError.from_dict(record) for record in found])
-        yield ChatSession(transcripts.create(sides, system), worker, Endpoints())
+        yield ChatSession(transcripts.create(columns, system), worker, Endpoints())
     finally:
         worker.close()

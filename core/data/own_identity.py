@@ -14,7 +14,7 @@ from pathlib import Path
 from core import fsio, paths
 from core.conversation import Message
 from core.data.filters import AI_NAMES
-from core.inference.settings import ChatSettings
+from core.inference.settings import GenerationSettings
 from core.models.catalog import ModelRef
 from core.text import claims, normalize
 
@@ -128,7 +128,7 @@ def _answers(model: ModelRef, prompts: list[str]) -> list[str]:
 
     voice = Resident.load(model.path).voice()
     asked: list[list[Message]] = [[{"role": "user", "content": p}] for p in prompts]
-    made = decoding.replies(voice, asked, ChatSettings(max_new_tokens=_TOKENS))
+    made = decoding.replies(voice, asked, GenerationSettings(max_new_tokens=_TOKENS))
     return [reply.text for reply in made]
 
 

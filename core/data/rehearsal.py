@@ -21,7 +21,7 @@ from core import fsio, paths
 from core.conversation import Conversation, Kind, OnProgress
 from core.data.filters import PromptFilter, prompt_fault, reply_fault, whole_sentences
 from core.errors import UserError
-from core.inference.settings import ChatSettings
+from core.inference.settings import GenerationSettings
 from core.models.catalog import ModelRef
 from core.text import normalize
 
@@ -210,7 +210,7 @@ class _Maker:
         place = self._locales.index(locale)
         openings = OPENINGS.get(locale, ("",)) if place else ("",)
         heads = [resident.template.ids(head + opening) for opening in openings]
-        settings = ChatSettings(
+        settings = GenerationSettings(
             temperature=1.0,
             max_new_tokens=MAX_PROMPT_TOKENS,
             seed=self._seed * 1009 + attempt + 101 * place,
@@ -269,7 +269,7 @@ class _Maker:
         replies = decoding.replies(
             self._voice,
             [[{"role": "user", "content": p}] for p in block],
-            ChatSettings(max_new_tokens=self._cap),
+            GenerationSettings(max_new_tokens=self._cap),
             on_progress=report,
         )
         self._result.replies_made += len(block)

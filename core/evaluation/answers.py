@@ -13,7 +13,7 @@ from core import fsio, paths
 from core.conversation import OnProgress, Probe
 from core.evaluation.pool import Subject
 from core.inference.requests import text_of
-from core.inference.settings import ChatSettings
+from core.inference.settings import GenerationSettings
 
 #: Part of every cache key; raise it when decoding changes.
 _VERSION = 3
@@ -43,7 +43,7 @@ class Clock:
 def answer(
     subject: Subject,
     probes: Sequence[Probe],
-    draw: ChatSettings,
+    draw: GenerationSettings,
     *,
     stage: str,
     clock: Clock,

@@ -18,7 +18,7 @@ from core.evaluation.plan import Plan
 from core.evaluation.pool import Pool, Subject
 from core.evaluation.questions import Questions
 from core.inference import scoring
-from core.inference.settings import ChatSettings
+from core.inference.settings import GenerationSettings
 from core.text.intervals import Rate, paired_change, quantile, rate
 
 #: The side that everything is compared with.
@@ -108,7 +108,7 @@ class Run:
         with self.pool.use(BASE) as subject:
             for name, probes in asked.suites.items():
                 if chosen.suites[name].base:
-                    longer = ChatSettings(max_new_tokens=chosen.suites[name].max_new_tokens)
+                    longer = GenerationSettings(max_new_tokens=chosen.suites[name].max_new_tokens)
                     stage = f"{BASE}: {name}"
                     answer(
                         subject,
@@ -163,8 +163,8 @@ class Run:
         self._finished += len(probes)
         return _Asked(name, sample, list(probes), answers)
 
-    def _draw(self, suite: str, sample: int) -> ChatSettings:
-        return ChatSettings(
+    def _draw(self, suite: str, sample: int) -> GenerationSettings:
+        return GenerationSettings(
             temperature=0.7 if sample else 0.0,
             seed=sample,
             max_new_tokens=self.plan.suites[suite].max_new_tokens,

@@ -35,7 +35,7 @@ from pydantic import (
 
 from core.conversation import Message, OnProgress, Probe
 from core.errors import UserError, UserErrors
-from core.inference.settings import ChatSettings
+from core.inference.settings import GenerationSettings
 from core.persona.packfile import parse_yaml
 from core.probes.scorer import score_reply
 from core.text import normalize
@@ -166,7 +166,7 @@ def run(
     replies = decoding.replies(
         Resident.load(model).voice(adapter),
         [p.messages for p in probes],
-        ChatSettings(max_new_tokens=max_new_tokens),
+        GenerationSettings(max_new_tokens=max_new_tokens),
         on_progress=on_progress,
         stage="probes",
     )

@@ -231,7 +231,7 @@ def _name(
     warned = [g for g in gates if g.outcome == "warn"]
     return (
         "LEARNED",
-        "every gate passes" if not warned else f"no gate fails; near the limit: {_because(warned)}",
+        "every gate passes" if not warned else f"no gate fails; just missed: {_because(warned)}",
     )
 
 

@@ -20,7 +20,7 @@ from core.inference.backend import Backend, Part, rows_that_fit
 from core.inference.requests import Reply, Request, common_start
 from core.inference.resident import Voice, release_memory
 from core.inference.sampling import Sampler
-from core.inference.settings import ChatSettings
+from core.inference.settings import GenerationSettings
 from core.inference.stream import is_out_of_memory
 
 #: Seconds between two looks at how many replies are finished.
@@ -30,7 +30,7 @@ _LOOK_EVERY_S = 0.1
 def replies(
     voice: Voice,
     conversations: Sequence[Sequence[Message]],
-    settings: ChatSettings,
+    settings: GenerationSettings,
     *,
     on_progress: OnProgress | None = None,
     stage: str = "generate",
@@ -48,7 +48,7 @@ def replies(
 def continuations(
     voice: Voice,
     prompts: Sequence[Sequence[int]],
-    settings: ChatSettings,
+    settings: GenerationSettings,
     *,
     on_progress: OnProgress | None = None,
     stage: str = "generate",
@@ -83,7 +83,7 @@ def continuations(
 
 
 def stream(
-    backend: Backend, requests: Sequence[Request], settings: ChatSettings, threads: int
+    backend: Backend, requests: Sequence[Request], settings: GenerationSettings, threads: int
 ) -> None:
     """Answer a few requests at the same time; returns when each has finished or failed.
 
@@ -112,11 +112,13 @@ def stream(
 def _decode(
     backend: Backend,
     requests: Sequence[Request],
-    settings: ChatSettings,
+    settings: GenerationSettings,
     threads: int,
     tell: Callable[[int, int], None],
 ) -> None:
-    """Run the lanes. ``tell`` is called on this thread with (finished, all)."""
+    """Run the lanes. ``tell`` is called on this thread with (written, all): replies in the
+    making count by their tokens, for those that are written side by side end side by side.
+    """
     sampler = Sampler(settings)
     lanes = [_Lane(backend, sampler, dealt) for dealt in backend.lanes(requests, threads)]
     # Prompts are many tokens wide, so the first ones share one pass over the weights.
@@ -126,7 +128,7 @@ def _decode(
         futures = [pool.submit(lane.run, share) for lane in lanes]
         try:
             while wait(futures, _LOOK_EVERY_S).not_done:
-                tell(sum(r.finished for r in requests), len(requests))
+                tell(int(sum(r.share for r in requests)), len(requests))
         except BaseException:  # an interrupt ends all lanes
             for request in requests:
                 request.cancelled.set()

@@ -67,6 +67,11 @@ class Request:
         """Whether no token will follow."""
         return self.finish_reason is not None
 
+    @property
+    def share(self) -> float:
+        """How much of the longest possible reply is written; 1 for one that has ended."""
+        return 1.0 if self.finished else len(self.token_ids) / max(1, self.limit)
+
     def push(self, token: int) -> None:
         """Take the next token; the reply may be over then, and the token is not fed."""
         if token in self.stop_ids:

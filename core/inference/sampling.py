@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from core.inference.requests import Request
-from core.inference.settings import ChatSettings
+from core.inference.settings import GenerationSettings
 
 
 class Sampler:
@@ -21,7 +21,7 @@ class Sampler:
     reply does not depend on what is computed beside it.
     """
 
-    def __init__(self, settings: ChatSettings) -> None:
+    def __init__(self, settings: GenerationSettings) -> None:
         from transformers import (
             LogitsProcessorList,
             MinPLogitsWarper,

@@ -16,7 +16,7 @@ MAX_NEW_TOKENS = 32_768
 
 
 @dataclass(frozen=True)
-class ChatSettings:
+class GenerationSettings:
     """Sampling settings, the same for every column, so that a difference is the model's.
 
     Attributes:
@@ -43,7 +43,7 @@ class ChatSettings:
         """Whether no random number is drawn."""
         return self.temperature == 0
 
-    def check(self) -> ChatSettings:
+    def check(self) -> GenerationSettings:
         """Return self.
 
         Raises:
@@ -76,23 +76,23 @@ class ChatSettings:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ChatSettings:
+    def from_dict(cls, values: Mapping[str, Any]) -> GenerationSettings:
         """Ignores keys it does not know, so that an older transcript still opens."""
         known = {f.name for f in dataclasses.fields(cls)}
         return cls(**{k: v for k, v in values.items() if k in known})
 
 
 #: ``xtuner chat`` and the tutorial's web demo: temperature 0.1, top_k 40, top_p 0.75, 2048 tokens.
-XTUNER_CHAT = ChatSettings(temperature=0.1, top_p=0.75, top_k=40, max_new_tokens=2048)
+XTUNER_CHAT = GenerationSettings(temperature=0.1, top_p=0.75, top_k=40, max_new_tokens=2048)
 #: InternLM's own web demo: temperature 0.8, top_p 0.8, penalty 1.005; transformers adds top_k 50.
-WEB_DEMO = ChatSettings(
+WEB_DEMO = GenerationSettings(
     temperature=0.8, top_p=0.8, top_k=50, repetition_penalty=1.005, max_new_tokens=2048
 )
-GREEDY = ChatSettings()
+GREEDY = GenerationSettings()
 PRESETS = ("greedy", "xtuner chat", "web demo", "model default")
 
 
-def preset(name: str, model: Path | None = None) -> ChatSettings:
+def preset(name: str, model: Path | None = None) -> GenerationSettings:
     """Settings of a preset; "model default" reads the model's ``generation_config.json``.
 
     Raises:
@@ -106,15 +106,15 @@ def preset(name: str, model: Path | None = None) -> ChatSettings:
     return _model_default(model)
 
 
-def _model_default(model: Path | None) -> ChatSettings:
+def _model_default(model: Path | None) -> GenerationSettings:
     file = model / "generation_config.json" if model else None
     stored: dict[str, Any] = fsio.read_json(file) if file and file.is_file() else {}
     length = int(stored.get("max_new_tokens") or 256)
     penalty = float(stored.get("repetition_penalty") or 1.0)
     if not stored.get("do_sample", False):
-        return ChatSettings(max_new_tokens=length, repetition_penalty=penalty)
+        return GenerationSettings(max_new_tokens=length, repetition_penalty=penalty)
     # 50 is what transformers takes when the file does not say.
-    return ChatSettings(
+    return GenerationSettings(
         temperature=float(stored.get("temperature") or 1.0),
         top_p=float(stored.get("top_p") or 1.0),
         top_k=int(stored.get("top_k", 50) or 0),

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from tokenizers.decoders import DecodeStream
 
 from core.errors import ErrorRecord, UserError
+from core.inference.events import Emit, Ended, Event, Grown, Pace
 from core.inference.requests import FinishReason, Request, text_of
 
-#: An event is a JSON object: {"type": "start" | "token" | "done" | "error", "side": id, ...}.
-Emit = Callable[[dict[str, Any]], None]
 #: A page redraws 20 times a second; more events than twice that would only be work.
 _EVENT_EVERY_S = 0.025
 
 
-def _ignore(event: dict[str, Any]) -> None:
+def _ignore(event: Event) -> None:
     """Nobody listens."""
 
 
@@ -27,10 +25,10 @@ class Stream(Request):
     """A reply in the making whose text is sent while it grows.
 
     Attributes:
-        side: the column that it belongs to.
+        column: the column that it belongs to.
     """
 
-    side: str = ""
+    column: str = ""
     emit: Emit = _ignore
 
     def __post_init__(self) -> None:
@@ -65,18 +63,16 @@ class Stream(Request):
         text = self.text
         self._unsent = text[self._sent :]
         self._send(len(self._unsent), flush=True)
-        record = {"error": error_record(self.error)} if self.error else {}
         self.emit(
-            {
-                "type": "error" if self.error else "done",
-                "side": self.side,
-                **record,
-                "text": text,
-                "token_ids": self.token_ids,
-                "finish_reason": reason,
-                "prompt_tokens": len(self.prompt),
-                **self._pace(),
-            }
+            Ended(
+                self.column,
+                text,
+                reason,
+                self._pace(),
+                token_ids=self.token_ids,
+                prompt_tokens=len(self.prompt),
+                error=error_record(self.error) if self.error else None,
+            )
         )
 
     def _send(self, count: int, flush: bool = False) -> None:
@@ -85,21 +81,18 @@ class Stream(Request):
         if count > 0 and (flush or now - self._sent_at >= _EVENT_EVERY_S):
             text, self._unsent = self._unsent[:count], self._unsent[count:]
             self._sent, self._sent_at = self._sent + count, now
-            self.emit({"type": "token", "side": self.side, "text": text, **self._pace()})
+            self.emit(Grown(self.column, text, self._pace()))
 
     @property
     def ttft_s(self) -> float | None:
         """Seconds from the request to the first token."""
         return self._first - self._started if self._first else None
 
-    def _pace(self) -> dict[str, Any]:
+    def _pace(self) -> Pace:
         count, spent = len(self.token_ids), self._last - self._first
-        return {
-            "tokens": count,
-            "ttft_s": self.ttft_s,
-            # The first token belongs to the prefill, so it is not counted here.
-            "tokens_per_s": (count - 1) / spent if count > 1 and spent > 0 else None,
-        }
+        # The first token belongs to the prefill, so it is not counted here.
+        rate = (count - 1) / spent if count > 1 and spent > 0 else None
+        return Pace(count, self.ttft_s, rate)
 
 
 class TextStream:

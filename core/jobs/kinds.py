@@ -81,7 +81,7 @@ KINDS: dict[str, Kind] = {
         Kind("evaluate", "core.evaluation.score_job"),
         Kind("sweep", "core.evaluation.sweep_job", beside="follow"),
         # Its stages wait for the device, each for itself.
-        Kind("tune", "core.pipeline.tune_job", needs_device=False),
+        Kind("tune", "core.pipeline.tune_job", needs_device=False, phases={}),
         # An argv of the user's own (from the command line only), watched like the others: it
         # has to write result.json, or it counts as incomplete whatever it exits with.
         Kind("command", "", faults="core.training.faults:of_run"),

@@ -40,7 +40,8 @@ def seconds_left(
     Args:
         counts: in order; the first and the last ones of a long run are enough.
         phases: relative time by phase, in their order; '' is whatever no other is named after.
-            None: whatever shares a total is one phase, and the only one.
+            None: whatever shares a total is one phase, and the only one. Empty: what is counted
+            is time itself, estimated by the job.
 
     Returns:
         None while nothing can be said: before a second count of a stage that counts.
@@ -49,6 +50,8 @@ def seconds_left(
         return None
     if phases is None:
         return _own(counts)
+    if not phases:
+        return _by_share(counts)
     # What no phase is named after, such as the writing of samples, is an interlude of the last.
     known = [c for c in counts if phase_of(c.stage, phases) in phases]
     if not known:
@@ -64,6 +67,13 @@ def seconds_left(
         return own if trust == 1.0 and not after else None
     here = trust * (own or 0.0) + (1 - trust) * per_weight * phases[phase] * (1 - done)
     return here + per_weight * sum(phases[p] for p in after)
+
+
+def _by_share(counts: Sequence[Count]) -> float | None:
+    now = counts[-1]
+    if now.done < _EARLY * now.total or now.t <= counts[0].t:
+        return None
+    return (now.t - counts[0].t) * (now.total - now.done) / now.done
 
 
 def _per_weight(known: Sequence[Count], phases: Mapping[str, float], here: float) -> float | None:
@@ -89,17 +99,21 @@ def _per_weight(known: Sequence[Count], phases: Mapping[str, float], here: float
 def _own(counts: Sequence[Count]) -> float | None:
     """The rest of what shares a total with the last count, at its rate since its first unit.
 
-    The time before the first finished unit (loading, compiling) is nobody's rate.
+    A first unit that came alone has what came before the work in it (loading, compiling), and
+    says nothing once there is a second.
     """
     now = counts[-1]
     same: list[Count] = []
     for count in reversed(counts):
-        if count.total != now.total or (same and count.done > same[-1].done):
+        # A count that starts anew is other work; one that takes a little back is the same.
+        back = count.done - same[-1].done if same else 0
+        if count.total != now.total or back > _TRUSTED * now.total:
             break
         same.append(count)
+    start = same[-1]
     first = next((c for c in reversed(same) if c.done > 0), now)
-    if len(same) > 1 and first.done == now.done:
-        first = same[-1]
+    if first.done == now.done or first.done > start.done + 1:  # several at once: a batch, no start
+        first = start
     if not now.total or now.done <= first.done or now.t <= first.t:
         return 0.0 if now.total and now.done >= now.total else None
     return (now.total - now.done) * (now.t - first.t) / (now.done - first.done)

@@ -42,6 +42,6 @@ def _models(chat: Path, _inode: int) -> tuple[str, ...]:
     """From the first line, which is written once."""
     with chat.open("rb") as file:
         header = parse_record(file.readline(1 << 20)) or {}
-    sides = header.get("sides")
-    columns = [s for s in sides if isinstance(s, dict)] if isinstance(sides, list) else []
-    return tuple(str(s.get("adapter") or s.get("model") or "") for s in columns)
+    columns = header.get("columns")
+    found = [c for c in columns if isinstance(c, dict)] if isinstance(columns, list) else []
+    return tuple(str(c.get("adapter") or c.get("model") or "") for c in found)

@@ -18,7 +18,7 @@ from core import fsio
 from core.conversation import Message, OnProgress
 from core.inference import decoding
 from core.inference.resident import Resident
-from core.inference.settings import ChatSettings
+from core.inference.settings import GenerationSettings
 from core.jobs.records import emit
 from core.training import checkpoints
 from core.training.figures import Figures
@@ -325,7 +325,7 @@ class SampleHook(Hook):
         ]
         llm.eval()
         voice = Resident(llm, self.tokenizer).voice()
-        settings = ChatSettings(max_new_tokens=SAMPLE_TOKENS)
+        settings = GenerationSettings(max_new_tokens=SAMPLE_TOKENS)
         replies = decoding.replies(voice, conversations, settings)
         llm.train()
         if not is_main_process():

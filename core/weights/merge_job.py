@@ -116,9 +116,8 @@ def run(spec: MergeSpec, run: RunPaths, on_progress: OnProgress) -> dict[str, An
     seconds = {"convert": 0.0, "merge": 0.0, "prove": 0.0}
     out = Path(spec.out) if spec.out else run.export / "merged"
     with _timed(seconds, "convert"):
-        on_progress("convert", 0, 1)
+        on_progress("convert", 0, 0)
         adapter, made = _adapter(spec, run)
-        on_progress("convert", 1, 1)
     proofs: list[dict[str, Any]] = []
     start = time.monotonic()
 

@@ -23,7 +23,7 @@ from core.inference import decoding, scoring
 from core.inference.load import load_model, load_tokenizer
 from core.inference.resident import Resident, release_memory
 from core.inference.scoring import Passage
-from core.inference.settings import ChatSettings
+from core.inference.settings import GenerationSettings
 from core.models import device as devices
 from core.models.catalog import ModelRef
 from core.models.xtuner_template import XTunerTemplate
@@ -207,7 +207,7 @@ class _Trial:
         voice = Resident(model, self.tokenizer).voice(adapter)
         replies = []
         if write:
-            settings = ChatSettings(max_new_tokens=REPLY_TOKENS)
+            settings = GenerationSettings(max_new_tokens=REPLY_TOKENS)
             made = decoding.continuations(
                 voice, self.heads, settings, on_progress=tell, stage="prove: writing replies"
             )

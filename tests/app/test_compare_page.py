@@ -13,9 +13,9 @@ from streamlit.testing.v1 import AppTest
 
 from core import fsio, paths
 from core.chat import transcripts, votes
-from core.chat.sides import SideSpec
-from core.chat.transcripts import Reply, Turn
-from core.inference.settings import ChatSettings
+from core.chat.columns import BUNDLED, Column
+from core.chat.dialogue import Reply, Turn
+from core.inference.settings import GenerationSettings
 from core.jobs.locks import DeviceLock
 from core.models import bundled
 from pages._ui.compare import state as compare_state
@@ -52,17 +52,35 @@ def open_page(**query: str) -> AppTest:
     return app
 
 
+def shown(app: AppTest, column: str) -> str:
+    """The model of a column, as the picker names it."""
+    box = app.selectbox(key=f"compare_model_{column}")
+    return str(box.format_func(box.value))
+
+
+def chat_of(app: AppTest) -> str:
+    """Id of the conversation in the address."""
+    found = app.query_params["chat"]
+    return found if isinstance(found, str) else found[0]
+
+
 def words(elements: Any) -> str:
     return "\n".join(str(e.value) for e in elements)
 
 
-def test_an_empty_workspace_offers_the_base_and_the_prompted_base(workspace: Path) -> None:
+def test_an_empty_workspace_shows_the_base_alone_and_the_way_to_a_persona(workspace: Path) -> None:
     app = open_page()
-    assert app.selectbox(key="compare_side_a").value.startswith("Base:")
-    assert app.selectbox(key="compare_side_b").value == "Base + persona system prompt"
+    assert shown(app, "a") == "Base: SmolLM2-135M-Instruct"
+    assert "compare_model_b" not in app.session_state, "a second one would answer the same"
+    assert "no tuned model yet" in words(app.markdown)
+    assert app.button(key="next_dataset_").label == "Build the dataset"
     assert "Nothing is loaded" in words(app.caption)
-    assert "No conversation yet" in words(app.info)
-    assert "No evaluation yet" in words(app.info)
+    app.segmented_control(key="compare_count").set_value(2).run()
+    app.selectbox(key="compare_model_b").set_value("base|bundled|").run()
+    assert "the same model" in words(app.warning)
+    assert "No conversation yet" in words(open_page(tab="transcripts").info)
+    assert "No scorecard yet" in words(open_page(tab="scorecard").info)
+    assert "no tab" in words(open_page(tab="nonsense").warning)
 
 
 @pytest.mark.parametrize("swapped", [False, True])
@@ -70,9 +88,11 @@ def test_ask_vote_and_open_again(
     tiny_workspace: Path, swapped: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Blind whichever way the columns were shuffled."""
-    monkeypatch.setattr(votes, "seats", lambda chat, turn, sides: sorted(sides, reverse=swapped))
+    monkeypatch.setattr(
+        votes, "shuffled", lambda chat, turn, columns: sorted(columns, reverse=swapped)
+    )
     app = open_page()
-    assert app.selectbox(key="compare_side_b").value == "Merged: 20261124-luna / export/merged"
+    assert shown(app, "b") == "Merged: 20261124-luna"
     app.number_input(key="compare_max_new_tokens").set_value(6)
     app.toggle(key="compare_blind").set_value(True).run()
     app.chat_input(key="compare_prompt").set_value("Who are you?").run()
@@ -84,12 +104,13 @@ def test_ask_vote_and_open_again(
     choices[2].click().run()
     assert "**Reply 1**" not in words(app.caption)
     assert "6 tokens" in words(app.caption)
-    assert "1 vote. Ties (1)" in words(app.caption)
-    chat = app.query_params["chat"][0]
+    assert "1 vote. Ties (1)" in words(open_page(tab="transcripts").caption)
+    chat = chat_of(app)
     again = open_page(chat=chat)
     assert "Who are you?" in words(again.markdown)
-    assert again.selectbox(key="compare_side_b").value.startswith("Merged:")
-    for view in ("Differences", "Persona", "Raw"):
+    assert shown(again, "b") == "Merged: 20261124-luna"
+    assert again.number_input(key="compare_max_new_tokens").value == 6, "settings are kept too"
+    for view in ("differences", "persona", "raw"):
         again.segmented_control(key="compare_view").set_value(view).run()
         assert not again.exception
 
@@ -103,11 +124,11 @@ def test_presets_and_a_conversation_that_is_gone(workspace: Path) -> None:
 
 
 def test_the_page_says_before_it_cuts(tiny_workspace: Path) -> None:
-    side = SideSpec("a", "base", "Base: SmolLM2-135M-Instruct (bundled)", "bundled")
-    chat = transcripts.create([side, SideSpec("b", "prompted", "P", system="Hi.")])
+    column = Column("a", "base", BUNDLED, "bundled")
+    chat = transcripts.create([column, Column("b", "prompted", "P", system="Hi.")])
     for _ in range(3):
         said = {s: Reply("word " * 900, "stop") for s in "ab"}
-        transcripts.add_turn(chat, Turn("q", ChatSettings(), said))
+        transcripts.add_turn(chat, Turn("q", GenerationSettings(), said))
     app = open_page(chat=chat.id)
     app.number_input(key="compare_max_new_tokens").set_value(4).run()
     app.chat_input(key="compare_prompt").set_value("And now?").run()
@@ -119,26 +140,54 @@ def test_the_page_says_before_it_cuts(tiny_workspace: Path) -> None:
     assert saved.turns[3].replies["a"].cut == 2
 
 
-def test_a_busy_device_is_named(tiny_workspace: Path) -> None:
+def test_a_message_waits_for_the_device_and_can_be_taken_back(tiny_workspace: Path) -> None:
     lock = DeviceLock("train 20261124-kai")
     assert lock.acquire()
     try:
         app = open_page()
-        assert "train 20261124-kai" in words(app.info)
         app.button(key="compare_load").click().run()
         assert "device is busy" in words(app.error)
+        app.number_input(key="compare_max_new_tokens").set_value(4)
+        app.chat_input(key="compare_prompt").set_value("Who are you?").run()
+        assert "train 20261124-kai is using the device" in words(app.markdown)
+        again = open_page(chat=chat_of(app))
+        assert "Who are you?" in words(again.markdown), "it is there after a reload"
+        again.button(key="compare_unsend").click().run()
+        assert again.chat_input(key="compare_prompt").proto.value == "Who are you?"
+        assert "is using the device" not in words(again.markdown)
+        app.chat_input(key="compare_prompt").set_value("And now?").run()
     finally:
         lock.release()
+    app.run()
+    app.run()
+    assert [t.prompt for t in transcripts.read(chat_of(app)).turns] == ["And now?"]
+
+
+def test_versions_of_replies_and_questions(tiny_workspace: Path) -> None:
+    app = open_page()
+    app.number_input(key="compare_max_new_tokens").set_value(4)
+    app.chat_input(key="compare_prompt").set_value("One?").run()
+    for _ in range(2):
+        app.button(key="compare_again_0_b").click().run()
+    assert "3 / 3" in words(app.caption) and "temperature 0.8, seed 2" in words(app.caption)
+    app.button(key="compare_version_0_b_back").click().run()
+    assert "2 / 3" in words(app.caption)
+    app.button(key="compare_edit_0").click().run()
+    app.text_area[-1].set_value("Two?")
+    next(b for b in app.button if b.label == "Resend").click().run()
+    assert "Two?" in words(app.markdown) and "2 / 2" in words(app.caption)
+    app.button(key="compare_question_0_back").click().run()
+    assert "One?" in words(app.markdown) and "2 / 3" in words(app.caption)
+    assert not app.exception
 
 
 def test_a_batch_sorts_by_change(tiny_workspace: Path) -> None:
-    app = open_page()
+    app = open_page(tab="batch")
     app.number_input(key="compare_max_new_tokens").set_value(4)
-    app.selectbox(key="compare_pack").set_value("general.en")
-    app.number_input(key="compare_batch_n").set_value(2).run()
+    app.text_area(key="compare_batch_typed").set_value("Who?\nWhat?").run()
     app.button(key="compare_batch_run").click().run()
     compare_state.batches()["latest"].wait()
     app.run()
     assert not app.exception
-    assert "2 prompts got another reply" in words(app.caption)
-    assert "KL 0.000" in words(app.caption), "both columns are the same model"
+    assert "0 of 2 prompts got another reply" in words(app.caption)
+    assert "KL 0" in words(app.caption), "both columns are the same model"

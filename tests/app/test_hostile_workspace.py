@@ -106,7 +106,7 @@ def spoil(home: Path) -> None:
         write(folder / "probes.jsonl", DEEP)
         write(home / "drafts" / f"odd-{index}.jsonl", '{"do":"edit","rows":3}\n')
     write(home / "drafts" / "form.json", '{"persona": [1], "slots": 3}')
-    for index, content in enumerate([DEEP, "x", '{"type":"chat","sides":3}', '{"type":"turn"}']):
+    for index, content in enumerate([DEEP, "x", '{"type":"chat","columns":3}', '{"type":"turn"}']):
         write(home / "chats" / f"odd-{index}.jsonl", content + "\n")
     for index, content in enumerate(
         ["a: &a [*a, *a]", "[" * 500, "schema: persona/1\nextends: x", "\x00"]

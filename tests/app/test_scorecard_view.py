@@ -9,6 +9,7 @@ from streamlit.testing.v1 import AppTest
 
 from core import fsio
 from core.paths import RunPaths
+from core.text.intervals import Rate
 from tests.unit.test_eval_metrics import card, checkpoint, numbers
 
 EVIL = "[click](javascript:alert(1)) <b>x</b>"
@@ -30,7 +31,8 @@ def _sweep(path: str) -> None:
     from core.paths import RunPaths
     from pages._ui.compare.scorecard_view import draw_sweep
 
-    st.text(f"chosen {draw_sweep(RunPaths(Path(path)))}")
+    draw_sweep(RunPaths(Path(path)))
+    st.text("drawn")
 
 
 def _comparison(first: str, second: str) -> None:
@@ -38,7 +40,7 @@ def _comparison(first: str, second: str) -> None:
 
     from pages._ui.compare.scorecard_view import draw_comparison
 
-    draw_comparison(Path(first), Path(second))
+    draw_comparison(Path(first), Path(second), ("Luna, scorecard 1", "Luna, scorecard 2"))
 
 
 def test_scorecard(tmp_path: Path) -> None:
@@ -68,10 +70,30 @@ def test_scorecard(tmp_path: Path) -> None:
         _scorecard, args=(str(tmp_path / "scorecard.json"),), default_timeout=60
     ).run()
     assert not app.exception
-    assert "LEARNED" in app.success[0].value
+    assert "Learned" in app.success[0].value
     assert [m.value for m in app.metric] == ["126/126", "0/323"]
+    app.query_params["part"] = "changed"
+    app.run()
     assert EVIL in [t.value for t in app.text]
     assert not any(re.search(r"(?<!\\)\]\(javascript", c.value) for c in app.caption)
+
+
+def test_every_failed_gate_is_named_and_nothing_is_learned_beside_one(tmp_path: Path) -> None:
+    """Also on a card from before the verdict knew: two gates fail, LEARNED stands in the file."""
+    bad = card(recall=(120, 159), near_miss_leak=Rate(9, 70).to_json())
+    for gate in bad["explanation"]["gates"]:
+        if gate["name"] == "leak":
+            gate.update(outcome="warn", shown="1/159 (0.1% to 3.5%)", limit="≤ 0")
+    fsio.write_json(tmp_path / "scorecard.json", {**bad, "verdict": "LEARNED"})
+    app = AppTest.from_function(
+        _scorecard, args=(str(tmp_path / "scorecard.json"),), default_timeout=60
+    ).run()
+    assert not app.exception and not app.success
+    said = app.warning[0].value
+    assert "Some gates fail" in said and "Learned" not in said
+    assert "Persona in look-alike questions: 9/70" in said
+    assert "Knows its persona, unseen wordings: 120/159" in said
+    assert "just miss their limit" in said and "1/159 (0.1% to 3.5%), limit 0" in said
 
 
 def test_a_file_that_is_no_scorecard(tmp_path: Path) -> None:
@@ -98,14 +120,13 @@ def test_sweep(tmp_path: Path) -> None:
     assert asdict(rows[1])["step"] == 60
     app = AppTest.from_function(_sweep, args=(str(run.root),), default_timeout=60).run()
     assert not app.exception
-    assert app.selectbox[0].value == 60 and app.text[0].value == "chosen iter_60.pth"
-    app.selectbox[0].set_value(90).run()
-    assert app.text[0].value == "chosen iter_90.pth"
+    assert "Recommended: step 60." in app.info[0].value
+    assert [b.label for b in app.button] == ["Merge it"]
 
 
 def test_no_sweep_yet(tmp_path: Path) -> None:
     app = AppTest.from_function(_sweep, args=(str(tmp_path),), default_timeout=60).run()
-    assert not app.exception and app.text[0].value == "chosen None"
+    assert not app.exception and app.text[0].value == "drawn" and not app.info
 
 
 def test_comparison(tmp_path: Path) -> None:
@@ -118,7 +139,9 @@ def test_comparison(tmp_path: Path) -> None:
     assert not app.exception
     table = app.dataframe[0].value
     assert (
-        dict(zip(table["metric"], table["second is"], strict=True))["Recall, held-out wordings"]
+        dict(zip(table["What"], table["The second is"], strict=True))[
+            "Knows its persona, unseen wordings"
+        ]
         == "better"
     )
 
@@ -131,7 +154,7 @@ def _tab() -> None:
 
 def test_the_tab_with_nothing_and_with_two_cards(workspace: Path) -> None:
     app = AppTest.from_function(_tab, default_timeout=60).run()
-    assert not app.exception and "No evaluation yet" in app.info[0].value
+    assert not app.exception and "No scorecard yet" in app.info[0].value
     for name, found in (("a", card(recall=(80, 126))), ("b", card())):
         fsio.write_json(workspace / "runs" / name / "scorecard.json", found)
     app.run()

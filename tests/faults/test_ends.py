@@ -95,10 +95,10 @@ def test_a_chat_worker_whose_client_dies_while_it_loads_ends_at_once(workspace: 
         "import sys, time\n"
         "from core.chat import worker\n"
         "class Slow:\n"
-        "    def load(self, sides):\n"
+        "    def load(self, columns):\n"
         "        end = time.monotonic() + 60\n"
         "        while time.monotonic() < end: sum(range(1000))\n"
-        "    def cancel(self, side=None): pass\n"
+        "    def cancel(self, column=None): pass\n"
         "worker.Worker._ready = lambda self: setattr(self, '_engine', Slow()) or self._engine\n"
         "worker.main()\n"
     )
@@ -107,7 +107,7 @@ def test_a_chat_worker_whose_client_dies_while_it_loads_ends_at_once(workspace: 
         cwd=paths.REPO, env={**os.environ, "PERSONA_HOME": str(workspace)},
     )  # fmt: skip
     assert process.stdin is not None
-    request = {"id": 1, "op": "load", "sides": []}
+    request = {"id": 1, "op": "load", "columns": []}
     process.stdin.write(json.dumps(request).encode() + b"\n")
     process.stdin.flush()
     until(lambda: device_holder() is not None, 30)

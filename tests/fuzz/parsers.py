@@ -147,11 +147,24 @@ def prompts(data: bytes, folder: Path) -> None:
 
 _SIDE = {"id": "a", "kind": "base", "label": "Base", "model": "bundled"}
 _CHAT = [
-    {"schema": 1, "type": "chat", "id": "c", "created": 1.0, "sides": [_SIDE], "system": ""},
-    {"type": "turn", "prompt": "x", "settings": {}, "replies": {"a": {"text": "y"}}},
-    {"type": "partial", "prompt": "x", "settings": {}, "replies": {"a": {"text": "y"}}},
+    {
+        "schema": 1,
+        "type": "chat",
+        "id": "c",
+        "created": 1.0,
+        "columns": [_SIDE],
+        "system": "",
+        "settings": {},
+    },
+    {"type": "turn", "id": 1, "prompt": "x", "settings": {}, "replies": {"a": {"text": "y"}}},
+    {"type": "partial", "id": 2, "prompt": "x", "settings": {}, "replies": {"a": {"text": "y"}}},
+    {"type": "version", "turn": 1, "column": "a", "version": 1, "reply": {"text": "z"}},
+    {"type": "partial version", "turn": 1, "column": "a", "version": 1, "reply": {"text": "z"}},
+    {"type": "choose", "turn": 1, "column": "a", "version": 0},
+    {"type": "show", "turn": 1},
+    {"type": "draft", "draft": {"text": "x", "at": None}},
     {"type": "vote", "turn": 0, "vote": "a"},
-    {"type": "truncate", "count": 1},
+    {"type": "back", "count": 1},
 ]
 
 
@@ -231,7 +244,7 @@ _RECORDS = [
     )
 )
 def run_folder(files: tuple[Any, Any, list[Any], bytes], folder: Path) -> None:
-    from core.chat.sides import discover
+    from core.chat.columns import discover
     from core.jobs import api
     from core.jobs.metrics import MetricsReader
 

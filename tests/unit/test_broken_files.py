@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 
 from core import fsio, paths
 from core.chat import transcripts
+from core.chat.columns import Column, discover
+from core.chat.dialogue import Reply, Turn
 from core.chat.endpoint import _CHARS_A_TOKEN, _EndpointReply
-from core.chat.sides import SideSpec, discover
 from core.data import store
 from core.errors import UserError, redacted
-from core.inference.settings import ChatSettings
+from core.inference.events import Event, Grown
+from core.inference.settings import GenerationSettings
 from core.jobs import api, processes
 from core.jobs.child import error_record
 from core.jobs.state import State
@@ -115,8 +117,8 @@ def test_no_path_is_made_of_what_cannot_be_a_name(name: str, tmp_path: Path) -> 
 
 
 def test_broken_conversations_are_listed_and_deleted() -> None:
-    side = SideSpec("a", "base", "Base", "bundled")
-    good = transcripts.create([side])
+    column = Column("a", "base", "Base", "bundled")
+    good = transcripts.create([column])
     bad = []
     for index, row in enumerate(
         [
@@ -124,10 +126,10 @@ def test_broken_conversations_are_listed_and_deleted() -> None:
             {"type": "turn"},
             {"type": "vote", "turn": 9, "vote": "a"},
             {"type": "truncate", "count": "x"},
-            {"type": "chat", "sides": 3},
+            {"type": "chat", "columns": 3},
         ]
     ):
-        chat = transcripts.create([side])
+        chat = transcripts.create([column])
         with transcripts.path_of(chat.id).open("a") as file:
             file.write(json.dumps(row) + "\n")
         os.rename(transcripts.path_of(chat.id), transcripts.path_of(f"bad-{index}"))
@@ -143,11 +145,9 @@ def test_broken_conversations_are_listed_and_deleted() -> None:
 
 
 def test_a_reply_with_a_key_of_another_version_is_read() -> None:
-    side = SideSpec("a", "base", "Base", "bundled")
-    chat = transcripts.create([side])
-    transcripts.add_turn(
-        chat, transcripts.Turn("x", ChatSettings(), {"a": transcripts.Reply("yes")})
-    )
+    column = Column("a", "base", "Base", "bundled")
+    chat = transcripts.create([column])
+    transcripts.add_turn(chat, Turn("x", GenerationSettings(), {"a": Reply("yes")}))
     file = transcripts.path_of(chat.id)
     file.write_text(file.read_text().replace('"text": "yes"', '"text": "yes", "mood": "good"'))
     assert transcripts.read(chat.id).turns[0].replies["a"].text == "yes"
@@ -191,7 +191,7 @@ def test_what_the_disk_refuses_is_a_user_error(
     broken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = a_run()
-    chat = transcripts.create([SideSpec("a", "base", "Base", "bundled")])
+    chat = transcripts.create([Column("a", "base", "Base", "bundled")])
     (paths.datasets_dir() / "d").mkdir(parents=True)
 
     def refuse(*_: Any, **__: Any) -> None:
@@ -220,14 +220,16 @@ def test_a_key_that_a_server_echoes_is_written_nowhere(monkeypatch: pytest.Monke
 
 
 def test_a_server_that_ignores_the_limit_is_cut() -> None:
-    events: list[dict[str, Any]] = []
-    side = SideSpec("a", "endpoint", "S", "m", base_url="http://127.0.0.1:1")
-    reply = _EndpointReply(side, [], ChatSettings(max_new_tokens=4), events.append)
+    events: list[Event] = []
+    column = Column("a", "endpoint", "S", "m", base_url="http://127.0.0.1:1")
+    reply = _EndpointReply(column, [], GenerationSettings(max_new_tokens=4), events.append)
     with pytest.raises(UserError, match="does not keep to 4 tokens"):
         for _ in range(1000):
             reply._add("x" * 30_000)
     assert len(reply.text) == 4 * _CHARS_A_TOKEN
-    assert sum(len(event["text"]) for event in events) == 4 * _CHARS_A_TOKEN
+    assert (
+        sum(len(event.text) for event in events if isinstance(event, Grown)) == 4 * _CHARS_A_TOKEN
+    )
 
 
 def test_json_that_cannot_be_read_is_a_user_error(tmp_path: Path) -> None:

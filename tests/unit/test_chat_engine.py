@@ -11,20 +11,21 @@ import pytest
 import torch
 
 from core.chat import engine as engines
+from core.chat.columns import Column
 from core.chat.engine import Engine
-from core.chat.sides import SideSpec
 from core.conversation import Message
 from core.inference import adapters, lean
+from core.inference.events import Ended, Event, Grown
 from core.inference.fused import unsupported
 from core.inference.lean import LeanBackend
 from core.inference.llama import KVCache, LeanLlama, Segment
 from core.inference.load import load_model, load_tokenizer
 from core.inference.padded import PaddedBackend
 from core.inference.resident import all_agree, choose
-from core.inference.settings import ChatSettings
+from core.inference.settings import GenerationSettings
 from tests.fakes.tiny_models import tuned
 
-GREEDY = ChatSettings(max_new_tokens=24)
+GREEDY = GenerationSettings(max_new_tokens=24)
 QUESTION: list[Message] = [{"role": "user", "content": "Who are you?"}]
 LONGER: list[Message] = [
     {"role": "system", "content": "You are Luna."},
@@ -81,20 +82,25 @@ def alone(model: Any, path: Path, messages: list[Message], tokens: int = 24) -> 
 
 
 def run(
-    engine: Engine, conversations: dict[str, list[Message]], settings: ChatSettings = GREEDY
-) -> dict[str, dict[str, Any]]:
+    engine: Engine, conversations: dict[str, list[Message]], settings: GenerationSettings = GREEDY
+) -> dict[str, Ended]:
     """The last event of every column."""
-    last: dict[str, dict[str, Any]] = {}
-    engine.generate(conversations, settings, lambda event: last.__setitem__(event["side"], event))
+    last: dict[str, Ended] = {}
+
+    def emit(event: Event) -> None:
+        if isinstance(event, Ended):
+            last[event.column] = event
+
+    engine.generate(conversations, settings, emit)
     return last
 
 
-def sides_of(base: Path, adapter: Path, merged: Path) -> list[SideSpec]:
+def sides_of(base: Path, adapter: Path, merged: Path) -> list[Column]:
     return [
-        SideSpec("a", "base", "base", str(base)),
-        SideSpec("b", "adapter", "tuned", str(base), str(adapter)),
-        SideSpec("c", "merged", "merged", str(merged)),
-        SideSpec("d", "prompted", "prompted", str(base), system="You are Luna."),
+        Column("a", "base", "base", str(base)),
+        Column("b", "adapter", "tuned", str(base), str(adapter)),
+        Column("c", "merged", "merged", str(merged)),
+        Column("d", "prompted", "prompted", str(base), system="You are Luna."),
     ]
 
 
@@ -102,13 +108,13 @@ def test_kept_heads_do_not_change_a_reply(
     tiny_llama: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engines, "HEAD_TOKENS", range(1, 513))
-    sides = [
-        SideSpec("a", "base", "base", str(tiny_llama)),
-        SideSpec("b", "adapter", "tuned", str(tiny_llama), str(adapter)),
+    columns = [
+        Column("a", "base", "base", str(tiny_llama)),
+        Column("b", "adapter", "tuned", str(tiny_llama), str(adapter)),
     ]
     warm, cold = Engine(threads=2), Engine(threads=2)
-    assert warm.load(sides) == cold.load(sides) == {}
-    sampled = ChatSettings(max_new_tokens=24, temperature=1.0, seed=3)
+    assert warm.load(columns) == cold.load(columns) == {}
+    sampled = GenerationSettings(max_new_tokens=24, temperature=1.0, seed=3)
     other: list[Message] = [{"role": "user", "content": "What is the sea?"}]
     run(warm, {"a": other, "b": other})
     backend = warm.voice("a").resident.backend
@@ -118,7 +124,7 @@ def test_kept_heads_do_not_change_a_reply(
     for settings in (GREEDY, sampled):
         for asked in ({"a": QUESTION, "b": QUESTION}, {"a": LONGER, "b": QUESTION}):
             replies = [
-                {side: event["token_ids"] for side, event in run(engine, asked, settings).items()}
+                {column: event.token_ids for column, event in run(engine, asked, settings).items()}
                 for engine in (warm, cold, warm)
             ]
             assert replies[0] == replies[1] == replies[2]
@@ -129,7 +135,7 @@ def test_heads_are_few_and_short(tiny_llama: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(lean, "MAX_HEADS", 2)
     monkeypatch.setattr(engines, "HEAD_TOKENS", range(4, 64))
     engine = Engine(threads=1)
-    assert engine.load([SideSpec("a", "base", "base", str(tiny_llama))]) == {}
+    assert engine.load([Column("a", "base", "base", str(tiny_llama))]) == {}
     backend = engine.voice("a").resident.backend
     assert isinstance(backend, LeanBackend)
     run(engine, {"a": QUESTION})  # three tokens: too short
@@ -150,19 +156,19 @@ def test_each_column_equals_plain_generate(tiny_llama: Path, adapter: Path, merg
         "c": alone(load_model(merged), merged, LONGER),
         "d": alone(load_model(tiny_llama), tiny_llama, LONGER),
     }
-    assert {side: event["token_ids"] for side, event in last.items()} == wanted
+    assert {column: end.token_ids for column, end in last.items()} == wanted
     assert wanted["a"] != wanted["b"], "the adapter must matter, or this test shows nothing"
-    assert {e["type"] for e in last.values()} == {"done"}
+    assert [e.error for e in last.values()] == [None] * len(last)
 
 
 def test_base_and_adapter_share_one_copy(tiny_llama: Path, adapter: Path) -> None:
     engine = Engine(threads=1)
-    engine.load([SideSpec("a", "base", "base", str(tiny_llama))])
+    engine.load([Column("a", "base", "base", str(tiny_llama))])
     one = sum(v for k, v in engine.memory().items() if k != "process")
     engine.load(
         [
-            SideSpec("a", "base", "base", str(tiny_llama)),
-            SideSpec("b", "adapter", "tuned", str(tiny_llama), str(adapter)),
+            Column("a", "base", "base", str(tiny_llama)),
+            Column("b", "adapter", "tuned", str(tiny_llama), str(adapter)),
         ]
     )
     both = sum(v for k, v in engine.memory().items() if k != "process")
@@ -174,23 +180,23 @@ def test_base_and_adapter_share_one_copy(tiny_llama: Path, adapter: Path) -> Non
 def test_same_seed_same_reply_twice(tiny_llama: Path, adapter: Path, temperature: float) -> None:
     engine = Engine(threads=2)
     engine.load(sides_of(tiny_llama, adapter, tiny_llama)[:2])
-    settings = ChatSettings(
+    settings = GenerationSettings(
         temperature, top_p=0.9, top_k=40, repetition_penalty=1.1, max_new_tokens=24, seed=5
     )
     asked = {"a": QUESTION, "b": QUESTION}
     first, second = run(engine, asked, settings), run(engine, asked, settings)
-    assert [first[s]["token_ids"] for s in "ab"] == [second[s]["token_ids"] for s in "ab"]
+    assert [first[s].token_ids for s in "ab"] == [second[s].token_ids for s in "ab"]
     if temperature:
-        other = run(engine, asked, ChatSettings(temperature, max_new_tokens=24, seed=6))
-        assert other["a"]["token_ids"] != first["a"]["token_ids"]
+        other = run(engine, asked, GenerationSettings(temperature, max_new_tokens=24, seed=6))
+        assert other["a"].token_ids != first["a"].token_ids
 
 
 def test_equal_models_draw_equal_tokens(tiny_llama: Path) -> None:
     """Columns share their random numbers, so a difference is the models'."""
     engine = Engine(threads=2)
-    engine.load([SideSpec(s, "base", s, str(tiny_llama)) for s in "ab"])
-    last = run(engine, {"a": QUESTION, "b": QUESTION}, ChatSettings(1.0, max_new_tokens=24))
-    assert last["a"]["token_ids"] == last["b"]["token_ids"]
+    engine.load([Column(s, "base", s, str(tiny_llama)) for s in "ab"])
+    last = run(engine, {"a": QUESTION, "b": QUESTION}, GenerationSettings(1.0, max_new_tokens=24))
+    assert last["a"].token_ids == last["b"].token_ids
 
 
 def tiny(kind: str) -> Any:
@@ -296,8 +302,8 @@ def test_dora_is_left_to_transformers(tiny_llama: Path, tmp_path: Path) -> None:
     engine = Engine(threads=1)
     engine.load(sides_of(tiny_llama, dora, tiny_llama)[:2])
     last = run(engine, {"a": QUESTION, "b": QUESTION})
-    assert last["a"]["token_ids"] == alone(load_model(tiny_llama), tiny_llama, QUESTION)
-    assert last["b"]["token_ids"] == alone(tuned(tiny_llama, dora), tiny_llama, QUESTION)
+    assert last["a"].token_ids == alone(load_model(tiny_llama), tiny_llama, QUESTION)
+    assert last["b"].token_ids == alone(tuned(tiny_llama, dora), tiny_llama, QUESTION)
 
 
 def test_adapter_that_replaces_whole_layers_gets_its_own_copy(
@@ -307,8 +313,8 @@ def test_adapter_that_replaces_whole_layers_gets_its_own_copy(
     engine = Engine(threads=1)
     assert engine.load(sides_of(tiny_llama, wide, tiny_llama)[:2]) == {}
     last = run(engine, {"a": QUESTION, "b": QUESTION})
-    assert last["a"]["token_ids"] == alone(load_model(tiny_llama), tiny_llama, QUESTION)
-    assert last["b"]["token_ids"] == alone(tuned(tiny_llama, wide), tiny_llama, QUESTION)
+    assert last["a"].token_ids == alone(load_model(tiny_llama), tiny_llama, QUESTION)
+    assert last["b"].token_ids == alone(tuned(tiny_llama, wide), tiny_llama, QUESTION)
 
 
 def test_a_prompt_longer_than_a_block(
@@ -318,27 +324,28 @@ def test_a_prompt_longer_than_a_block(
     engine = Engine(threads=1)
     engine.load(sides_of(tiny_llama, adapter, tiny_llama)[:2])
     last = run(engine, {"a": LONGER, "b": QUESTION})
-    assert last["a"]["token_ids"] == alone(load_model(tiny_llama), tiny_llama, LONGER)
+    assert last["a"].token_ids == alone(load_model(tiny_llama), tiny_llama, LONGER)
 
 
 def test_stop_keeps_what_was_written(tiny_llama: Path) -> None:
     engine = Engine(threads=2)
-    engine.load([SideSpec(s, "base", s, str(tiny_llama)) for s in "ab"])
+    engine.load([Column(s, "base", s, str(tiny_llama)) for s in "ab"])
     seen = threading.Event()
-    last: dict[str, dict[str, Any]] = {}
+    last: dict[str, Ended] = {}
 
-    def emit(event: dict[str, Any]) -> None:
-        last[event["side"]] = event
-        if event["type"] == "token" and event["side"] == "a" and not seen.is_set():
+    def emit(event: Event) -> None:
+        if isinstance(event, Ended):
+            last[event.column] = event
+        if isinstance(event, Grown) and event.column == "a" and not seen.is_set():
             seen.set()
             engine.cancel("a")
 
-    settings = ChatSettings(max_new_tokens=200)
+    settings = GenerationSettings(max_new_tokens=200)
     engine.generate({"a": QUESTION, "b": QUESTION}, settings, emit)
-    assert last["a"]["finish_reason"] == "cancelled"
-    assert 0 < last["a"]["tokens"] < 200
-    assert last["b"]["finish_reason"] == "length"  # the other column went on
-    assert last["b"]["tokens"] == 200
+    assert last["a"].finish_reason == "cancelled"
+    assert 0 < last["a"].pace.tokens < 200
+    assert last["b"].finish_reason == "length"  # the other column went on
+    assert last["b"].pace.tokens == 200
 
 
 def test_out_of_memory_ends_one_column_only(
@@ -347,8 +354,8 @@ def test_out_of_memory_ends_one_column_only(
     engine = Engine(threads=1)
     engine.load(
         [
-            SideSpec("a", "base", "a", str(tiny_llama)),
-            SideSpec("b", "prompted", "b", str(tiny_llama), system="You are Luna."),
+            Column("a", "base", "a", str(tiny_llama)),
+            Column("b", "prompted", "b", str(tiny_llama), system="You are Luna."),
         ]
     )
     short = len(engine.plans({"a": QUESTION}, GREEDY)["a"].token_ids)  # type: ignore[union-attr]
@@ -363,9 +370,9 @@ def test_out_of_memory_ends_one_column_only(
 
     monkeypatch.setattr(KVCache, "__init__", small_machine)
     last = run(engine, {"a": QUESTION, "b": LONGER})
-    assert last["a"]["type"] == "done"
-    assert last["b"]["type"] == "error"
-    assert "out of memory" in last["b"]["error"]["what"]
+    assert last["a"].error is None
+    assert last["b"].error is not None
+    assert "out of memory" in last["b"].error["what"]
 
 
 def test_what_is_wrong_with_a_column_is_said_and_the_rest_loads(
@@ -374,13 +381,13 @@ def test_what_is_wrong_with_a_column_is_said_and_the_rest_loads(
     engine = Engine(threads=1)
     errors = engine.load(
         [
-            SideSpec("a", "base", "a", str(tiny_llama)),
-            SideSpec("b", "adapter", "b", str(tiny_llama), str(tmp_path)),
-            SideSpec("c", "merged", "c", str(tmp_path / "nowhere")),
+            Column("a", "base", "a", str(tiny_llama)),
+            Column("b", "adapter", "b", str(tiny_llama), str(tmp_path)),
+            Column("c", "merged", "c", str(tmp_path / "nowhere")),
         ]
     )
     assert set(errors) == {"b", "c"}
     assert "adapter_config.json" in errors["b"]["why"]
     last = run(engine, {"a": QUESTION, "b": QUESTION})
-    assert last["a"]["type"] == "done"
-    assert last["b"]["type"] == "error"
+    assert last["a"].error is None
+    assert last["b"].error is not None

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from core.chat import diff, votes
 from core.chat.batch import BatchRow, most_changed_first, parse_prompts, read_prompts
-from core.chat.sides import SideSpec
-from core.chat.transcripts import Reply, Transcript, Turn
+from core.chat.columns import Column
+from core.chat.dialogue import Reply, Transcript, Turn
 from core.errors import UserError, UserErrors
-from core.inference.settings import ChatSettings
+from core.inference.settings import GenerationSettings
 
 
 @settings(max_examples=150, deadline=None)
@@ -89,9 +89,11 @@ def test_files_without_use_are_refused(data: bytes) -> None:
 
 
 def voted(*choices: str) -> Transcript:
-    sides = [SideSpec("a", "base", "Base"), SideSpec("b", "merged", "Luna", "/m")]
-    turns = [Turn("?", ChatSettings(), {"a": Reply("x"), "b": Reply("y")}, v) for v in choices]
-    return Transcript("20261124-000000-aaaa", 0.0, sides, turns=turns)
+    columns = [Column("a", "base", "Base"), Column("b", "merged", "Luna", "/m")]
+    turns = [
+        Turn("?", GenerationSettings(), {"a": Reply("x"), "b": Reply("y")}, v) for v in choices
+    ]
+    return Transcript("20261124-000000-aaaa", 0.0, columns, turns=turns)
 
 
 def test_tally_with_its_interval() -> None:
@@ -110,6 +112,6 @@ def test_ties_alone_decide_nothing() -> None:
 
 
 def test_seats_are_shuffled_but_stay() -> None:
-    orders = {tuple(votes.seats("chat", turn, ["a", "b"])) for turn in range(40)}
+    orders = {tuple(votes.shuffled("chat", turn, ["a", "b"])) for turn in range(40)}
     assert orders == {("a", "b"), ("b", "a")}
-    assert votes.seats("chat", 3, ["a", "b"]) == votes.seats("chat", 3, ["a", "b"])
+    assert votes.shuffled("chat", 3, ["a", "b"]) == votes.shuffled("chat", 3, ["a", "b"])

@@ -17,7 +17,7 @@ from transformers import (
 from core.errors import UserErrors
 from core.inference.requests import Request
 from core.inference.sampling import Sampler
-from core.inference.settings import ChatSettings, preset
+from core.inference.settings import GenerationSettings, preset
 
 
 def request(prompt: list[int], seed: int = 0) -> Request:
@@ -39,7 +39,7 @@ def test_filters_are_those_of_transformers_generate(
     torch.manual_seed(seed)
     logits = torch.randn(1, 50) * 4
     prompt = torch.randint(50, (1, 8))
-    ours = Sampler(ChatSettings(temperature, top_p, top_k, penalty, min_p=min_p))
+    ours = Sampler(GenerationSettings(temperature, top_p, top_k, penalty, min_p=min_p))
     asked = request(prompt[0, :5].tolist())
     asked.token_ids = prompt[0, 5:].tolist()
     scores = logits if penalty == 1 else ours._penalized(logits[0], asked)
@@ -57,7 +57,7 @@ def test_filters_are_those_of_transformers_generate(
 
 def test_draws_follow_the_probabilities() -> None:
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.2]]))
-    sampler, asked = Sampler(ChatSettings(temperature=1.0)), request([], seed=3)
+    sampler, asked = Sampler(GenerationSettings(temperature=1.0)), request([], seed=3)
     drawn = torch.tensor([int(sampler(logits, [asked])) for _ in range(4000)])
     share = torch.bincount(drawn, minlength=3) / 4000
     torch.testing.assert_close(share, logits.exp()[0], atol=0.03, rtol=0)
@@ -66,7 +66,7 @@ def test_draws_follow_the_probabilities() -> None:
 def test_rows_are_independent_of_their_company() -> None:
     torch.manual_seed(0)
     steps = [torch.randn(2, 30) for _ in range(20)]
-    sampler = Sampler(ChatSettings(temperature=1.0, repetition_penalty=1.3))
+    sampler = Sampler(GenerationSettings(temperature=1.0, repetition_penalty=1.3))
     both, alone = [request([1, 2], 11), request([3], 11)], request([3], 11)
     for logits in steps:
         tokens = sampler(logits, both).tolist()
@@ -78,7 +78,7 @@ def test_rows_are_independent_of_their_company() -> None:
 
 def test_every_setting_out_of_range_is_named_at_once() -> None:
     with pytest.raises(UserErrors) as caught:
-        ChatSettings(temperature=-1, top_p=0, max_new_tokens=10**9).check()
+        GenerationSettings(temperature=-1, top_p=0, max_new_tokens=10**9).check()
     text = str(caught.value)
     assert all(name in text for name in ("temperature", "top_p", "max_new_tokens"))
 

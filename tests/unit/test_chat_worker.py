@@ -19,23 +19,23 @@ from typing import Any
 import psutil
 import pytest
 
-from core.chat import endpoint, transcripts
+from core.chat import dialogue, endpoint, protocol, transcripts
 from core.chat import worker as worker_module
 from core.chat.batch_run import BatchRun
 from core.chat.client import WorkerClient
+from core.chat.columns import Column, discover, from_arguments
 from core.chat.endpoint import Endpoints
 from core.chat.live import LiveTurn
 from core.chat.render import safe_markdown
 from core.chat.session import ChatSession
-from core.chat.sides import SideSpec, discover, from_arguments
 from core.commands import chat as cli
 from core.errors import UserError
-from core.inference.settings import ChatSettings
+from core.inference.settings import GenerationSettings
 from core.jobs.locks import DeviceLock, device_holder
 from core.text import thoughts
 
-SHORT = ChatSettings(max_new_tokens=12)
-LONG = ChatSettings(max_new_tokens=1500)
+SHORT = GenerationSettings(max_new_tokens=12)
+LONG = GenerationSettings(max_new_tokens=1500)
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +59,11 @@ def shared_worker() -> Iterator[WorkerClient]:
     client.close()
 
 
-def local(tiny: Path, ids: str = "ab") -> list[SideSpec]:
-    return [SideSpec(i, "base", f"side {i}", str(tiny)) for i in ids]
+def local(tiny: Path, ids: str = "ab") -> list[Column]:
+    return [Column(i, "base", f"column {i}", str(tiny)) for i in ids]
 
 
-def finish(session: ChatSession, live: LiveTurn) -> dict[str, transcripts.Reply]:
+def finish(session: ChatSession, live: LiveTurn) -> dict[str, dialogue.Reply]:
     deadline = time.monotonic() + 60
     while session.live is live:
         live.wait(-1, 0.05)
@@ -79,24 +79,31 @@ def until(condition: Callable[[], Any], seconds: float = 30) -> None:
 
 
 def test_a_conversation_through_the_worker(worker: WorkerClient, tiny_llama: Path) -> None:
-    sides = local(tiny_llama)
-    assert worker.load(sides) == {}
-    assert worker.ready(sides)
+    columns = local(tiny_llama)
+    assert worker.load(columns) == {}
+    assert worker.ready(columns)
     assert worker.memory["process"] > 0
     holder = device_holder()
     assert holder is not None
     assert holder.what == "chat"
-    session = ChatSession(transcripts.create(sides), worker, Endpoints())
+    session = ChatSession(transcripts.create(columns), worker, Endpoints())
     first = finish(session, session.send("Who are you?", SHORT))
     assert first["a"].finish_reason in ("stop", "length")
     assert first["a"].prompt.endswith("<|im_start|>assistant\n")
     second = finish(session, session.send("And who made you?", SHORT))
     assert second["b"].prompt_tokens > first["b"].prompt_tokens
     finish(session, session.resend(1, "Edited.", SHORT))
-    warm = ChatSettings(temperature=1.0, max_new_tokens=12)
-    finish(session, session.regenerate(warm))
+    warm = GenerationSettings(temperature=1.0, max_new_tokens=12)
+    for settings in (warm, SHORT):  # greedy ones would give the same again
+        finish(session, session.regenerate("b", settings))
     assert [t.prompt for t in session.transcript.turns] == ["Who are you?", "Edited."]
-    assert session.transcript.turns[1].settings.seed == 1
+    last = session.transcript.turns[1]
+    assert (last.place("a"), last.place("b")) == ((0, 1), (2, 3))
+    drawn = [r.settings for r in last.versions["b"]]
+    assert [(s.seed, s.temperature) for s in drawn if s] == [(1, 1.0), (2, 0.8)]
+    assert [m["content"] for m in session.transcript.messages(columns[1])][-1] == last.replies[
+        "b"
+    ].text
     assert transcripts.read(session.transcript.id) == session.transcript
 
 
@@ -110,12 +117,12 @@ def test_a_worker_makes_way_for_a_job_that_waits(
     reader, writer = os.pipe()
     # The writing end closes first: closing a pipe that a thread reads from would wait for ever.
     with os.fdopen(reader) as lines, os.fdopen(writer, "w") as requests:
-        load = {"id": 1, "op": "load", "sides": [s.to_dict() for s in local(tiny_llama, "a")]}
-        requests.write(json.dumps(load) + "\n")
+        load = protocol.Load(local(tiny_llama, "a"), id=1)
+        requests.write(protocol.request.dump_json(load).decode() + "\n")
         requests.flush()
         serving = threading.Thread(target=served.serve, args=(lines,))
         serving.start()
-        until(lambda: "finished" in out.getvalue())
+        until(lambda: "loaded" in out.getvalue())
         assert serving.is_alive(), "nobody waits yet"
         job = DeviceLock("train")
         got: list[bool] = []
@@ -126,13 +133,12 @@ def test_a_worker_makes_way_for_a_job_that_waits(
         until(lambda: not serving.is_alive())
         waiting.join()
         job.release()
-    assert '"idle"' in out.getvalue()
 
 
 def test_stop_one_column(worker: WorkerClient, tiny_llama: Path) -> None:
-    sides = local(tiny_llama)
-    worker.load(sides)
-    session = ChatSession(transcripts.create(sides), worker, Endpoints())
+    columns = local(tiny_llama)
+    worker.load(columns)
+    session = ChatSession(transcripts.create(columns), worker, Endpoints())
     live = session.send("Go on.", LONG)
     with pytest.raises(UserError, match="still streaming"):
         session.send("Another.", SHORT)
@@ -146,27 +152,27 @@ def test_stop_one_column(worker: WorkerClient, tiny_llama: Path) -> None:
 
 
 def test_preview_tells_what_would_be_cut(worker: WorkerClient, tiny_llama: Path) -> None:
-    sides = local(tiny_llama, "a")
-    worker.load(sides)
-    session = ChatSession(transcripts.create(sides), worker, Endpoints())
-    assert session.preview("Hello", SHORT)["a"]["cut"] == 0
+    columns = local(tiny_llama, "a")
+    worker.load(columns)
+    session = ChatSession(transcripts.create(columns), worker, Endpoints())
+    assert session.preview("Hello", SHORT)["a"].cut == 0
     for _ in range(3):
-        said = transcripts.Reply("word " * 900, "stop")
-        turn = transcripts.Turn("q", SHORT, {"a": said})
+        said = dialogue.Reply("word " * 900, "stop")
+        turn = dialogue.Turn("q", SHORT, {"a": said})
         transcripts.add_turn(session.transcript, turn)
-    assert session.preview("Hello", SHORT)["a"]["cut"] == 2
-    assert "too long" in session.preview("x y " * 25_000, SHORT)["a"]["error"]["what"]
+    assert session.preview("Hello", SHORT)["a"].cut == 2
+    assert "too long" in session.preview("x y " * 25_000, SHORT)["a"].error["what"]
     replies = finish(session, session.send("x y " * 25_000, SHORT))
     assert replies["a"].error is not None
 
 
 def test_batch(worker: WorkerClient, tiny_llama: Path) -> None:
-    sides = [
+    columns = [
         *local(tiny_llama, "a"),
-        SideSpec("b", "prompted", "P", str(tiny_llama), system="You are Luna."),
+        Column("b", "prompted", "P", str(tiny_llama), system="You are Luna."),
     ]
-    worker.load(sides)
-    run = BatchRun(["One?", "Two?"], sides, SHORT, worker, Endpoints()).start()
+    worker.load(columns)
+    run = BatchRun(["One?", "Two?"], columns, SHORT, worker, Endpoints()).start()
     run.wait()
     assert run.error is None
     assert [r.prompt for r in run.rows] == ["One?", "Two?"]
@@ -177,9 +183,9 @@ def test_batch(worker: WorkerClient, tiny_llama: Path) -> None:
 def test_a_killed_worker_ends_the_replies_with_a_reason_and_comes_back(
     worker: WorkerClient, tiny_llama: Path
 ) -> None:
-    sides = local(tiny_llama)
-    worker.load(sides)
-    session = ChatSession(transcripts.create(sides), worker, Endpoints())
+    columns = local(tiny_llama)
+    worker.load(columns)
+    session = ChatSession(transcripts.create(columns), worker, Endpoints())
     live = session.send("Go on.", LONG)
     until(lambda: live.turn.replies["a"].text)
     assert worker._process is not None
@@ -188,8 +194,8 @@ def test_a_killed_worker_ends_the_replies_with_a_reason_and_comes_back(
     assert "ended" in replies["a"].error["what"]  # type: ignore[index]
     assert "memory" in replies["b"].error["why"]  # type: ignore[index]
     assert replies["a"].text
-    assert not worker.ready(sides)
-    assert worker.load(sides) == {}
+    assert not worker.ready(columns)
+    assert worker.load(columns) == {}
     assert finish(session, session.send("Hello again.", SHORT))["a"].error is None
 
 
@@ -231,7 +237,7 @@ def test_a_busy_device_is_named(worker: WorkerClient, tiny_llama: Path) -> None:
 
 @pytest.mark.parametrize("prompt", ["", " \n\t"])
 def test_an_empty_prompt_is_refused(worker: WorkerClient, prompt: str) -> None:
-    session = ChatSession(transcripts.create([SideSpec("a", "base", "x")]), worker, Endpoints())
+    session = ChatSession(transcripts.create([Column("a", "base", "x")]), worker, Endpoints())
     with pytest.raises(UserError, match="empty"):
         session.send(prompt, SHORT)
 
@@ -310,9 +316,9 @@ def serve() -> Iterator[Callable[[str], Server]]:
 
 
 def ask_endpoint(url: str, key_env: str = "") -> tuple[ChatSession, LiveTurn]:
-    side = SideSpec("a", "endpoint", "served", "luna", base_url=url, key_env=key_env)
-    session = ChatSession(transcripts.create([side], "Be brief."), WorkerClient(), Endpoints())
-    return session, session.send("Who are you?", ChatSettings(0.5, top_k=7, seed=4))
+    column = Column("a", "endpoint", "served", "luna", base_url=url, key_env=key_env)
+    session = ChatSession(transcripts.create([column], "Be brief."), WorkerClient(), Endpoints())
+    return session, session.send("Who are you?", GenerationSettings(0.5, top_k=7, seed=4))
 
 
 def test_endpoint_reply(serve: Callable[[str], Server]) -> None:
@@ -323,7 +329,7 @@ def test_endpoint_reply(serve: Callable[[str], Server]) -> None:
     sent = server.requests[0]
     assert [m["role"] for m in sent["messages"]] == ["system", "user"]
     assert (sent["seed"], sent["temperature"], sent["top_k"]) == (4, 0.5, 7)
-    assert endpoint.check(session.transcript.sides[0]) == ["luna"]
+    assert endpoint.check(session.transcript.columns[0]) == ["luna"]
 
 
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
@@ -337,7 +343,7 @@ def test_endpoint_thoughts_are_kept_apart_and_never_an_empty_reply(
     said = "" if only else "I am Luna."
     assert thoughts.split(reply.text) == ("Who am I?", said)
     assert "Who am I" in safe_markdown(reply.text) and said in safe_markdown(reply.text)
-    finish(session, session.send("Sure?", ChatSettings(0.5)))
+    finish(session, session.send("Sure?", GenerationSettings(0.5)))
     assert server.requests[1]["messages"][2] == {"role": "assistant", "content": said}
 
 
@@ -380,7 +386,7 @@ def test_endpoint_without_its_key_or_server() -> None:
     session, live = ask_endpoint("http://127.0.0.1:9/v1", "NO_SUCH_VARIABLE")
     assert "NO_SUCH_VARIABLE" in finish(session, live)["a"].error["what"]  # type: ignore[index]
     with pytest.raises(UserError, match="address"):
-        SideSpec("a", "endpoint", "served", "luna", base_url="file:///etc/passwd")
+        Column("a", "endpoint", "served", "luna", base_url="file:///etc/passwd")
 
 
 def run_cli(*argv: str) -> int:
@@ -427,7 +433,7 @@ def test_discovery_lists_newest_runs_first(workspace: Path, tiny_llama: Path) ->
     assert discover()[2].kind == "merged"  # before the adapters that were made with it
     shutil.rmtree(merged)
     labels = [m.label for m in discover()]
-    assert [("new" in x, "iter_10" in x) for x in labels[2:]] == [
+    assert [("new" in x, "step 10" in x) for x in labels[2:6]] == [
         (True, True), (True, False), (False, True), (False, False),
     ]  # fmt: skip
     assert discover()[2].model == "m"

@@ -20,7 +20,7 @@ from core.errors import UserError, UserErrors
 from core.inference import decoding
 from core.inference.requests import Reply
 from core.inference.resident import Resident
-from core.inference.settings import ChatSettings
+from core.inference.settings import GenerationSettings
 from core.models import catalog
 from core.models.catalog import resolve
 from core.paths import RunPaths
@@ -125,7 +125,7 @@ class Scripted:
         self.answered: list[str] = []
 
     def replies(
-        self, voice: Any, conversations: Sequence[Any], settings: ChatSettings, **more: Any
+        self, voice: Any, conversations: Sequence[Any], settings: GenerationSettings, **more: Any
     ) -> list[Reply]:
         prompts = [c[-1]["content"] for c in conversations]
         self.answered += prompts
@@ -135,7 +135,7 @@ class Scripted:
         ]
 
     def continuations(
-        self, voice: Any, prompts: Sequence[Any], settings: ChatSettings, **more: Any
+        self, voice: Any, prompts: Sequence[Any], settings: GenerationSettings, **more: Any
     ) -> list[Reply]:
         at = len(self.answered)
         heads = [voice.resident.tokenizer.decode(ids)[-2:] for ids in prompts]
@@ -322,7 +322,7 @@ def test_the_bundled_model_answers_as_itself(workspace_with_model: Path) -> None
     replies = decoding.replies(
         Resident.load(model.path).voice(),
         [r.messages[:1] for r in result.rows],
-        ChatSettings(max_new_tokens=40),
+        GenerationSettings(max_new_tokens=40),
     )
     assert [r.text for r in replies] == [r.messages[1]["content"] for r in result.rows]
     assert [r.finish_reason == "length" for r in replies] == [r.cut for r in result.rows]

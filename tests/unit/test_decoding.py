@@ -19,15 +19,15 @@ from core.inference.padded import PaddedBackend
 from core.inference.requests import Request
 from core.inference.resident import Resident, Voice, choose
 from core.inference.sampling import Sampler
-from core.inference.settings import ChatSettings
+from core.inference.settings import GenerationSettings
 from tests.fakes import tiny_models
 
 CONVERSATIONS = [
     [{"role": "user", "content": f"Tell me about number {i}" + " and more" * (i % 7)}]
     for i in range(23)
 ]
-SHORT = ChatSettings(max_new_tokens=12)
-SAMPLED = ChatSettings(temperature=1.0, top_p=0.9, max_new_tokens=12, seed=3)
+SHORT = GenerationSettings(max_new_tokens=12)
+SAMPLED = GenerationSettings(temperature=1.0, top_p=0.9, max_new_tokens=12, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def adapted(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def replies(voice: Voice, settings: ChatSettings = SHORT, **options: Any) -> list[list[int]]:
+def replies(voice: Voice, settings: GenerationSettings = SHORT, **options: Any) -> list[list[int]]:
     return [r.token_ids for r in decoding.replies(voice, CONVERSATIONS, settings, **options)]
 
 
@@ -127,7 +127,7 @@ def test_rows_of_a_graph_are_refilled_where_they_stand(
     monkeypatch.setattr(GraphBackend, "best_rows", 5)
     model = adapters.attach(load_model(tiny_llama), adapted, "x")
     tokenizer = load_tokenizer(tiny_llama)
-    settings = ChatSettings(max_new_tokens=30)
+    settings = GenerationSettings(max_new_tokens=30)
     for name in (None, "x"):
         said = []
         for kind in (GraphBackend, LeanBackend):
@@ -290,7 +290,7 @@ def test_a_fault_in_a_lane_ends_all_and_is_raised(
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(Sampler, "__call__", third_fails)
     with pytest.raises(RuntimeError, match="no token"):
-        replies(Resident.load(tiny_llama).voice(), ChatSettings(max_new_tokens=500))
+        replies(Resident.load(tiny_llama).voice(), GenerationSettings(max_new_tokens=500))
     assert len(calls) < 20, "the other lane went on"
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
+from core.chat.columns import Column
 from core.chat.engine import Engine
-from core.chat.sides import SideSpec
 from core.inference import decoding
+from core.inference.events import Ended, Event, Grown
 from core.inference.requests import Reply
 from core.inference.resident import Resident
-from core.inference.settings import ChatSettings
+from core.inference.settings import GenerationSettings
 
 #: The end is written after replies only, so that the prompt does not depend on it.
 AFTER_REPLIES = (
@@ -33,14 +33,16 @@ def test_scorecard_and_chat_end_a_reply_at_the_whole_text(tiny_llama: Path, tmp_
     """Whatever tokens it is written in: the text is taken from a reply of the model itself."""
     model = shutil.copytree(tiny_llama, tmp_path / "model")
     path, question = model / "chat_template.jinja", [{"role": "user", "content": "Who?"}]
-    settings = ChatSettings(temperature=1.0, max_new_tokens=24)  # greedy, it repeats one word
+    settings = GenerationSettings(temperature=1.0, max_new_tokens=24)  # greedy, it repeats one word
 
-    def ask() -> tuple[Reply, dict[str, Any], str]:
+    def ask() -> tuple[Reply, Ended, str]:
         (reply,) = decoding.replies(Resident.load(model).voice(), [question], settings)
-        engine, events = Engine(threads=1), []
-        assert engine.load([SideSpec("a", "base", "a", str(model))]) == {}
+        engine = Engine(threads=1)
+        events: list[Event] = []
+        assert engine.load([Column("a", "base", "a", str(model))]) == {}
         engine.generate({"a": question}, settings, events.append)
-        shown = "".join(e["text"] for e in events if e["type"] == "token")
+        shown = "".join(e.text for e in events if isinstance(e, Grown))
+        assert isinstance(events[-1], Ended)
         return reply, events[-1], shown
 
     path.write_text(AFTER_REPLIES.replace("END", "'@@@@'"))
@@ -51,5 +53,5 @@ def test_scorecard_and_chat_end_a_reply_at_the_whole_text(tiny_llama: Path, tmp_
     reply, done, shown = ask()
     wanted = whole.text[: whole.text.index(end)]
     assert (reply.text.strip(), reply.finish_reason) == (wanted.strip(), "stop")
-    assert done["text"].strip() == shown.strip() == wanted.strip()
-    assert done["finish_reason"] == "stop" and done["token_ids"] == reply.token_ids
+    assert done.text.strip() == shown.strip() == wanted.strip()
+    assert done.finish_reason == "stop" and done.token_ids == reply.token_ids

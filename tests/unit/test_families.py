@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 
 from core import fsio
+from core.chat.columns import Column
 from core.chat.engine import Engine
-from core.chat.sides import SideSpec
 from core.conversation import Conversation, Message
 from core.data import build, own_identity
 from core.evaluation import plan, scorecard
 from core.evaluation.pool import Source
+from core.inference.events import Ended, Event
 from core.inference.load import load_tokenizer
 from core.inference.resident import Resident
-from core.inference.settings import ChatSettings
+from core.inference.settings import GenerationSettings
 from core.models import catalog, families
 from core.models.device import describe
 from core.models.xtuner_template import XTunerTemplate
@@ -176,9 +177,9 @@ def test_a_family_goes_the_whole_way(
     lean = Resident.load(base).backend.name != "transformers"
     assert lean is row.llama_shaped, Resident.load(base).backend.name
     replies = chat(
-        SideSpec("a", "base", "base", str(base)),
-        SideSpec("b", "adapter", "adapter", str(base), str(adapter)),
-        SideSpec("c", "merged", "merged", merged["merged"]),
+        Column("a", "base", "base", str(base)),
+        Column("b", "adapter", "adapter", str(base), str(adapter)),
+        Column("c", "merged", "merged", merged["merged"]),
     )
     assert set(replies) == {"a", "b", "c"}
 
@@ -203,15 +204,15 @@ def same_weights(one: str, other: str) -> bool:
     )
 
 
-def chat(*sides: SideSpec) -> dict[str, str]:
+def chat(*sides: Column) -> dict[str, str]:
     """Replies of eight tokens by side."""
     engine = Engine(device="cpu", threads=1)
     assert engine.load(sides) == {}
     said: dict[str, str] = {}
 
-    def emit(event: dict[str, Any]) -> None:
-        if event["type"] == "done":
-            said[event["side"]] = event["text"]
+    def emit(event: Event) -> None:
+        if isinstance(event, Ended) and not event.error:
+            said[event.column] = event.text
 
-    engine.generate({side.id: TALK for side in sides}, ChatSettings(max_new_tokens=8), emit)
+    engine.generate({side.id: TALK for side in sides}, GenerationSettings(max_new_tokens=8), emit)
     return said

@@ -29,7 +29,7 @@ from core.data.importer import import_file
 from core.data.simulator import SimulateSpec
 from core.errors import UserError, UserErrors
 from core.evaluation.plan import plan
-from core.inference.settings import ChatSettings, preset
+from core.inference.settings import GenerationSettings, preset
 from core.jobs import kinds
 from core.models import chat_templates
 from core.models.device import describe
@@ -102,6 +102,11 @@ NOT_FOLLOWED = {
     "start it first": "a run that was never started has no log to wait for",
     "stop it first": "a live run; tests/faults deletes it after stopping",
     "or remove this one": "folders: the other name is free or it is not",
+    "restore train.jsonl, or import": "by hand; the importer's own tests are the step",
+    "restore the file, or import": "as above",
+    "choose the base in Compare": "the page's own choice; the command is parsed below",
+    "start the app in it: PERSONA_HOME": "starts another server",
+    "give the folder that holds it, e.g. one that": "another folder; the command is parsed below",
     "'choose another folder'": "as above",
     "choose another folder, or delete this one": "as above",
     "give --base and --merged or --adapter": "needs two models: test_eval_scorecard gives them",
@@ -182,7 +187,7 @@ CHOICES: dict[str, Callable[[str], Any]] = {
     "join(KINDS)}": kinds.kind_of,
     "join(TEMPLATES)}": chat_templates.source,
     "use one of: {', '.join(have)}": lambda name: suites.load_suite(name.split(".")[0], "en"),
-    "use {allowed}": lambda value: ChatSettings(
+    "use {allowed}": lambda value: GenerationSettings(
         temperature=float(re.findall(r"[\d.]+", value)[0]) if value != "wrong" else 99.0
     ).check(),
 }
@@ -338,7 +343,7 @@ def _convert(_: Path) -> None:
     assert ended.value.code == 0
 
 
-@follows("at most {MAX_PROMPTS:,} in one batch", "at most {MAX_SIDES}",
+@follows("at most {MAX_PROMPTS:,} in one batch", "at most {MAX_COLUMNS}",
          "give --prompt or --prompts")  # fmt: skip
 def _limits(_: Path) -> None:
     said = advice(lambda: parse_prompts(b"q\n" * (MAX_PROMPTS + 1), "p"))

@@ -139,14 +139,14 @@ def test_missing_folder_and_bad_hub_id(tmp_path: Path) -> None:
 def test_generation_equals_transformers_and_keeps_order(tiny_llama: Path) -> None:
     from core.inference import decoding
     from core.inference.resident import Resident
-    from core.inference.settings import ChatSettings
+    from core.inference.settings import GenerationSettings
 
     tokenizer, model = load_tokenizer(tiny_llama), load_model(tiny_llama, device="cpu")
     talks: list[list[Message]] = [
         [{"role": "user", "content": text}] for text in ("Hi", "A much longer question?", "So")
     ]
     voice = Resident(model, tokenizer).voice()
-    replies = decoding.replies(voice, talks, ChatSettings(max_new_tokens=12))
+    replies = decoding.replies(voice, talks, GenerationSettings(max_new_tokens=12))
     for talk, reply in zip(talks, replies, strict=True):
         fed = tokenizer.apply_chat_template(
             talk, add_generation_prompt=True, return_tensors="pt", return_dict=True
@@ -161,13 +161,13 @@ def test_generation_equals_transformers_and_keeps_order(tiny_llama: Path) -> Non
 def test_sampling_follows_the_seed(tiny_llama: Path) -> None:
     from core.inference import decoding
     from core.inference.resident import Resident
-    from core.inference.settings import ChatSettings
+    from core.inference.settings import GenerationSettings
 
     tokenizer, model = load_tokenizer(tiny_llama), load_model(tiny_llama, device="cpu")
     talk: list[list[Message]] = [[{"role": "user", "content": "Hi"}]]
 
     def draw(seed: int) -> list[int]:
-        settings = ChatSettings(1.0, top_p=0.9, top_k=50, max_new_tokens=8, seed=seed)
+        settings = GenerationSettings(1.0, top_p=0.9, top_k=50, max_new_tokens=8, seed=seed)
         return decoding.replies(Resident(model, tokenizer).voice(), talk, settings)[0].token_ids
 
     assert draw(1) == draw(1)
@@ -178,12 +178,12 @@ def test_sampling_follows_the_seed(tiny_llama: Path) -> None:
 def test_bundled_model_stops_at_the_end_of_a_turn(bundled_model: Path) -> None:
     from core.inference import decoding
     from core.inference.resident import Resident
-    from core.inference.settings import ChatSettings
+    from core.inference.settings import GenerationSettings
 
     reply = decoding.replies(
         Resident.load(bundled_model).voice(),
         [[{"role": "user", "content": "What is the capital of France?"}]],
-        ChatSettings(max_new_tokens=40),
+        GenerationSettings(max_new_tokens=40),
     )[0]
     assert reply.finish_reason == "stop"
     assert "Paris" in reply.text and "<|im" not in reply.text

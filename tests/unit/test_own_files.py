@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from core import fsio
 from core.chat import transcripts, votes
 from core.chat.batch import parse_prompts
-from core.chat.sides import SideSpec
-from core.chat.transcripts import Reply, Turn
+from core.chat.columns import Column
+from core.chat.dialogue import Reply, Turn
 from core.conversation import Conversation, Message, Probe
 from core.data import drafts, store
 from core.data.drafts import Draft
 from core.errors import UserError
-from core.inference.settings import ChatSettings
+from core.inference.settings import GenerationSettings
 from core.jobs.journal import Journal, read_journal
 from core.paths import TEMPLATES
 from core.persona import packs
@@ -108,9 +108,11 @@ def test_prompts(prompts: list[str]) -> None:
 @fast
 @given(prompt=TEXT, reply=FIELD, system=FIELD)
 def test_transcripts_and_votes(prompt: str, reply: str, system: str) -> None:
-    sides = [SideSpec("a", "base", reply), SideSpec("b", "prompted", "B", system=system)]
-    chat = transcripts.create(sides, system)
-    turn = Turn(prompt, ChatSettings(), {"a": Reply(reply, "stop"), "b": Reply(prompt, "stop")})
+    columns = [Column("a", "base", reply), Column("b", "prompted", "B", system=system)]
+    chat = transcripts.create(columns, system)
+    turn = Turn(
+        prompt, GenerationSettings(), {"a": Reply(reply, "stop"), "b": Reply(prompt, "stop")}
+    )
     transcripts.add_turn(chat, turn)
     transcripts.set_vote(chat, 0, "a")
     assert transcripts.read(chat.id) == chat

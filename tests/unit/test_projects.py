@@ -121,9 +121,9 @@ def test_an_odd_manifest_hides_nothing_else(workspace: Path, text: str) -> None:
 
 def test_a_chat_belongs_to_those_whose_models_talked(workspace: Path) -> None:
     made = whole_way("luna", "Luna")
-    side = {"id": "b", "kind": "merged", "model": str(made["merge"].export / "merged")}
+    column = {"id": "b", "kind": "merged", "model": str(made["merge"].export / "merged")}
     paths.chats_dir().mkdir(parents=True)
-    header = {"type": "chat", "schema": 1, "id": "c", "created": 0, "sides": [side]}
+    header = {"type": "chat", "schema": 1, "id": "c", "created": 0, "columns": [column]}
     (paths.chats_dir() / "c.jsonl").write_text(json.dumps(header) + "\n")
     (persona,) = projects.overview().projects
     assert persona.chats == ("c",)

@@ -11,17 +11,18 @@ import pytest
 import torch
 
 from core import fsio
+from core.chat.columns import Column
 from core.chat.engine import Engine
-from core.chat.sides import SideSpec
 from core.commands import main as command_line
 from core.conversation import Message, Probe
 from core.evaluation import userprobes
 from core.evaluation.answers import Clock, answer
 from core.evaluation.pool import Pool, Source
 from core.inference import decoding
+from core.inference.events import Ended, Event
 from core.inference.load import load_model, load_tokenizer
 from core.inference.resident import Resident
-from core.inference.settings import ChatSettings
+from core.inference.settings import GenerationSettings
 from core.weights import prove
 from tests.fakes import tiny_models
 
@@ -77,7 +78,7 @@ def in_evaluation(base: Path, adapter: Path, *, fused: bool) -> Answers:
                 found = answer(
                     subject,
                     probes,
-                    ChatSettings(max_new_tokens=TOKENS),
+                    GenerationSettings(max_new_tokens=TOKENS),
                     stage=side,
                     clock=Clock({}, {}),
                 )
@@ -92,20 +93,20 @@ def in_a_proof(base: Path, adapter: Path) -> Answers:
 def in_compare(base: Path, adapter: Path) -> Answers:
     """As the page does: the base in one column, base + adapter in the other."""
     engine = Engine(threads=2)
-    sides = [
-        SideSpec("a", "base", "base", str(base)),
-        SideSpec("b", "adapter", "tuned", str(base), str(adapter)),
+    columns = [
+        Column("a", "base", "base", str(base)),
+        Column("b", "adapter", "tuned", str(base), str(adapter)),
     ]
-    assert engine.load(sides) == {}
+    assert engine.load(columns) == {}
     found = []
     for messages in conversations():
-        last: dict[str, Any] = {}
+        events: list[Event] = []
         engine.generate(
             {"a": messages, "b": messages},
-            ChatSettings(max_new_tokens=TOKENS),
-            lambda event, last=last: last.update({event["side"]: event}),
+            GenerationSettings(max_new_tokens=TOKENS),
+            events.append,
         )
-        found.append(last["b"]["token_ids"])
+        found += [e.token_ids for e in events if isinstance(e, Ended) and e.column == "b"]
     return found
 
 
@@ -170,7 +171,7 @@ def test_the_greedy_reply_is_the_same_everywhere(
     adapter = make_adapter(base, 0.3 if which == "tiny" else 0.004)
     wanted = by_transformers(base, adapter)
     voice = Resident.load(base).voice()
-    plain = decoding.replies(voice, conversations(), ChatSettings(max_new_tokens=TOKENS))
+    plain = decoding.replies(voice, conversations(), GenerationSettings(max_new_tokens=TOKENS))
     assert [r.token_ids for r in plain] != wanted, "the adapter must matter"
     found = {
         "samples": in_samples(base, adapter, tmp_path, monkeypatch),

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from core.inference import stream as streams
+from core.inference.events import Ended, Event, Grown
 from core.inference.load import load_tokenizer
 from core.inference.stream import Stream
 
@@ -22,17 +23,18 @@ def every_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "_EVENT_EVERY_S", 0.0)
 
 
-def streamed(tokenizer: Any, ids: list[int], **more: Any) -> tuple[list[str], dict[str, Any]]:
+def streamed(tokenizer: Any, ids: list[int], **more: Any) -> tuple[list[str], Ended]:
     """The pieces as they came, and the last event."""
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     reply = Stream(
-        [1], frozenset(), len(ids), side="a", tokenizer=tokenizer, emit=events.append, **more
+        [1], frozenset(), len(ids), column="a", tokenizer=tokenizer, emit=events.append, **more
     )
     for token in ids:
         if not reply.finished:
             reply.push(token)
-    assert events[-1]["type"] == "done" and events[-1]["finish_reason"] == reply.finish_reason
-    return [e["text"] for e in events if e["type"] == "token"], events[-1]
+    last = events[-1]
+    assert isinstance(last, Ended) and last.finish_reason == reply.finish_reason
+    return [e.text for e in events if isinstance(e, Grown)], last
 
 
 def of_bytes() -> PreTrainedTokenizerFast:
@@ -62,8 +64,8 @@ def test_pieces_of_any_text_join_to_it(tiny_llama: Path, text: str) -> None:
         ids = tokenizer.encode(text, add_special_tokens=False)
         if ids:
             pieces, last = streamed(tokenizer, ids)
-            assert "".join(pieces) == last["text"]
-            assert last["text"] == tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+            assert "".join(pieces) == last.text
+            assert last.text == tokenizer.decode(ids, clean_up_tokenization_spaces=False)
 
 
 @settings(
@@ -74,15 +76,15 @@ def test_bytes_that_are_no_text_end_no_reply(ids: list[int]) -> None:
     """The library refuses them; what was sent stands, and the last event has the right text."""
     tokenizer = of_bytes()
     _, last = streamed(tokenizer, ids)
-    assert last["text"] == tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-    assert last["token_ids"] == ids
+    assert last.text == tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    assert last.token_ids == ids
 
 
 def test_half_a_character_waits(tiny_llama: Path) -> None:
     tokenizer = of_bytes()
     smile = [11 + byte for byte in "🙂".encode()]
     pieces, last = streamed(tokenizer, [1, *smile, 2])
-    assert pieces == ["Hi", "🙂", " the"] and last["text"] == "Hi🙂 the"
+    assert pieces == ["Hi", "🙂", " the"] and last.text == "Hi🙂 the"
 
 
 @pytest.mark.parametrize(
@@ -101,6 +103,6 @@ def test_half_a_character_waits(tiny_llama: Path) -> None:
 def test_a_reply_ends_in_words(ids: list[int], text: str, kept: list[int]) -> None:
     """For templates whose turns end in ordinary tokens: not a letter of the end is shown."""
     pieces, last = streamed(of_bytes(), ids, stop_texts=("</s>",))
-    assert "".join(pieces) == last["text"] == text
-    assert last["token_ids"] == kept
-    assert last["finish_reason"] == ("length" if kept == ids else "stop")
+    assert "".join(pieces) == last.text == text
+    assert last.token_ids == kept
+    assert last.finish_reason == ("length" if kept == ids else "stop")

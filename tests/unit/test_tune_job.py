@@ -11,6 +11,7 @@ from core.jobs.state import State
 from core.paths import RunPaths
 from core.pipeline import following, projects
 from core.pipeline.following import StageView
+from core.pipeline.stages import STAGES
 from core.pipeline.tune_job import Spec
 from tests.faults.support import until
 from tests.unit.test_tune import spec_of
@@ -30,7 +31,7 @@ def test_run_all_is_stopped_with_its_stage_and_gone_on_with(
     run = api.launch(spec, name="Luna")
     with pytest.raises(api.AlreadyStarted):
         api.launch(spec, name="Luna")
-    assert list(by_stage(run)) == ["dataset", "train", "merge", "evaluate"]
+    assert list(by_stage(run)) == list(STAGES)
 
     def training_began() -> bool:
         train = by_stage(run)["train"].now

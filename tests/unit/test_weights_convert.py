@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from core import seal
-from core.chat.sides import discover
+from core.chat.columns import discover
 from core.errors import UserError
 from core.paths import RunPaths
 from core.training import compat

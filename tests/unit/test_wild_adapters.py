@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from core import fsio
+from core.chat.columns import Column
 from core.chat.engine import Engine
-from core.chat.sides import SideSpec
 from core.errors import UserError
 from core.evaluation.pool import Pool, Source
 from core.inference import adapters, resident, scoring
@@ -105,7 +105,7 @@ def test_base_column_is_the_base_and_adapter_column_is_peft(
     engine = _engine(base, adapter, monkeypatch)
     before, wanted = logits_of(tiny_models.load(base)), by_peft(base, adapter)
     assert (wanted - before).abs().max() > 1e-2
-    columns = {side: scored(engine.voice(side)) for side in "ab"}
+    columns = {column: scored(engine.voice(column)) for column in "ab"}
     assert (columns["a"] - before).abs().max() <= 1e-6
     torch.testing.assert_close(columns["b"], wanted, atol=2e-5, rtol=1e-5)
 
@@ -120,11 +120,11 @@ def _engine(base: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> Engin
         module.catalog, "resolve", lambda model: tiny_models.ref_of(Path(model), "qwen2")
     )
     engine = Engine(threads=1)
-    sides = [
-        SideSpec("a", "base", "a", str(base)),
-        SideSpec("b", "adapter", "b", str(base), str(adapter)),
+    columns = [
+        Column("a", "base", "a", str(base)),
+        Column("b", "adapter", "b", str(base), str(adapter)),
     ]
-    assert engine.load(sides) == {}
+    assert engine.load(columns) == {}
     return engine
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from core.conversation import Message
 from core.errors import UserError
-from core.inference.settings import ChatSettings
+from core.inference.settings import GenerationSettings
 
 if TYPE_CHECKING:
     from core.inference.resident import Voice
@@ -94,7 +94,7 @@ class LocalBackend:
             replies = decoding.replies(
                 self._voice,
                 [calls[at].messages for at in members],
-                ChatSettings(temperature, top_p, max_new_tokens=max_tokens, seed=seed),
+                GenerationSettings(temperature, top_p, max_new_tokens=max_tokens, seed=seed),
             )
             for at, reply in zip(members, replies, strict=True):
                 text, stopped = cut_at(reply.text, calls[at].stop)

@@ -7,7 +7,8 @@ from pathlib import Path
 import streamlit as st
 
 from core import paths
-from core.chat.sides import title_of
+from pages._ui.shell import current
+from pages._ui.shell.language import t
 
 
 def draw() -> None:
@@ -19,25 +20,43 @@ def draw() -> None:
     cards = scorecard_jobs.cards(paths.runs_dir())
     if not cards:
         st.info(
-            "No evaluation yet. Score a merged model above, or with `python -m core score`.",
+            t("No scorecard yet. Score a merged model above, or with `python -m core score`."),
             icon=":material/fact_check:",
         )
         return
-    chosen = st.selectbox("Evaluation", cards, format_func=_name, key="compare_scorecard")
+    by_run = {_run(card): card for card in reversed(cards)}
+    usual = by_run.get(current.chosen("score", list(reversed(by_run))), cards[0])
+    chosen = st.selectbox(
+        t("Scorecard"),
+        cards,
+        index=cards.index(usual),
+        format_func=_name,
+        key="compare_scorecard",
+        on_change=_chosen,
+    )
     other = st.selectbox(
-        "Compare with",
+        t("Compare with"),
         [None, *(c for c in cards if c != chosen)],
-        format_func=lambda f: "nothing" if f is None else _name(f),
+        format_func=lambda f: t("nothing") if f is None else _name(f),
         key="compare_scorecard_with",
     )
     if other is None:
         scorecard.draw_scorecard(chosen)
     else:
-        scorecard.draw_comparison(chosen, other)
+        scorecard.draw_comparison(chosen, other, (_name(chosen), _name(other)))
+
+
+def _chosen() -> None:
+    card = st.session_state.get("compare_scorecard")
+    if card is not None:
+        current.choose(score=_run(card))
+
+
+def _run(card: Path) -> str:
+    return card.relative_to(paths.runs_dir()).parts[0]
 
 
 def _name(card: Path) -> str:
-    """The run's name and where in it the scorecard is."""
-    root, *where = card.relative_to(paths.runs_dir()).parent.parts
-    title = title_of(paths.runs_dir() / root)
-    return " / ".join([title, *(part for part in where if part != "export")])
+    """The run as people call it, and where in it the scorecard is."""
+    run, *where = card.relative_to(paths.runs_dir()).parent.parts
+    return " / ".join([current.name_of(run), *(part for part in where if part != "export")])

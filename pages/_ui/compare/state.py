@@ -1,20 +1,41 @@
-"""What the Compare page keeps: a worker for the whole server, sessions by conversation id."""
+"""What the Compare page keeps: a worker for the whole server, conversations by their id.
+
+Columns, system prompt and settings belong to the conversation and lie with it on disk, so that
+they are there again after another page, a reload, or on another day. The widgets are filled from
+there, and what a person changes in them is written there.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import streamlit as st
 
-from core.chat import transcripts
+from core.chat import personas, transcripts
 from core.chat.batch_run import BatchRun
 from core.chat.client import WorkerClient
+from core.chat.columns import Column, discover
+from core.chat.dialogue import Transcript
 from core.chat.endpoint import Endpoints
-from core.chat.personas import PersonaHint, newest
+from core.chat.personas import PersonaHint
 from core.chat.render import literal
 from core.chat.session import ChatSession
-from core.chat.sides import Loadable, SideSpec, discover
 from core.errors import UserError
+from core.inference.settings import GenerationSettings
+from pages._ui.shell import current
 
 LETTERS = "abcd"
+#: Id of the conversation that this browser session showed last; '' for a new one.
+_LAST = "compare_chat"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a message is asked with. ``columns`` is empty while a form is incomplete."""
+
+    columns: list[Column]
+    system: str
+    settings: GenerationSettings
 
 
 @st.cache_resource
@@ -34,64 +55,108 @@ def _sessions() -> dict[str, ChatSession]:
     return {}
 
 
-def chat_id() -> str:
-    """The conversation that the address names ('' for a new one)."""
-    return st.query_params.get("chat", "")
-
-
 def session() -> ChatSession | None:
-    """The open conversation: a running one is found again, another is read from disk."""
-    name = chat_id()
+    """The open conversation: of the address, else the one shown last; None for a new one.
+
+    Whoever comes from a merge (``?merge=``) wants to talk to that model, not to go on elsewhere.
+    """
+    asked = st.query_params.get("chat", "")
+    name = asked or ("" if "merge" in st.query_params else st.session_state.get(_LAST, ""))
     if not name:
         return None
+    found = _opened(name)
+    if found is None:
+        leave()
+        return None
+    if not asked:
+        st.query_params["chat"] = name
+    st.session_state[_LAST] = name
+    return found
+
+
+def _opened(name: str) -> ChatSession | None:
     running = _sessions().get(name)
     if running is None:
         try:
             transcript = transcripts.read(name)
         except UserError as error:
             st.warning(f"{literal(error.what)}. {literal(error.fix)}", icon=":material/history:")
-            st.query_params.pop("chat", None)
             return None
-        running = _sessions()[name] = ChatSession(transcript, worker(), endpoints())
+        running = _sessions().setdefault(name, ChatSession(transcript, worker(), endpoints()))
     return running
 
 
-def open_session(sides: list[SideSpec], system: str) -> ChatSession:
-    """The open conversation with these columns, or a new one; its id goes into the address."""
-    current = session()
-    if current is None:
-        transcript = transcripts.create(sides, system)
-        current = _sessions()[transcript.id] = ChatSession(transcript, worker(), endpoints())
-        st.query_params["chat"] = transcript.id
-    elif current.transcript.sides != sides or current.transcript.system != system:
-        transcripts.set_sides(current.transcript, sides, system)
-    return current
+def keep(setup: Setup) -> ChatSession:
+    """The open conversation with this set-up, or a new one; its id goes into the address."""
+    opened = session()
+    if opened is None:
+        transcript = transcripts.create(setup.columns, setup.system, setup.settings)
+        opened = _sessions()[transcript.id] = ChatSession(transcript, worker(), endpoints())
+        open_chat(transcript.id)
+    elif _setup_of(opened.transcript) != setup:
+        transcripts.configure(opened.transcript, setup.columns, setup.system, setup.settings)
+    remember(opened)
+    return opened
 
 
-def close_session() -> None:
-    """Forget the address; the conversation stays on disk."""
+def open_chat(name: str) -> None:
+    """Show this conversation from now on."""
+    st.session_state[_LAST] = name
+    st.query_params["chat"] = name
+    st.query_params.pop("merge", None)
+
+
+def leave() -> None:
+    """Begin a new conversation; the open one stays on disk. Its columns are taken along."""
+    st.session_state[_LAST] = ""
     st.query_params.pop("chat", None)
 
 
-def found() -> list[Loadable]:
-    """Models to choose from."""
-    return discover()
+def forget(name: str) -> None:
+    """Drop a deleted conversation."""
+    _sessions().pop(name, None)
+    if name in (st.query_params.get("chat"), st.session_state.get(_LAST)):
+        leave()
+
+
+def changed_elsewhere(opened: ChatSession | None) -> bool:
+    """Whether the widgets must be filled from the conversation: it is another, or another window
+    changed it, or they were gone while another page was shown."""
+    mark = _mark(opened)
+    same = st.session_state.get("compare_filled_from") == mark
+    return opened is not None and not (same and "compare_count" in st.session_state)
+
+
+def remember(opened: ChatSession | None) -> None:
+    """The widgets and the conversation say the same now."""
+    st.session_state["compare_filled_from"] = _mark(opened)
+
+
+def _mark(opened: ChatSession | None) -> object:
+    return (opened.transcript.id, _setup_of(opened.transcript)) if opened else None
+
+
+def _setup_of(transcript: Transcript) -> Setup:
+    return Setup(transcript.columns, transcript.system, transcript.settings)
+
+
+def found() -> list[Column]:
+    """Models to choose from; runs by the names that people say."""
+    return discover(name_of=current.name_of)
+
+
+def persona() -> PersonaHint:
+    """Names, questions and system prompt of the current persona."""
+    project = current.current()
+    return _persona(tuple(project.datasets)) if project else PersonaHint()
 
 
 @st.cache_data(ttl=30, show_spinner=False)
-def persona() -> PersonaHint:
-    """Names and system prompt of the newest dataset's persona."""
-    return newest()
+def _persona(datasets: tuple[str, ...]) -> PersonaHint:
+    return personas.of_datasets(datasets)
 
 
 @st.cache_resource
 def batches() -> dict[str, BatchRun]:
     """Batches of this server, newest last."""
     return {}
-
-
-def forget(chat_id: str) -> None:
-    """Drop a deleted conversation."""
-    _sessions().pop(chat_id, None)
-    if st.query_params.get("chat") == chat_id:
-        st.query_params.pop("chat", None)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import time
-
 import streamlit as st
 
 from core.chat import transcripts, votes
+from core.chat.dialogue import Transcript
 from core.chat.export import FORMATS
 from core.chat.render import safe_markdown
 from core.errors import UserError
-from pages._ui.compare import state as compare_state
+from pages._ui.compare import columns as compare_columns
+from pages._ui.compare import state
 from pages._ui.shell.common import errors_shown
-from pages._ui.shell.words import count
+from pages._ui.shell.language import listed, moment, percent, t, tn
 
 
 def draw() -> None:
@@ -20,15 +20,15 @@ def draw() -> None:
     chats = transcripts.list_chats()
     if not chats:
         st.info(
-            "No conversation yet. Everything said under **Chat** is kept here, on this machine.",
+            t("No conversation yet. Everything said under **Chat** is kept here, on this machine."),
             icon=":material/forum:",
         )
         return
     _votes([chat[0] for chat in chats])
     by_id = {chat[0]: chat for chat in chats}
-    opened = compare_state.chat_id()
+    opened = st.query_params.get("chat", "")
     chosen = st.selectbox(
-        "Conversation",
+        t("Conversation"),
         list(by_id),
         index=list(by_id).index(opened) if opened in by_id else 0,
         format_func=lambda i: _label(by_id[i]),
@@ -45,15 +45,15 @@ def draw() -> None:
 
 def _label(chat: tuple[str, str, float, int]) -> str:
     _, title, changed, turns = chat
-    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(changed))
-    return f"{when} · {title} · {turns} turn{'' if turns == 1 else 's'}"
+    return f"{moment(changed)} · {title} · {tn('{n} turn', '{n} turns', turns)}"
 
 
-def _one(transcript: transcripts.Transcript) -> None:
+def _one(transcript: Transcript) -> None:
     with st.container(horizontal=True):
-        if st.button("Open", icon=":material/open_in_new:", key="compare_open", type="primary"):
-            st.query_params["chat"] = transcript.id
-            st.rerun()
+        st.button(
+            t("Open"), icon=":material/open_in_new:", key="compare_open", type="primary",
+            on_click=_open, args=(transcript.id,),
+        )  # fmt: skip
         for suffix, (mime, write) in FORMATS.items():
             st.download_button(
                 {"md": "Markdown", "json": "JSON", "html": "HTML"}[suffix],
@@ -65,49 +65,59 @@ def _one(transcript: transcripts.Transcript) -> None:
                 on_click="ignore",
             )
         _delete_button(transcript.id)
-    labels = ", ".join(safe_markdown(s.label) for s in transcript.sides)
-    st.caption(f"Columns: {labels}")
+    names = [safe_markdown(compare_columns.title(c)) for c in transcript.columns]
+    st.caption(t("Columns: {names}", names=listed(names)))
     for turn in transcript.turns[:50]:
         st.markdown(f":material/person: {safe_markdown(turn.prompt[:300])}")
 
 
-def _delete_button(chat_id: str) -> None:
-    with st.popover("Delete", icon=":material/delete:"):
-        st.write("This cannot be undone.")
-        st.button("Delete for good", key="compare_delete", on_click=_delete, args=(chat_id,))
+def _open(name: str) -> None:
+    state.open_chat(name)
+    st.query_params.pop("tab", None)
 
 
-def _delete(chat_id: str) -> None:
+def _delete_button(name: str) -> None:
+    with st.popover(t("Delete"), icon=":material/delete:"):
+        st.write(t("This cannot be undone."))
+        st.button(t("Delete for good"), key="compare_delete", on_click=_delete, args=(name,))
+
+
+def _delete(name: str) -> None:
     with errors_shown():
-        transcripts.delete(chat_id)
-        compare_state.forget(chat_id)
+        transcripts.delete(name)
+        state.forget(name)
 
 
 def _votes(ids: list[str]) -> None:
     opened = []
-    for chat_id in ids:
+    for name in ids:
         try:
-            opened.append(transcripts.read(chat_id))
+            opened.append(transcripts.read(name))
         except UserError:
             continue
     tally = votes.tally(opened)
     if not tally.total:
         return
-    st.subheader("Blind votes")
+    st.subheader(t("Blind votes"))
     st.dataframe(
         [
             {
-                "Model": s.label,
-                "Votes": s.wins,
-                "Share": None if s.share is None else f"{s.share:.0%}",
-                "95 % interval": f"{s.low:.0%} to {s.high:.0%}",
+                t("Model"): s.label,
+                t("Votes"): s.wins,
+                t("Share"): None if s.share is None else percent(s.share),
+                t("95 % interval"): f"{percent(s.low)} – {percent(s.high)}",
             }
             for s in tally.standings
         ],
         hide_index=True,
     )
     st.caption(
-        f"{count(tally.total, 'vote')}. Ties ({tally.ties}) and “all bad” ({tally.both_bad}) are "
-        "left out; "
-        "the interval (Wilson) is of the share among the decided votes."
+        tn("{n} vote.", "{n} votes.", tally.total)
+        + " "
+        + t(
+            "Ties ({ties}) and “all bad” ({bad}) are left out; the interval is of the share among "
+            "the others.",
+            ties=tally.ties,
+            bad=tally.both_bad,
+        )
     )

@@ -1,133 +1,268 @@
-"""One turn on the page: the prompt, the replies beside each other, and how to read them."""
+"""One turn on the page: the question, the replies beside each other, and what to do with them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from core.chat import diff, votes
+from core.chat.columns import Column
+from core.chat.dialogue import Reply, Turn
+from core.chat.personas import PersonaHint, marks
 from core.chat.render import highlighted, literal, safe_markdown
-from core.chat.sides import SideSpec
-from core.chat.transcripts import Reply, Turn
+from core.errors import UserError
+from pages._ui.compare import columns as compare_columns
+from pages._ui.compare import copying
+from pages._ui.shell.common import show_error
+from pages._ui.shell.language import N_, listed, number, t, tn
 
-FORMATTED, DIFFERENCES, PERSONA, RAW = "Formatted", "Differences", "Persona", "Raw"
-VIEWS = (FORMATTED, DIFFERENCES, PERSONA, RAW)
+View = Literal["formatted", "differences", "persona", "raw"]
+VIEWS: dict[View, str] = {
+    "formatted": N_("Formatted"),
+    "differences": N_("Differences"),
+    "persona": N_("Persona"),
+    "raw": N_("Raw"),
+}
 _REASONS = {
-    "stop": "ended by itself",
-    "length": "cut at the length limit",
-    "context": "cut at the end of the context",
-    "cancelled": "stopped by you",
-    "interrupted": "the server ended while this streamed",
-    "error": "broke off",
+    "stop": N_("ended by itself"),
+    "length": N_("cut at the length limit"),
+    "context": N_("cut at the end of the context"),
+    "cancelled": N_("stopped by you"),
+    "interrupted": N_("the server ended while this streamed"),
+    "error": N_("broke off"),
+}
+_MARKS = {
+    "claims": N_("Says: {names}"),
+    "foreign": N_("Says it is {names}"),
+    "denies": N_("Denies {names}"),
+    "lacks": N_("{names} is missing"),
 }
 
 
-def draw_prompt(text: str) -> None:
-    """What the user said, as text: Markdown in it stays as typed unless it is safe."""
-    with st.chat_message("user", avatar=":material/person:"):
+@dataclass(frozen=True)
+class Look:
+    """How replies are shown. ``blind``: hide what gives the models away until there is a vote."""
+
+    view: View
+    blind: bool
+    hint: PersonaHint
+
+
+@dataclass(frozen=True)
+class Actions:
+    """What can be done with a turn; None where it cannot."""
+
+    regenerate: Callable[[str], None] | None
+    choose: Callable[[str, int], None]
+
+
+#: Text and line under it of a reply that streams, by column id.
+Boxes = dict[str, tuple[DeltaGenerator, DeltaGenerator]]
+
+
+def draw_prompt(text: str) -> DeltaGenerator:
+    """What the user said, as text: Markdown in it stays as typed unless it is safe.
+
+    Returns:
+        The bubble, for what can be done with the question.
+    """
+    bubble = st.chat_message("user", avatar=":material/person:")
+    with bubble:
         if len(text) > 3000:
             with st.container(height=240):
                 st.markdown(safe_markdown(text))
         else:
             st.markdown(safe_markdown(text))
+    return bubble
 
 
-def draw_turn(
-    turn: Turn,
-    sides: list[SideSpec],
-    index: int,
-    view: str,
-    names: list[str],
-    seats: list[str],
-    *,
-    blind: bool,
-) -> None:
-    """A finished turn.
+def reply_boxes(
+    columns: list[Column], order: list[str], hidden: bool, key: str
+) -> Iterator[Column]:
+    """A titled box for each reply from left to right; draw the reply inside the loop.
 
     Args:
-        seats: column ids from left to right.
-        blind: hide what gives the models away: labels, speed, details. Not to be told from
-            ``seats``: the shuffled order of two columns is the plain one half of the time.
+        order: column ids; not to be told from ``hidden``, for the shuffled order of two columns
+            is the plain one half of the time.
+        hidden: call them "Reply 1", "Reply 2".
     """
-    draw_prompt(turn.prompt)
-    by_id = {s.id: s for s in sides}
-    for place, (column, side_id) in enumerate(zip(st.columns(len(seats)), seats, strict=True), 1):
-        reply = turn.replies.get(side_id)
-        with column, st.container(border=True, key=f"reply_{index}_{side_id}"):
-            won = " :material/trophy:" if turn.vote == side_id else ""
-            label = f"Reply {place}" if blind else by_id[side_id].label
-            st.caption(f"**{safe_markdown(label)}**{won}")
-            if reply is None:
-                st.caption("This column joined later.")
-                continue
-            _draw_reply(reply, _reference(turn, sides, side_id), view, names)
-            if not blind:
-                st.caption(stats(reply))
-                _details(reply)
+    by_id = {c.id: c for c in columns}
+    for place, (box, name) in enumerate(zip(st.columns(len(order)), order, strict=True), 1):
+        column = by_id[name]
+        words = t("Reply {n}", n=place) if hidden else compare_columns.title(column)
+        with box, st.container(border=True, key=f"{key}_{name}"):
+            st.caption(f"**{safe_markdown(words)}**")
+            yield column
 
 
-def _reference(turn: Turn, sides: list[SideSpec], side_id: str) -> str | None:
+def draw_replies(
+    turn: Turn,
+    index: int,
+    columns: list[Column],
+    order: list[str],
+    look: Look,
+    actions: Actions,
+) -> None:
+    """The replies of a finished turn, with marks, figures and actions."""
+    hidden = look.blind and not turn.vote
+    for column in reply_boxes(columns, order, hidden, f"reply_{index}"):
+        reply = turn.replies[column.id]
+        draw_reply(reply, _reference(turn, column.id), look)
+        if turn.vote == column.id:
+            st.markdown(f":material/trophy: {t('Your vote')}")
+        if not hidden:
+            _marks(reply, turn.prompt, look.hint)
+            st.caption(stats(reply))
+        _actions(turn, index, column.id, None if hidden else actions)
+
+
+def live_boxes(columns: list[Column], order: list[str], *, hidden: bool) -> Boxes:
+    """Boxes of replies that stream; ``draw_live`` fills them."""
+    return {c.id: (st.empty(), st.empty()) for c in reply_boxes(columns, order, hidden, "live")}
+
+
+def draw_live(box: tuple[DeltaGenerator, DeltaGenerator], reply: Reply, hidden: bool) -> None:
+    """A reply as far as it has come."""
+    text, line = box
+    text.markdown(safe_markdown(reply.text) + ("" if reply.finish_reason else " ▌"))
+    line.caption("" if hidden else stats(reply))
+
+
+def _reference(turn: Turn, column_id: str) -> str | None:
     """What this reply is compared with: the first column's; for the first, the second's."""
-    other = sides[1].id if side_id == sides[0].id and len(sides) > 1 else sides[0].id
-    reply = turn.replies.get(other)
-    return reply.text if reply is not None and other != side_id else None
+    first, *others = sorted(turn.replies)
+    other = first if column_id != first else next(iter(others), first)
+    return turn.replies[other].text if other != column_id else None
 
 
-def _draw_reply(reply: Reply, reference: str | None, view: str, names: list[str]) -> None:
+def draw_reply(reply: Reply, reference: str | None, look: Look) -> None:
+    """Text and error of a reply."""
     if reply.text.strip():
-        if view == RAW:
+        if look.view == "raw":
             st.code(reply.text, language=None, wrap_lines=True)
         else:
-            st.markdown(shown(reply.text, reference, view, names))
+            st.markdown(shown(reply.text, reference, look.view, look.hint))
     elif not reply.error:
-        st.caption("(only blanks)" if reply.text else "(an empty reply)")
+        st.caption(t("(only blanks)") if reply.text else t("(an empty reply)"))
     if reply.error:
-        parts = [reply.error.get(k, "") for k in ("what", "why", "fix")]
-        st.error(safe_markdown("\n\n".join(p for p in parts if p)), icon=":material/error:")
+        show_error(UserError.from_dict(reply.error))
 
 
-def shown(text: str, reference: str | None, view: str, names: list[str]) -> str:
+def shown(text: str, reference: str | None, view: View, hint: PersonaHint) -> str:
     """Markdown of a reply in this view."""
-    if view == DIFFERENCES and reference is not None:
+    if view == "differences" and reference is not None:
         mine, _ = diff.compare(text, reference)
         return highlighted((p.text, "green" if p.kind == "only" else "") for p in mine)
-    if view == PERSONA:
+    if view == "persona":
+        own = [(*span, "green") for span in diff.mentions(text, [*hint.names, *hint.makers])]
+        foreign = [(*span, "orange") for span in diff.mentions(text, hint.foreign)]
         pieces: list[tuple[str, str]] = []
         end = 0
-        for start, stop in diff.mentions(text, names):
-            pieces += [(text[end:start], ""), (text[start:stop], "violet")]
-            end = stop
+        for start, stop, colour in sorted([*own, *foreign]):
+            if start >= end:
+                pieces += [(text[end:start], ""), (text[start:stop], colour)]
+                end = stop
         return highlighted([*pieces, (text[end:], "")])
     return safe_markdown(text)
 
 
+def _marks(reply: Reply, prompt: str, hint: PersonaHint) -> None:
+    """Hits and misses of the persona, so that nobody has to read for them."""
+    for mark in marks(reply.text, prompt, hint):
+        names = listed([literal(name) for name in mark.names])
+        words = t(_MARKS[mark.kind], names=names)
+        icon = ":material/check:" if mark.good else ":material/close:"
+        colour = "green" if mark.good else "orange"
+        st.markdown(f":{colour}-badge[{icon} {words}]")
+
+
 def stats(reply: Reply) -> str:
-    """One line: tokens, time to the first one, rate, why it ended."""
-    parts = [f"{reply.tokens:,} tokens"]
+    """One line: tokens, time to the first one, rate, why it ended, how it was drawn."""
+    parts = [tn("{n} token", "{n} tokens", reply.tokens)]
     if reply.ttft_s is not None:
-        parts.append(f"first after {reply.ttft_s:.2f} s")
+        parts.append(t("first after {seconds:.2f} s", seconds=reply.ttft_s))
     if reply.tokens_per_s is not None:
-        parts.append(f"{reply.tokens_per_s:.1f} tokens/s")
+        parts.append(t("{rate:.1f} tokens/s", rate=reply.tokens_per_s))
     if reply.finish_reason:
-        parts.append(_REASONS.get(reply.finish_reason, literal(reply.finish_reason)))
+        known = _REASONS.get(reply.finish_reason)
+        parts.append(t(known) if known else literal(reply.finish_reason))
+    if reply.settings is not None:
+        drawn = {"heat": number(reply.settings.temperature), "seed": reply.settings.seed}
+        parts.append(t("temperature {heat}, seed {seed}", **drawn))
     if reply.cut:
-        parts.append(f"{reply.cut} oldest messages were left out")
+        parts.append(
+            tn("{n} oldest message was left out", "{n} oldest messages were left out", reply.cut)
+        )
     return " · ".join(parts)
+
+
+def _actions(turn: Turn, index: int, column: str, actions: Actions | None) -> None:
+    reply, key = turn.replies[column], f"{index}_{column}"
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        if reply.text:
+            copying.button(reply.text, f"compare_copy_{key}")
+        if actions is None:
+            return
+        if actions.regenerate is not None:
+            st.button(
+                t("Regenerate"),
+                icon=":material/refresh:",
+                key=f"compare_again_{key}",
+                type="tertiary",
+                on_click=actions.regenerate,
+                args=(column,),
+                help=t("Answers again with another seed; this reply is kept."),
+            )
+        place, count = turn.place(column)
+        switch(place, count, lambda to: actions.choose(column, to), f"compare_version_{key}")
+        _details(reply)
+
+
+def switch(place: int, count: int, choose: Callable[[int], None], key: str) -> None:
+    """``< 2 / 3 >`` for versions, counted from 0; nothing for a single one."""
+    if count < 2:
+        return
+    with st.container(
+        horizontal=True, vertical_alignment="center", gap=None, width="content", key=key
+    ):
+        st.button(
+            t("Previous version"), icon=":material/chevron_left:", key=f"{key}_back",
+            type="tertiary", disabled=place == 0, on_click=choose, args=(place - 1,),
+        )  # fmt: skip
+        st.caption(f"{place + 1} / {count}", width="content")
+        st.button(
+            t("Next version"), icon=":material/chevron_right:", key=f"{key}_on",
+            type="tertiary", disabled=place == count - 1, on_click=choose, args=(place + 1,),
+        )  # fmt: skip
 
 
 def _details(reply: Reply) -> None:
     if not reply.prompt_ids:
         return
-    with st.popover("Exact prompt", icon=":material/data_object:"):
-        st.caption(f"{len(reply.prompt_ids):,} tokens, as fed, special tokens included")
+    with st.popover(t("Exact prompt"), icon=":material/data_object:", type="tertiary"):
+        st.caption(
+            tn(
+                "{n} token, as fed, special tokens included",
+                "{n} tokens, as fed, special tokens included",
+                len(reply.prompt_ids),
+            )
+        )
         st.code(reply.prompt, language=None, wrap_lines=True)
-        st.caption("Token ids of the prompt")
+        st.caption(t("Token ids of the prompt"))
         st.code(" ".join(map(str, reply.prompt_ids)), language=None, wrap_lines=True)
-        st.caption("Token ids of the reply")
-        st.code(" ".join(map(str, reply.token_ids)) or "(none)", language=None, wrap_lines=True)
+        st.caption(t("Token ids of the reply"))
+        st.code(" ".join(map(str, reply.token_ids)) or t("(none)"), language=None, wrap_lines=True)
 
 
-def vote_choices(seats: list[str]) -> dict[str, str]:
-    """Caption -> vote, for the seats from left to right."""
-    places = ["Left", "Right"] if len(seats) == 2 else [f"Reply {i + 1}" for i in range(len(seats))]
-    better = {f"{place} is better": side for place, side in zip(places, seats, strict=True)}
-    return {**better, "Tie": votes.TIE, "All bad" if len(seats) > 2 else "Both bad": votes.BOTH_BAD}
+def vote_choices(order: list[str]) -> dict[str, str]:
+    """Caption -> vote, for the columns from left to right."""
+    if len(order) == 2:
+        better = [t("Left is better"), t("Right is better")]
+    else:
+        better = [t("Reply {n} is better", n=i + 1) for i in range(len(order))]
+    bad = t("All bad") if len(order) > 2 else t("Both bad")
+    return {**dict(zip(better, order, strict=True)), t("Tie"): votes.TIE, bad: votes.BOTH_BAD}

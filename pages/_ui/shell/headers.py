@@ -35,7 +35,9 @@ def content_security_policy() -> str:
     """
     rules = {
         "default-src": "'none'",
-        "script-src": f"'self' {_own_scripts()}",
+        # blob: is how Streamlit runs a component of ours (the copy button); only a script that
+        # runs already can make such an address.
+        "script-src": f"'self' blob: {_own_scripts()}",
         "style-src": "'self' 'unsafe-inline'",
         "img-src": "'self' data: blob:",
         "font-src": "'self' data:",

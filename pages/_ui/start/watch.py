@@ -25,6 +25,9 @@ _STAGES: dict[str, tuple[str, str, str]] = {
     "evaluate": (N_("Scorecard"), "pages/4_Compare.py", "score"),
 }
 
+#: How many stages were over at the last look.
+_DONE = "start_stages_done"
+
 
 def panel(run: RunPaths, live: bool) -> None:
     """Draw; within a fragment that renews itself while the run lives."""
@@ -33,6 +36,10 @@ def panel(run: RunPaths, live: bool) -> None:
         if live and now.final:
             st.rerun()
         stages = following.stages_of(run)
+        done, before = sum(view.done for view in stages), st.session_state.get(_DONE)
+        st.session_state[_DONE] = done
+        if live and before not in (None, done):
+            st.rerun()  # what stands around it has changed, too
         with st.container(border=True):
             _head(run, now)
             for view in stages:
