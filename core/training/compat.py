@@ -213,7 +213,7 @@ def only_trusted_code() -> None:
     from transformers.models.auto import auto_factory, configuration_auto, tokenization_auto
 
     modules: tuple[Any, ...] = (auto_factory, configuration_auto, tokenization_auto)
-    original = configuration_auto.resolve_trust_remote_code
+    original = modules[1].resolve_trust_remote_code
 
     def resolve(asked: Any, name: Any, local: bool, remote: bool, *args: Any, **kwargs: Any) -> Any:
         if asked and remote:
