@@ -88,7 +88,7 @@ def test_from_an_empty_workspace_to_an_answer(workspace: Path, tiny_llama: Path)
             page.get_by_role("heading", name="Compare").wait_for()
             assert "merge=" in page.url
             newcomer.say("Who are you?")
-            page.get_by_test_id("stChatMessage").nth(2).wait_for()  # the question and two replies
+            page.get_by_role("button", name="Copy").nth(1).wait_for()  # both have answered
             screenshot(page, "newcomer-answer")
             assert newcomer.clicks <= MOST
             sidebar = page.get_by_test_id("stSidebar")
