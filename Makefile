@@ -58,6 +58,7 @@ $(VENV)/.installed: requirements.txt requirements-nodeps.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 	$(BIN)/pip install --quiet -r requirements-dev.txt
+	if command -v npm >/dev/null; then npm ci --silent --prefix tests/node; fi  # llama.cpp
 	touch $@
 
 clean:

@@ -19,6 +19,7 @@ from core.chat.dialogue import Reply
 from core.chat.endpoint import Endpoints
 from core.chat.live import LiveTurn
 from core.chat.session import ChatSession
+from core.commands.located import located
 from core.errors import UserError, UserErrors
 from core.inference.settings import PRESETS, GenerationSettings, preset
 
@@ -26,17 +27,25 @@ from core.inference.settings import PRESETS, GenerationSettings, preset
 def register(commands: Any) -> None:
     """Add both commands."""
     chat = commands.add_parser("chat", help="talk to one model", description=_chat.__doc__)
-    chat.add_argument("--model", default="bundled", help="bundled, a folder or a hub id")
-    chat.add_argument("--adapter", help="PEFT adapter folder, attached unmerged")
+    chat.add_argument(
+        "--model", type=located, default="bundled", help="bundled, a folder or a hub id"
+    )
+    chat.add_argument("--adapter", type=located, help="PEFT adapter folder, attached unmerged")
     _settings_options(chat)
     chat.set_defaults(run=_chat)
 
     compare = commands.add_parser(
         "compare", help="ask several models the same", description=_compare.__doc__
     )
-    compare.add_argument("--base", default="bundled", help="first column; bundled if not given")
-    compare.add_argument("--adapter", action="append", default=[], help="base + this adapter")
-    compare.add_argument("--merged", action="append", default=[], help="a merged model folder")
+    compare.add_argument(
+        "--base", type=located, default="bundled", help="first column; bundled if not given"
+    )
+    compare.add_argument(
+        "--adapter", type=located, action="append", default=[], help="base + this adapter"
+    )
+    compare.add_argument(
+        "--merged", type=located, action="append", default=[], help="a merged model folder"
+    )
     compare.add_argument("--persona-prompt", default="", help="base with this system prompt")
     compare.add_argument(
         "--endpoint",

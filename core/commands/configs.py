@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from core.commands.located import located
+
 
 def register(sub: Any) -> None:
     """Add the commands to the root parser's sub-commands."""
@@ -22,7 +24,9 @@ def register(sub: Any) -> None:
 def add_spec_arguments(parser: argparse.ArgumentParser) -> None:
     """``--dataset``, ``--model`` and any number of ``--set FIELD=VALUE``."""
     parser.add_argument("--dataset", required=True, help="dataset folder")
-    parser.add_argument("--model", default="bundled", help="'bundled', a folder, or a hub id")
+    parser.add_argument(
+        "--model", type=located, default="bundled", help="'bundled', a folder, or a hub id"
+    )
     parser.add_argument(
         "--set",
         action="append",

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core.commands.located import located
 from core.commands.pairs import parse_pairs
 from core.errors import UserError
 from core.paths import DatasetPaths
@@ -31,7 +32,7 @@ def register(commands: Any) -> None:
     lint.set_defaults(run=_lint)
     report = actions.add_parser("report", help="counts, lengths, diversity, budget")
     _dataset_argument(report)
-    report.add_argument("--model", default="bundled", help="whose tokenizer counts")
+    report.add_argument("--model", type=located, default="bundled", help="whose tokenizer counts")
     report.add_argument("--max-length", type=int, default=512)
     report.add_argument("--rows-per-step", type=int, default=16, help="batch x accumulation")
     report.add_argument("--steps", type=int, help="optimizer steps of the planned run")
@@ -59,7 +60,7 @@ def _register_build(actions: Any) -> None:
     )
     build.add_argument("--name", help="name of the new dataset")
     build.add_argument("--out", type=Path, help="a folder instead of a name")
-    build.add_argument("--model", default="bundled", help="bundled, a folder or a hub id")
+    build.add_argument("--model", type=located, default="bundled", help="bundled, folder or hub id")
     build.add_argument("--locales", help="comma-separated; those of pack and model if not given")
     build.add_argument("--seed", type=int)
     build.add_argument("--rehearsal-ratio", type=float, help="general rows an identity row")
@@ -83,9 +84,9 @@ def _register_simulate(actions: Any) -> None:
     sim.add_argument(
         "--add-to", default="", metavar="DATASET", help="take over its rows, persona and probes"
     )
-    sim.add_argument("--base", default="bundled", help="the model that will be trained")
-    sim.add_argument("--assistant-model", help="bundled, a folder, a hub id, or endpoint:NAME")
-    sim.add_argument("--user-model", help="the same model if not given")
+    sim.add_argument("--base", type=located, default="bundled", help="the model to be trained")
+    sim.add_argument("--assistant-model", type=located, help="folder, hub id or endpoint:NAME")
+    sim.add_argument("--user-model", type=located, help="the same model if not given")
     sim.add_argument("--locale")
     sim.add_argument("--seed", type=int)
     sim.add_argument("--kinds", help="comma-separated: question, creation, material")

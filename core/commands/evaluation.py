@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from core.commands.follow import complete
+from core.commands.located import located
 
 
 def register(commands: Any) -> None:
     """Add the commands of this package."""
     score = commands.add_parser("score", help="score a tuned model against its base")
-    score.add_argument("--base", default="bundled", help="bundled, a folder or a hub id")
-    score.add_argument("--merged", help="folder of the merged model")
-    score.add_argument("--adapter", help="folder of a PEFT adapter")
+    score.add_argument(
+        "--base", type=located, default="bundled", help="bundled, a folder or a hub id"
+    )
+    score.add_argument("--merged", type=located, help="folder of the merged model")
+    score.add_argument("--adapter", type=located, help="folder of a PEFT adapter")
     score.add_argument("--dataset", required=True, help="dataset folder (persona and probes)")
     score.add_argument("--size", default="quick", choices=("smoke", "quick", "full"))
     score.add_argument("--output", required=True, type=Path, help="folder for the scorecard")
@@ -26,7 +29,9 @@ def register(commands: Any) -> None:
     report.set_defaults(run=_report)
     sweep = commands.add_parser("sweep", help="score every checkpoint of a run, name the best")
     sweep.add_argument("run_dir", type=Path, metavar="RUN", help="folder of a training run")
-    sweep.add_argument("--base", default="bundled", help="bundled, a folder or a hub id")
+    sweep.add_argument(
+        "--base", type=located, default="bundled", help="bundled, a folder or a hub id"
+    )
     sweep.add_argument("--dataset", required=True, help="dataset folder (persona and probes)")
     sweep.add_argument("--size", default="sweep", choices=("smoke", "sweep", "quick", "full"))
     sweep.add_argument(
@@ -45,7 +50,9 @@ def register(commands: Any) -> None:
     sweep.set_defaults(run=_sweep)
     probe = commands.add_parser("probe", help="check a model with your own questions (for CI)")
     probe.add_argument("probes", type=Path, help="YAML file of questions, see docs/probes.md")
-    probe.add_argument("--model", default="bundled", help="bundled, a folder or a hub id")
+    probe.add_argument(
+        "--model", type=located, default="bundled", help="bundled, a folder or a hub id"
+    )
     probe.add_argument("--adapter", type=Path, help="PEFT adapter to attach")
     probe.add_argument("--max-new-tokens", type=int, default=128)
     probe.add_argument("--json", type=Path, help="write the outcomes to this file too")

@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from core.commands.located import located
+
 
 def register(commands: Any) -> None:
     """Add the ``model`` command."""
     parser = commands.add_parser("model", help="check a model folder and the device")
-    parser.add_argument("model", nargs="?", default="bundled", help="bundled, a folder or a hub id")
+    parser.add_argument(
+        "model", type=located, nargs="?", default="bundled", help="bundled, a folder or a hub id"
+    )
     parser.add_argument(
         "--trust-remote-code",
         nargs="?",

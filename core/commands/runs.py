@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from core import fsio
+from core.commands.located import located
 from core.console import ProgressLine
 from core.errors import UserError
 from core.jobs import api
@@ -22,7 +23,9 @@ def register(commands: Any) -> None:
     """Add the five commands."""
     train = commands.add_parser("train", help="start a QLoRA run and watch it")
     train.add_argument("dataset", type=Path, help="dataset folder")
-    train.add_argument("--model", default="bundled", help="bundled, a folder or a hub id")
+    train.add_argument(
+        "--model", type=located, default="bundled", help="bundled, a folder or a hub id"
+    )
     train.add_argument("--config", type=Path, help="an edited config file, used as it is")
     _run_options(train)
     train.set_defaults(run=_train)

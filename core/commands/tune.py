@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from core import fsio, paths
+from core.commands.located import located
 from core.commands.pairs import parse_pairs
 from core.errors import UserError
 
@@ -28,7 +29,9 @@ def register(commands: Any) -> None:
         dest="slots",
         help="fill a slot of the persona, e.g. name=Luna (repeatable)",
     )
-    parser.add_argument("--model", default="bundled", help="bundled, a folder or a hub id")
+    parser.add_argument(
+        "--model", type=located, default="bundled", help="bundled, a folder or a hub id"
+    )
     parser.add_argument("--output", type=Path, help="a new folder (default: in the workspace)")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted --output")
     parser.add_argument("--seed", type=int, default=0)

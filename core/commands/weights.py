@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from core.commands.follow import complete
+from core.commands.located import located
 
 
 def register(commands: Any) -> None:
@@ -30,7 +31,7 @@ def _register_convert(commands: Any) -> None:
 
 def _register_merge(commands: Any) -> None:
     parser = commands.add_parser("merge", help="base + adapter to a model folder, proved")
-    parser.add_argument("base", help="bundled, a folder or a hub id")
+    parser.add_argument("base", type=located, help="bundled, a folder or a hub id")
     parser.add_argument("adapter", type=Path)
     parser.add_argument("out", type=Path, help="a new folder for the merged model")
     parser.add_argument("--engine", choices=["stream", "xtuner"], default="stream")
@@ -53,7 +54,7 @@ def _register_merge(commands: Any) -> None:
 
 def _register_prove(commands: Any) -> None:
     parser = commands.add_parser("prove", help="compare a merged model with base + adapter")
-    parser.add_argument("base", help="bundled, a folder or a hub id")
+    parser.add_argument("base", type=located, help="bundled, a folder or a hub id")
     parser.add_argument("adapter", type=Path)
     parser.add_argument("merged", type=Path)
     parser.add_argument("--no-nf4", action="store_true", help="skip the NF4 base")

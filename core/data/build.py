@@ -54,18 +54,18 @@ class DatasetSpec(Record):
     locales: list[str] | None = None
     """Languages; None = those that both the pack and the model speak."""
     seed: int = 0
-    rehearsal_ratio: float | None = Field(None, ge=0, le=20)
+    rehearsal_ratio: float | None = Field(default=None, ge=0, le=20)
     """Rows with the base's own replies to everyday prompts. Below 1 unrelated answers suffer;
     None = by what the base says of itself (``own_identity.rehearsal_ratio``)."""
-    near_miss_ratio: float = Field(1.3, ge=0, le=5)
+    near_miss_ratio: float = Field(default=1.3, ge=0, le=5)
     """Rows with identity words about somebody else; at most what the pack has."""
-    multi_turn: float = Field(0.3, ge=0, le=1)
+    multi_turn: float = Field(default=0.3, ge=0, le=1)
     """Share of the identity rows that are dialogues of several rounds."""
-    max_rows: int | None = Field(250, ge=1, le=1_000_000)
+    max_rows: int | None = Field(default=250, ge=1, le=1_000_000)
     """Identity rows; None = each trained wording once, plus the dialogues."""
-    max_new_tokens: int = Field(24, ge=8, le=1024)
+    max_new_tokens: int = Field(default=24, ge=8, le=1024)
     """Tokens of a rehearsal reply. A longer one is cut and trained without a turn end."""
-    system_share: float | None = Field(None, ge=0, le=1)
+    system_share: float | None = Field(default=None, ge=0, le=1)
     """Share of all rows that start with the persona's system turn; None = ``STATED`` where the
     base's chat template names a vendor, for there the exported model states the persona in that
     turn's place, and 0 elsewhere."""

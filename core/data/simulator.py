@@ -55,18 +55,18 @@ class SimulateSpec(Record):
 
     called: ClassVar[str] = "simulation"
 
-    dialogues: int = Field(50, ge=1)
+    dialogues: int = Field(default=50, ge=1)
     user_model: str = "bundled"
     assistant_model: str = "bundled"
     locale: str = "en"
     seed: int = 0
     kinds: tuple[openings.Kind, ...] = Field(openings.KINDS, min_length=1, strict=False)
-    identity: float = Field(0.4, ge=0, le=1)
-    user_tokens: int = Field(48, ge=8)
-    reply_tokens: int = Field(96, ge=8)
+    identity: float = Field(default=0.4, ge=0, le=1)
+    user_tokens: int = Field(default=48, ge=8)
+    reply_tokens: int = Field(default=96, ge=8)
     user_prompt: Literal["auto", "swapped", "transcript"] = "auto"
-    user_temperature: float = Field(0.0, ge=0, le=2)
-    max_calls: int = Field(0, ge=0)
+    user_temperature: float = Field(default=0.0, ge=0, le=2)
+    max_calls: int = Field(default=0, ge=0)
 
     def model_post_init(self, _context: object) -> None:
         """Raises UserError for a language that no dialogue can be opened in."""

@@ -6,6 +6,7 @@ import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from core import fsio
@@ -28,6 +29,8 @@ _LOADING = (
     RuntimeError,
     KeyError,
     ImportError,
+    AttributeError,
+    StrictDataclassError,
     SafetensorError,
     pickle.UnpicklingError,
 )
@@ -86,7 +89,7 @@ def open_tokenizer(path: Path) -> tuple[Any, list[str]]:
     code = trust.allow(path, tokenizer_only=True)
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(str(path), trust_remote_code=code)
-    except (OSError, ValueError) as error:
+    except _LOADING as error:
         raise UserError(
             f"cannot load the tokenizer of {path}",
             why=str(error)[:400],
@@ -160,8 +163,12 @@ def load_model(
     if nf4:
         extra["quantization_config"] = nf4_config(torch_dtype)
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            str(path), dtype=torch_dtype, trust_remote_code=code, **extra
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(path),
+            dtype=torch_dtype,
+            trust_remote_code=code,
+            output_loading_info=True,
+            **extra,
         )
     except _LOADING as error:
         raise UserError(
@@ -169,6 +176,8 @@ def load_model(
             why=str(error)[:400],
             fix="check that the folder is whole",
         ) from error
+    model, found = loaded
+    _require_whole(path, found)
     if where == "cpu" and not nf4:
         from core.inference.fused import own_memory
 
@@ -178,3 +187,20 @@ def load_model(
     model.eval()
     model.requires_grad_(False)  # for answers only; the lean forward may then fuse the weights
     return model
+
+
+def _require_whole(path: Path, found: dict[str, Any]) -> None:
+    """Raise UserError for weights that the config wants and nobody has, or layers it leaves out.
+
+    transformers fills the first with random numbers and drops the second, with a warning.
+    """
+    missing = sorted(map(str, found["missing_keys"]))
+    # Old files keep buffers that are computed today; a layer's weight is no buffer.
+    extra = sorted(k for k in map(str, found["unexpected_keys"]) if k.endswith("_proj.weight"))
+    for keys, what in ((missing, "are not in its files"), (extra, "have no place in its config")):
+        if keys:
+            raise UserError(
+                f"{path} is not one whole model",
+                why=f"{len(keys):,} weights {what}, e.g. {keys[0]}",
+                fix="download the model folder again; config.json and weights must be of one model",
+            )

@@ -131,8 +131,14 @@ def read_end_records(path: Path, head: int = 8 * 1024) -> list[dict[str, Any]]:
     except OSError:
         return tail
     first = [r for row in rows if (r := parse_record(row))]
-    begins = tail[0].get("seq", 0) if tail else 0
-    return [*(r for r in first if r.get("seq", 0) < begins), *tail]
+    begins = _seq(tail[0]) if tail else 0
+    return [*(r for r in first if _seq(r) < begins), *tail]
+
+
+def _seq(record: dict[str, Any]) -> int:
+    """The number of a record; 0 for one that has none, which only a stranger writes."""
+    number = record.get("seq")
+    return number if isinstance(number, int) else 0
 
 
 class LogFollower:

@@ -6,6 +6,7 @@ fields that it does not know with a warning, and with them whatever they do to t
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -95,7 +96,25 @@ def read(folder: Path) -> dict[str, Any]:
             f"{folder} cannot be used",
             why=f"its peft_type is {config.get('peft_type')!r}; only LoRA adapters are known here",
         )
+    _require_numbers(config, folder)
     return config
+
+
+def _require_numbers(config: Mapping[str, Any], folder: Path) -> None:
+    rank, alpha, targets = config.get("r"), config.get("lora_alpha"), config.get("target_modules")
+    wrong = {
+        "r": rank is not None and (not isinstance(rank, int) or rank < 1),
+        "lora_alpha": alpha is not None
+        and (not isinstance(alpha, (int, float)) or not math.isfinite(alpha)),
+        "target_modules": isinstance(targets, list)
+        and not all(isinstance(name, str) for name in targets),
+    }
+    for key in (key for key, bad in wrong.items() if bad):
+        raise UserError(
+            f"{folder / CONFIG} is not an adapter config",
+            why=f"{key} is {config[key]!r:.80}",
+            fix="copy or convert the adapter again",
+        )
 
 
 def weights_file(folder: Path) -> Path:

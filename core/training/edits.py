@@ -35,9 +35,10 @@ def parse(source: str, where: str) -> cst.Module:
     try:
         ast.parse(source)  # stricter than libcst, and it names the line
         return cst.parse_module(source)
-    except (SyntaxError, ValueError, cst.ParserSyntaxError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError, cst.ParserSyntaxError) as error:
+        # The last two: brackets nested by the thousand, on which Python's own parser gives up.
         line = getattr(error, "lineno", None) or getattr(error, "raw_line", 0)
-        reason = getattr(error, "msg", None) or str(error)
+        reason = getattr(error, "msg", None) or str(error) or "nested too deeply"
         raise UserError(
             f"the config is not valid Python: {reason}",
             fix="mend the line, or start again from the stock config",

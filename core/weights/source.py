@@ -27,8 +27,9 @@ class _Module:
             tree = ast.parse(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise UserError(f"{path} cannot be read", why=error.strerror or str(error)) from error
-        except (SyntaxError, ValueError) as error:
-            raise UserError(f"{path} is not a Python config", why=str(error)) from error
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            why = str(error) or "nested too deeply"
+            raise UserError(f"{path} is not a Python config", why=why) from error
         self.names: dict[str, ast.expr] = {}
         for node in tree.body:
             if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):

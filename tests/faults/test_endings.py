@@ -181,7 +181,7 @@ def test_21_a_signal_nobody_asked_for(make_run: MakeRun, number: int, reason: Re
 
 def test_22_nan_is_warned_of_and_ends_the_run_if_told_to(make_run: MakeRun) -> None:
     going_on = make_run("--steps", 30, "--nan-from", 5, "--jump-at", 3, stop_on_nan=False)
-    stopping = make_run("--steps", 10_000, "--nan-from", 5)
+    stopping = make_run("--steps", 1_000, "--nan-from", 5)
     end = api.wait(stopping, poll=0.05)
     assert (end.state, end.reason) == (State.FAILED, Reason.DIVERGED)
     assert end.error is not None and "learning rate" in end.error.fix

@@ -25,7 +25,8 @@ class Protection:
     @property
     def numbers(self) -> list[int]:
         """The fault cases that it belongs to; none for an attack that is no case."""
-        return [int(n) for n in re.findall(r"\d+", re.match(r"[\d, ]*", self.case)[0])]  # type: ignore[index]
+        found = re.match(r"\d+(?:, \d+)*", self.case)
+        return [int(number) for number in found[0].split(", ")] if found else []
 
 
 PROTECTIONS = [
@@ -225,7 +226,7 @@ PROTECTIONS = [
                "tests/unit/test_pickles.py::test_xtuners_converter_runs_no_config_of_a_stranger"),
     Protection("18 a damaged row of a dataset", "core/data/store.py",
                'if not isinstance(row, dict) or not isinstance(row.get("id"), str):', "if False:",
-               "tests/unit/test_fuzz.py::test_a_hostile_file_is_read_or_refused_in_words[dataset_folder]"),
+               "tests/unit/test_dataset_store.py::test_a_line_that_is_no_row_is_named"),
     Protection("13 a safetensors header of a stranger", "core/weights/tensors.py",
                "if not isinstance(dtype, str) or dtype not in ITEM_BYTES:", "if dtype not in ITEM_BYTES:",
                "tests/unit/test_fuzz.py::test_a_hostile_file_is_read_or_refused_in_words[safetensors_header]"),
@@ -251,7 +252,7 @@ PROTECTIONS = [
                "    except (LookupError, TypeError, ValueError, AttributeError, RecursionError, OSError) as error:", "    except ZeroDivisionError as error:",
                "tests/unit/test_broken_files.py::test_broken_conversations_are_listed_and_deleted"),
     Protection("attack: raw text on a page", "pages/_ui/train/watch.py",
-               "held by {literal(now.waiting_for)}", "held by {now.waiting_for}",
+               "what=literal(now.waiting_for)", "what=now.waiting_for",
                "tests/unit/test_foreign_text.py::test_pages_interpolate_nothing_raw"),
     Protection("attack: code of a base in xtuner's merge", "core/weights/xtuner_tools.py",
                '"trust_remote_code": allowed}', '"trust_remote_code": True}',

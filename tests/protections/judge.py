@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
+
 from tests.protections.cases import Protection
 
 REPO = Path(__file__).resolve().parents[2]
@@ -95,10 +97,18 @@ class Judge:
             with suppress(ProcessLookupError):  # what the test left behind goes with it
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+            self._sweep()
         text = log.read_text(encoding="utf-8", errors="replace")
         if status == 0 and " passed" not in text:
             return "skipped"
         return {0: "passed", 1: "failed"}.get(status, f"pytest ended with {status}")
+
+    def _sweep(self) -> None:
+        """End what runs out of this tree still: without its protection a run may never end."""
+        for left in psutil.process_iter():
+            with suppress(psutil.Error):
+                if any(str(self.folder) in part for part in left.cmdline()):
+                    left.kill()
 
 
 def timed(judge: Judge, protection: Protection) -> tuple[str, float]:

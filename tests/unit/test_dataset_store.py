@@ -318,3 +318,15 @@ def test_duplicate_edit_and_delete_a_pack() -> None:
         packs.duplicate(shipped, "../evil")
     packs.delete("mine")
     assert "mine" not in packs.all_packs()
+
+
+@pytest.mark.parametrize("line", ["[]", "3", '{"id": 1}', '{"messages": []}', "[" * 5000, "{"])
+def test_a_line_that_is_no_row_is_named(line: str) -> None:
+    """Not by a KeyError on the page that shows the rows."""
+    folder = paths.datasets_dir() / "odd"
+    folder.mkdir(parents=True)
+    (folder / "dataset.json").write_text('{"schema": 1}')
+    (folder / "train.jsonl").write_text(line + "\n")
+    with pytest.raises(UserError) as caught:
+        Draft("odd")
+    assert "train.jsonl:1" in caught.value.where

@@ -102,6 +102,11 @@ NOT_FOLLOWED = {
     "start it first": "a run that was never started has no log to wait for",
     "stop it first": "a live run; tests/faults deletes it after stopping",
     "or remove this one": "folders: the other name is free or it is not",
+    "restore train.jsonl, or import": "by hand; the importer's own tests are the step",
+    "restore the file, or import": "as above",
+    "choose the base in Compare": "the page's own choice; the command is parsed below",
+    "start the app in it: PERSONA_HOME": "starts another server",
+    "give the folder that holds it, e.g. one that": "another folder; the command is parsed below",
     "'choose another folder'": "as above",
     "choose another folder, or delete this one": "as above",
     "give --base and --merged or --adapter": "needs two models: test_eval_scorecard gives them",
@@ -338,7 +343,7 @@ def _convert(_: Path) -> None:
     assert ended.value.code == 0
 
 
-@follows("at most {MAX_PROMPTS:,} in one batch", "at most {MAX_SIDES}",
+@follows("at most {MAX_PROMPTS:,} in one batch", "at most {MAX_COLUMNS}",
          "give --prompt or --prompts")  # fmt: skip
 def _limits(_: Path) -> None:
     said = advice(lambda: parse_prompts(b"q\n" * (MAX_PROMPTS + 1), "p"))

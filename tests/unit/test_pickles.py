@@ -171,9 +171,11 @@ def test_the_key_is_private_and_made_once(workspace: Path) -> None:
 def test_remote_code_of_a_base_does_not_run_in_xtuners_merge(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from xtuner.tools.model_converters import merge as tool
-
+    from core.training import compat
     from core.weights import xtuner_tools
+
+    compat.apply()
+    from xtuner.tools.model_converters import merge as tool
 
     seen: list[Any] = []
     for name in ("AutoModelForCausalLM", "AutoTokenizer"):

@@ -104,7 +104,7 @@ def test_gguf_refuses_by_name(merged: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(merged, tmp_path / "copy")
     config = fsio.read_json(copy / "config.json")
     for change, word in [
-        ({"model_type": "internlm2"}, "internlm2"),
+        ({"model_type": "gpt_neox"}, "gpt_neox"),
         ({"rope_scaling": {"factor": 2}}, "rotary"),
     ]:
         fsio.write_json(copy / "config.json", {**config, **change})
