@@ -11,6 +11,7 @@ the peak resident set of a process that trains through ``core.training.train_job
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -161,18 +162,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", action="append", default=[], help="train here, on the CPU")
     parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--levers", type=int, default=3, help="how many ways to train: 1 to 3")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         child(args.child)
         return
-    found = on_a_gpu()
-    for model in args.model:
-        for levers in ({}, {"hold_weights": False}, {"activation_checkpointing": True}):
-            found.append(on_this_cpu(model, args.batch, levers))
     print(f"{'':58} {'estimate':>9} {'measured':>9}  ratio")
-    for what, estimate, measured in found:
-        print(f"{what:58} {estimate:8.2f}  {measured:8.2f}  {estimate / measured:5.2f}")
+    levers: tuple[dict[str, Any], ...] = (
+        {},
+        {"hold_weights": False},
+        {"activation_checkpointing": True},
+    )
+    runs = (on_this_cpu(m, args.batch, one) for m in args.model for one in levers[: args.levers])
+    for what, estimate, measured in itertools.chain(on_a_gpu(), runs):
+        print(f"{what:58} {estimate:8.2f}  {measured:8.2f}  {estimate / measured:5.2f}", flush=True)
     proposals()
 
 

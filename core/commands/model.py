@@ -50,6 +50,8 @@ def _run(args: argparse.Namespace) -> int:
     print(f"  family {ref.family}, licence {ref.license}, speaks {', '.join(ref.locales)}")
     print(f"  XTuner's config: {family.stock_config}")
     print(f"  layers that get an adapter: {', '.join(family.targets) or 'every linear one'}")
+    if family.quirk:
+        print(f"  its chat template: {family.quirk}")
     print(f"  default system turn: {chat.default_system or 'none'}")
     print(f"  turn end: {chat.turn_end!r}")
     for warning in base.warnings(chat):

@@ -168,13 +168,6 @@ def of_hub(model: str) -> bool:
     return any(place in Path(entry["folder"]).parts for entry in _confirmed().values())
 
 
-def forget(code: Code) -> None:
-    """Take a confirmation back."""
-    codes = {digest: entry for digest, entry in _confirmed().items() if digest != code.digest}
-    fsio.write_json(_store(), {"schema": _SCHEMA, "codes": codes})
-    seal.seal(_store())
-
-
 def require(folder: Path) -> str:
     """Ask before a folder is used.
 

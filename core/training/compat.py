@@ -205,22 +205,23 @@ def atomic_checkpoints() -> None:
 
 
 def only_trusted_code() -> None:
-    """XTuner reads the model's config with ``trust_remote_code=True`` whatever the config says.
+    """``trust_remote_code=True`` holds for code that was trusted here, whoever says it.
 
-    ``SupervisedFinetune._dispatch_lm_model_cfg`` hard-codes it, so a model folder could run its
-    own Python here.
+    XTuner hard-codes it for the model's config (``SupervisedFinetune._dispatch_lm_model_cfg``), its
+    converter and a config edited by hand may say it too.
     """
-    from xtuner.model import sft
+    from transformers.models.auto import auto_factory, configuration_auto, tokenization_auto
 
-    original = sft.AutoConfig
+    modules: tuple[Any, ...] = (auto_factory, configuration_auto, tokenization_auto)
+    original = modules[1].resolve_trust_remote_code
 
-    class SafeAutoConfig:
-        @staticmethod
-        def from_pretrained(path: Any, **kwargs: Any) -> Any:
-            code = trust.allow(Path(path))
-            return original.from_pretrained(path, **{**kwargs, "trust_remote_code": code})
+    def resolve(asked: Any, name: Any, local: bool, remote: bool, *args: Any, **kwargs: Any) -> Any:
+        if asked and remote:
+            asked = trust.allow(Path(name))
+        return original(asked, name, local, remote, *args, **kwargs)
 
-    sft.AutoConfig = SafeAutoConfig
+    for module in modules:
+        module.resolve_trust_remote_code = resolve
 
 
 def loss_on_supervised_tokens() -> None:

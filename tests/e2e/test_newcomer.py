@@ -12,6 +12,7 @@ from core import fsio
 from core.models import bundled
 from core.pipeline import projects
 from tests.e2e.test_train_page import Server, browser, screenshot
+from tests.faults.support import until
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -78,7 +79,7 @@ def test_from_an_empty_workspace_to_an_answer(workspace: Path, tiny_llama: Path)
             newcomer = Newcomer(page)
             newcomer.press("Run all")
             page.get_by_role("heading", name="Mei Lan").wait_for()
-            page.wait_for_function("document.title.includes('Making Mei Lan')")
+            until(lambda: "Making Mei Lan" in page.title(), 120)
             screenshot(page, "newcomer-running")
             page.reload()  # a closed tab loses nothing
             page.get_by_role("button", name="Talk to it").wait_for(timeout=_RUN)
@@ -87,9 +88,7 @@ def test_from_an_empty_workspace_to_an_answer(workspace: Path, tiny_llama: Path)
             page.get_by_role("heading", name="Compare").wait_for()
             assert "merge=" in page.url
             newcomer.say("Who are you?")
-            page.wait_for_function(
-                "document.querySelectorAll('[data-testid=stChatMessage]').length >= 3"
-            )
+            page.get_by_role("button", name="Copy").nth(1).wait_for()  # both have answered
             screenshot(page, "newcomer-answer")
             assert newcomer.clicks <= MOST
             sidebar = page.get_by_test_id("stSidebar")

@@ -206,7 +206,7 @@ def test_recomputing_long_micro_batches_alone_bounds_memory() -> None:
     plain = TrainSpec(dataset="d", batch_size=8, fused_step=False, hold_weights=False)
     capped = plain.model_copy(update={"recompute_above": 1000})
     assert cost.memory_bytes(shape, capped, 60) == cost.memory_bytes(shape, plain, 60)
-    assert cost.memory_bytes(shape, capped, 320) < 4.7e9 < cost.memory_bytes(shape, plain, 320)
+    assert cost.memory_bytes(shape, capped, 320) < 4.9e9 < cost.memory_bytes(shape, plain, 320)
     capacity = cost.token_capacity(shape, plain, cost.CPU_BYTES)
     assert 800 < capacity < 1300
 

@@ -89,6 +89,23 @@ def test_a_changed_byte_asks_again(folder: Path, name: str) -> None:
     assert not ran(folder)
 
 
+def test_nobody_in_a_training_process_runs_what_was_not_trusted(folder: Path) -> None:
+    """XTuner's own code and a config edited by hand may ask for it."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from core.training import compat
+
+    compat.apply()
+    trust.permit()
+    for auto in (AutoConfig, AutoModelForCausalLM):
+        with pytest.raises(UserError, match="brings its own Python code"):
+            auto.from_pretrained(str(folder), trust_remote_code=True)
+    assert not ran(folder)
+    trusted(folder)
+    found = AutoModelForCausalLM.from_pretrained(str(folder), trust_remote_code=True)
+    assert type(found).__name__ == "OwnForCausalLM"
+
+
 def test_a_forged_record_trusts_nothing(folder: Path) -> None:
     trusted(folder)
     store = trust._store()
