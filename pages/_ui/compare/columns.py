@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import streamlit as st
@@ -27,11 +28,16 @@ _TITLES = {
     "adapter": N_("Base + adapter: {name}"),
     "endpoint": N_("Server: {name}"),
 }
+#: A checkpoint's label (``core.chat.columns``).
+_STEP = re.compile(r"(.*), step (\d+)", re.DOTALL)
 
 
 def title(column: Column) -> str:
     """What a person calls a column, as plain text that holds others' words."""
-    return t(_TITLES[column.kind], name=column.label)
+    name = column.label
+    if made := _STEP.fullmatch(name):
+        name = t("{name}, step {step}", name=made[1], step=made[2])
+    return t(_TITLES[column.kind], name=name)
 
 
 def draw(session: ChatSession | None, fresh: bool) -> list[Column]:
@@ -40,7 +46,7 @@ def draw(session: ChatSession | None, fresh: bool) -> list[Column]:
     Args:
         fresh: fill them from the conversation (``state.changed_elsewhere``).
     """
-    models = {_id(m): m for m in _hers_first(state.found())}
+    models = {_id(m): m for m in _own_first(state.found())}
     _fill(session.transcript.columns if session and fresh else None, models)
     talked = session is not None and bool(session.transcript.turns)
     with st.expander(t("Models"), icon=":material/view_column:", expanded=not talked):
@@ -74,13 +80,13 @@ def _run_of(column: Column) -> str:
         return ""
 
 
-def _hers_first(models: list[Column]) -> list[Column]:
+def _own_first(models: list[Column]) -> list[Column]:
     """The current persona's models before those of others, the bases before both."""
     project = current.current()
-    hers = {run.id for run in project.runs} if project else set()
+    ids = {run.id for run in project.runs} if project else set()
     bases = [m for m in models if not _run_of(m)]
     made = [m for m in models if _run_of(m)]
-    return [*bases, *sorted(made, key=lambda m: _run_of(m) not in hers)]
+    return [*bases, *sorted(made, key=lambda m: _run_of(m) not in ids)]
 
 
 def _fill(kept: list[Column] | None, models: dict[str, Column]) -> None:
@@ -111,11 +117,11 @@ def _usual(models: dict[str, Column]) -> list[Column]:
     """The base, and beside it the newest merged model of the persona, else what comes nearest."""
     hint = state.persona()
     project = current.current()
-    hers = {run.id for run in project.runs} if project else set()
+    ids = {run.id for run in project.runs} if project else set()
     merges = [m for m in models.values() if m.kind == "merged"]
     wanted = current.chosen("merge", [_run_of(m) for m in merges]) if merges else ""
     tuned = [m for m in merges if _run_of(m) == wanted]
-    tuned = tuned or [m for m in models.values() if m.kind == "adapter" and _run_of(m) in hers]
+    tuned = tuned or [m for m in models.values() if m.kind == "adapter" and _run_of(m) in ids]
     base = next(m for m in models.values() if m.kind == "base")
     if tuned:
         own = _base_of(tuned[0])
