@@ -76,8 +76,7 @@ def english(page: Any) -> list[str]:
     return sorted(
         line
         for line in spoken
-        if not re.search("[\u4e00-\u9fff]", line)
-        and re.search("[A-Za-z]{3}", NAMES.sub("", line))
+        if not re.search("[\u4e00-\u9fff]", line) and re.search("[A-Za-z]{3}", NAMES.sub("", line))
     )
 
 

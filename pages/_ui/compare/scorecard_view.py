@@ -42,7 +42,11 @@ def draw_scorecard(path: Path) -> None:
 
 
 def _gate_title(gate: dict[str, Any]) -> str:
-    return t(plain.GATES[gate["name"]]) if gate["name"] in plain.GATES else literal(from_core(gate["title"]))
+    return (
+        t(plain.GATES[gate["name"]])
+        if gate["name"] in plain.GATES
+        else literal(from_core(gate["title"]))
+    )
 
 
 def _gate_line(gate: dict[str, Any]) -> str:
@@ -265,7 +269,9 @@ def draw_sweep(run: RunPaths) -> None:
             return
         rows, best = found["checkpoints"], found["recommended"]
         st.info(
-            t("Recommended: step {step}.", step=best["step"]) + " " + literal(from_core(found["reason"])),
+            t("Recommended: step {step}.", step=best["step"])
+            + " "
+            + literal(from_core(found["reason"])),
             icon=":material/recommend:",
         )
         st.altair_chart(_curves(rows, best["step"]))
@@ -329,9 +335,7 @@ def _curves(rows: list[dict[str, Any]], recommended: int) -> alt.Chart | alt.VCo
     lower = (
         alt.Chart(kls)
         .mark_line(point=True)
-        .encode(
-            x=x, y=alt.Y("KL:Q", title=t("Distance from the base (KL)")), tooltip=[step, "KL"]
-        )
+        .encode(x=x, y=alt.Y("KL:Q", title=t("Distance from the base (KL)")), tooltip=[step, "KL"])
         .properties(height=120)
     )
     return alt.vconcat(upper, lower + mark)

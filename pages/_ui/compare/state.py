@@ -81,7 +81,10 @@ def _opened(name: str) -> ChatSession | None:
         try:
             transcript = transcripts.read(name)
         except UserError as error:
-            st.warning(f"{literal(from_core(error.what))}. {literal(from_core(error.fix))}", icon=":material/history:")
+            st.warning(
+                f"{literal(from_core(error.what))}. {literal(from_core(error.fix))}",
+                icon=":material/history:",
+            )
             return None
         running = _sessions().setdefault(name, ChatSession(transcript, worker(), endpoints()))
     return running

@@ -153,7 +153,9 @@ def coverage(report: DatasetReport) -> None:
 
 def slots(report: DatasetReport) -> None:
     """In how many of the identity replies each slot's value occurs."""
-    data = pd.DataFrame([{"slot": words.slot_name(s), "share": v} for s, v in report.slot_coverage.items()])
+    data = pd.DataFrame(
+        [{"slot": words.slot_name(s), "share": v} for s, v in report.slot_coverage.items()]
+    )
     if data.empty:
         return
     chart = (

@@ -53,7 +53,9 @@ def _files(name: str) -> None:
 
 def _export(name: str) -> None:
     st.subheader(t("Export"))
-    key = st.selectbox(t("Format"), list(FORMATS), format_func=lambda k: from_core(FORMATS[k].label))
+    key = st.selectbox(
+        t("Format"), list(FORMATS), format_func=lambda k: from_core(FORMATS[k].label)
+    )
     fmt = FORMATS[key]
     st.caption(
         t("JSON Lines, UTF-8; {about}.", about=literal(from_core(fmt.about)))

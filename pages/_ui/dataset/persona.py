@@ -57,7 +57,10 @@ def draw() -> None:
             dataset_build.draw(form, pack, filled, slots, ready)
             if empty:
                 st.caption(
-                    t(":red[Fill in: {fields}]", fields=literal(listed([slot_name(s) for s in empty])))
+                    t(
+                        ":red[Fill in: {fields}]",
+                        fields=literal(listed([slot_name(s) for s in empty])),
+                    )
                 )
             _samples(form, filled, usable)
     drafts.save_form(form)

@@ -141,7 +141,9 @@ def _grid(draft: Draft, rows: list[Conversation]) -> None:
     changes = from_table(edited, rows)
     if changes.problems:
         st.warning(
-            t("Not kept yet:") + "\n" + "\n".join(f"- {literal(from_core(p))}" for p in changes.problems),
+            t("Not kept yet:")
+            + "\n"
+            + "\n".join(f"- {literal(from_core(p))}" for p in changes.problems),
             icon=":material/edit_off:",
         )
     elif changes:
@@ -164,8 +166,9 @@ def _add(draft: Draft) -> None:
         try:
             texts = check_text(user, t("User")), check_text(reply, t("Reply"))
         except RowError as error:
+            what, fix = from_core(error.what), from_core(error.fix)
             st.error(
-                f"{literal(error.field)}: {literal(from_core(error.what))}; {literal(from_core(error.fix))}",
+                f"{literal(error.field)}: {literal(what)}; {literal(fix)}",
                 icon=":material/error:",
             )
             return

@@ -16,7 +16,6 @@ from core.models.device import Device
 from pages._ui.shell import words
 from pages._ui.shell.language import from_core, t
 
-
 #: What was waited for since the server started.
 _SEEN: set[str] = set()
 

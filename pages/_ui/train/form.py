@@ -186,9 +186,7 @@ def _field(info: Field, key: str, value: Any) -> Any:
         st.session_state[key] = info.default
         common |= {"disabled": True, "help": f"{about} {t('Off: no GPU was found.')}"}
     if info.type == "choice":
-        return st.selectbox(
-            label, info.choices, format_func=lambda v: v or t("none"), **common
-        )
+        return st.selectbox(label, info.choices, format_func=lambda v: v or t("none"), **common)
     if info.type == "bool":
         return st.toggle(label, **common)
     if info.type == "int":
