@@ -54,10 +54,11 @@ LINES = """() => {
     }
     if (!box.checkVisibility({visibilityProperty: true})) continue;
     while (getComputedStyle(box).display === 'inline' && box.parentElement) box = box.parentElement;
-    for (const line of box.innerText.split('\\n')) found.add(line.trim());
+    for (const line of (box.innerText ?? box.textContent).split('\\n')) found.add(line.trim());
   }
   return [...found];
 }"""
+UNFOLD = "document.querySelectorAll('details:not([open]) > summary').forEach((s) => s.click())"
 #: Names, which are the same in every language: of this app, of other software and its settings, of
 #: models, files and file formats, of units and measures, and what this workspace calls its things.
 NAMES = re.compile(
@@ -106,8 +107,7 @@ def test_no_page_is_left_in_english(workspace: Path, tiny_llama: Path) -> None:
                 page.goto(f"{server.url}/{address}")
                 page.get_by_test_id("stMainBlockContainer").get_by_role("heading").first.wait_for()
                 settled(page)
-                for fold in page.locator("details:not([open]) > summary").all():
-                    fold.click()
+                page.evaluate(UNFOLD)
                 settled(page)
                 assert page.get_by_test_id("stException").count() == 0, address
                 screenshot(page, "zh-" + re.sub(r"\W+", "-", address or "Start"))

@@ -154,6 +154,8 @@ def name_of(run_id: str) -> str:
 
 def said_in_words(said: Said) -> str:
     """A run's name in the language of the session."""
+    if said.kind not in _NAMES:  # a run of the command line, or of another version
+        return str(said)
     name = t(_NAMES[said.kind], persona=said.persona, n=said.number)
     return t("{name} (resumed)", name=name) if said.resumed else name
 

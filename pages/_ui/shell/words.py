@@ -182,7 +182,7 @@ def happened(event: str) -> str:
     """An event of a run, or the state that it came to."""
     if event in _HAPPENED:
         return t(_HAPPENED[event])
-    return t(_ENDED[State(event)]) if event in State else event
+    return t(_ENDED[State(event)]) if event in State.__members__ else event
 
 
 def holding(what: str, run: str | None = None) -> str:
