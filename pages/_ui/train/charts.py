@@ -93,8 +93,8 @@ def loss_chart(series: dict[str, Series], *, log_scale: bool) -> None:
             t("The first loss appears after the first optimizer step."), icon=":material/hourglass:"
         )
         return
-    said = (t("optimizer step"), t("loss"), t("each step"), t("running mean"), t("run"))
-    said += (t("learning rate"),)
+    lines = t("each step"), t("running mean")
+    said = (t("optimizer step"), t("loss"), *lines, t("run"), t("learning rate"))
     spec = _loss_spec(tuple(series), "lr" in data.column_names, log_scale, said)
     st.vega_lite_chart(data, spec, width="stretch")
 
