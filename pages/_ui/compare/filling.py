@@ -7,7 +7,7 @@ from pathlib import Path
 import streamlit as st
 
 from core import paths
-from core.chat.columns import Column, of_folder
+from core.chat.columns import Column
 from core.chat.session import ChatSession
 from core.errors import UserError
 from core.evaluation import choice
@@ -103,10 +103,10 @@ def _usual(models: dict[str, Column]) -> list[Column]:
 def _elsewhere() -> list[Column]:
     """The merge of the address, if its job was told to write the model outside the workspace."""
     job = current.seen().runs.get(st.query_params.get("merge", ""))
-    folder = merged_folder(RunPaths(job.root)) if job is not None else None
+    folder = merged_folder(RunPaths(job.root)) if job and job.kind == "merge" else None
     if folder is None or folder.is_relative_to(paths.runs_dir()):
         return []
-    return [of_folder(str(folder))]
+    return [Column("", "merged", folder.name, str(folder))]
 
 
 def recommended(models: list[Column]) -> set[str]:

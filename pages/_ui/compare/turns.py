@@ -220,18 +220,14 @@ def _actions(turn: Turn, index: int, column: str, actions: Actions | None) -> No
         if actions is None:
             return
         if actions.regenerate is not None:
-            st.button(
-                t("Regenerate"),
-                icon=":material/refresh:",
-                key=f"compare_again_{key}",
-                type="tertiary",
-                on_click=actions.regenerate,
-                args=(column,),
-                help=t("Answers again with another seed; this reply is kept."),
-            )
+            icons.button(
+                t("Regenerate"), ":material/refresh:", f"compare_again_{key}",
+                actions.regenerate, (column,),
+                more=t("Answers again with another seed; this reply is kept."),
+            )  # fmt: skip
         place, count = turn.place(column)
         switch(place, count, lambda to: actions.choose(column, to), f"compare_version_{key}")
-        _details(reply)
+        _details(reply, key)
 
 
 def switch(place: int, count: int, choose: Callable[[int], None], key: str) -> None:
@@ -252,10 +248,14 @@ def switch(place: int, count: int, choose: Callable[[int], None], key: str) -> N
         )  # fmt: skip
 
 
-def _details(reply: Reply) -> None:
+def _details(reply: Reply, key: str) -> None:
     if not reply.prompt_ids:
         return
-    with st.popover(t("Exact prompt"), icon=":material/data_object:", type="tertiary"):
+    words = t("Exact prompt")
+    with st.popover(
+        words, icon=":material/data_object:", type="tertiary", help=words,
+        key=f"icon_compare_prompt_{key}",
+    ):  # fmt: skip
         st.caption(
             tn(
                 "{n} token, as fed, special tokens included",
