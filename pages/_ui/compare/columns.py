@@ -48,7 +48,7 @@ def draw(session: ChatSession | None, fresh: bool) -> list[Column]:
             key="compare_count",
             required=True,
         )
-        boxes = st.columns(count or 1)
+        boxes = st.container(key="columns_pickers").columns(count or 1)
         words = _words(models)
         picked = [_pick(box, state.LETTERS[i], models, words) for i, box in enumerate(boxes)]
         columns = [column for column in picked if column is not None]

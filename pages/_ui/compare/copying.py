@@ -14,7 +14,7 @@ _HTML = """
 """
 _CSS = """
 button { all: unset; cursor: pointer; font: inherit; font-size: .875rem; line-height: 1.5rem;
-  padding: .25rem .5rem; border-radius: .5rem; color: var(--st-text-color); white-space: nowrap }
+  padding: .125rem .375rem; border-radius: .5rem; color: var(--st-text-color); white-space: nowrap }
 svg { width: 1rem; height: 1rem; vertical-align: -.15rem; fill: none;
   stroke: currentColor; stroke-width: 2 }
 button:hover { color: var(--st-primary-color) }

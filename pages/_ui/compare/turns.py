@@ -103,7 +103,8 @@ def reply_boxes(
         hidden: call them "Reply 1", "Reply 2".
     """
     by_id = {c.id: c for c in columns}
-    for place, (box, name) in enumerate(zip(st.columns(len(order)), order, strict=True), 1):
+    boxes = st.container(key=f"columns_{key}").columns(len(order))
+    for place, (box, name) in enumerate(zip(boxes, order, strict=True), 1):
         column = by_id[name]
         words = t("Reply {n}", n=place) if hidden else compare_columns.title(column)
         with box, st.container(border=True, key=f"{key}_{name}"):
@@ -214,7 +215,7 @@ def stats(reply: Reply) -> str:
 
 def _actions(turn: Turn, index: int, column: str, actions: Actions | None) -> None:
     reply, key = turn.replies[column], f"{index}_{column}"
-    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+    with st.container(horizontal=True, vertical_alignment="center", gap=None):
         if reply.text:
             copying.button(reply.text, f"compare_copy_{key}")
         if actions is None:
