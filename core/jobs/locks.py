@@ -5,14 +5,18 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import psutil
+
 from core import paths
 from core.errors import UserError
+from core.jobs import processes
 
 
 class FileLock:
@@ -103,11 +107,17 @@ class Holder:
         what: for people, e.g. ``train 20261124-1940-kai-1f2e`` or ``chat``.
         run: the run's id, if it is one.
         pid: of the process that holds the lock.
+        started: its start time, seconds since the epoch; pids are used again.
+        folder: of the run, '' if it is none.
+        mark: of the run's processes.
     """
 
     what: str
     run: str | None
     pid: int
+    started: float = 0.0
+    folder: str = ""
+    mark: str = ""
 
 
 def device_lock_path() -> Path:
@@ -126,17 +136,36 @@ def device_holder() -> Holder | None:
         return Holder("another process", None, 0)  # between its flock and its note
 
 
+def end_removed_holder() -> None:
+    """Take the device from a run whose folder somebody removed.
+
+    Its supervisor ends by itself, unless it is stopped: then it is woken. If it is gone, its job
+    holds the device alone, and no folder is left to end it through.
+    """
+    holder = device_holder()
+    if holder is None or not holder.folder or Path(holder.folder).exists():
+        return
+    supervisor = processes.same_process(holder.pid, holder.started)
+    if supervisor is not None:
+        processes.signal_all([supervisor], signal.SIGCONT)
+    elif holder.mark:
+        processes.signal_all(processes.processes_of(holder.mark), signal.SIGKILL)
+
+
 class DeviceLock:
     """The right to load a model. Used by jobs (which queue) and by chat (which does not)."""
 
-    def __init__(self, what: str, run: str | None = None) -> None:
-        self.holder = Holder(what, run, os.getpid())
+    def __init__(self, what: str, folder: Path | None = None, mark: str = "") -> None:
+        started = psutil.Process().create_time()
+        run = folder.name if folder else None
+        self.holder = Holder(what, run, os.getpid(), started, str(folder or ""), mark)
         self._lock = FileLock(device_lock_path())
 
     def acquire(self, timeout: float = 0.5) -> bool:
         """False if somebody else has it; ``device_holder()`` tells who."""
         self._lock.path.parent.mkdir(parents=True, exist_ok=True)
         if not self._lock.acquire(timeout):
+            end_removed_holder()
             return False
         self._lock.write(json.dumps(asdict(self.holder)))
         return True

@@ -50,7 +50,7 @@ class Supervisor:
         self.run = run
         self.spec = spec
         self.events = Journal(run.events)
-        self.device = DeviceLock(f"{spec.kind} {run.root.name}", run.root.name)
+        self.device = DeviceLock(f"{spec.kind} {run.root.name}", run.root, spec.mark)
         self.log = LogFollower(run.log)
         self.secret = secrets.token_hex(16)
         self.watcher = OutputWatcher(spec, Journal(run.metrics), self.event, self.secret)

@@ -40,8 +40,8 @@ class Preset:
         )
 
 
-#: Good is what the results in docs/results.md were made with. Half of its rows still pass the
-#: gates for most names, a scorecard of all suites says more of the rest.
+#: Good is what the results in docs/results.md were made with. That half or twice its rows suit a
+#: first look or a last one is reasoned; no verdict was measured with them.
 PRESETS: dict[Name, Preset] = {
     p.name: p
     for p in (Preset("quick", 120, "quick"), Preset("good", 250, "quick"),

@@ -17,15 +17,15 @@ from core.training.figures import Figures
 _NAN_STEPS = 3
 #: Rows whose mean loss is looked at: single steps differ by their rows.
 _WINDOW_ROWS = 64
-#: Diverged: beyond this multiple of the lowest of the first losses, and by so many nats. A sound
-#: run's loss falls; with rate 10 that of the bundled model went from 3 to 85.
+#: Diverged: beyond this multiple of the lowest of the first losses, and by so many nats. Reasoned,
+#: not measured: a sound run's loss falls. One run of the bundled model at rate 10 ended at 85.
 _LOSS_TIMES, _LOSS_NATS = 2.0, 4.0
 #: Steps of which the lowest loss is the yardstick. The first is before the weights moved; a rate
 #: that is much too high has ruined the third.
 _FIRST = 5
 #: Collapsed: perplexity of general replies over the base's. The verdict's COLLAPSED begins at 5
-#: (gates.yaml), from which the falling rate may still bring a run back; from 3 nats a token on
-#: nothing did.
+#: (gates.yaml), from which the falling rate may still bring a run back; that nothing comes back
+#: from 3 nats a token is reasoned, not measured.
 LOST_PERPLEXITY = 20.0
 #: A checkpoint beyond this is not offered to be merged: the gate's failure is at 1.5, and the
 #: replies that are weighed here were trained on, so that they change least.

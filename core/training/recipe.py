@@ -33,8 +33,8 @@ LARGE = (494e6, 2e-4)
 UNQUANTIZED = 2.0
 #: The rate of public recipes for larger models.
 FLOOR = 1e-4
-#: Start warns from this multiple of the rule on. Measured: 5 times the rate that a 0.5B model bears
-#: ruined it; 2 to 3 times were still LEARNED or only OVERFIT.
+#: Start warns from this multiple of the rule on. Between two measurements at 0.5B: 5 times the rate
+#: of the rule ruined the model, twice the rate was LEARNED (docs/results/recipe.md).
 FAR_ABOVE = 3.0
 
 

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 from core import paths
 from core.jobs import api
@@ -74,6 +75,16 @@ def test_the_device_stays_with_a_child_whose_supervisor_died(make_run: MakeRun) 
     assert holder is not None and run.root.name in holder.what
     api.stop(run, force=True)
     until(lambda: DeviceLock("another").acquire(timeout=0.2))
+
+
+@pytest.mark.parametrize("supervisor_is", ["stopped", "dead"])
+def test_a_removed_run_gives_the_device_back(make_run: MakeRun, supervisor_is: str) -> None:
+    run = make_run("--steps", 2000)
+    reach_step(run, 2)
+    supervisor = supervisor_of(run)
+    supervisor.suspend() if supervisor_is == "stopped" else supervisor.kill()
+    until(lambda: shutil.rmtree(run.root, ignore_errors=True) or not run.root.exists())
+    until(lambda: DeviceLock("another").acquire(timeout=0.2), 20)
 
 
 def test_a_deleted_live_run_does_not_come_back(make_run: MakeRun) -> None:

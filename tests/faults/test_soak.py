@@ -120,6 +120,7 @@ class Walk:
             with suppress(UserError):
                 api.stop(RunPaths(summary.root), force=True)
         until(lambda: all(s.state in (*FINAL, State.CREATED) for s in api.list_runs()), 60)
+        until(lambda: locks.DeviceLock("whoever comes next").acquire(), 60)
 
 
 @pytest.mark.soak
@@ -137,7 +138,6 @@ def test_a_random_walk(workspace: Path) -> None:
     for mark in walk.marks:
         for process in api.processes.processes_of(mark):
             process.kill()  # of runs that were removed while their supervisor was stopped
-    until(lambda: not locks.is_held(locks.device_lock_path()), 30)
     print(f"{steps} steps, {walk.count} runs")
     for summary in api.list_runs():
         with suppress(UserError):

@@ -224,7 +224,7 @@ def test_an_idle_worker_ends_and_comes_back(
 
 def test_a_busy_device_is_named(worker: WorkerClient, tiny_llama: Path) -> None:
     worker.close()
-    lock = DeviceLock("train 20261124-kai", "20261124-kai")
+    lock = DeviceLock("train 20261124-kai")
     assert lock.acquire()
     try:
         with pytest.raises(UserError, match="busy") as caught:

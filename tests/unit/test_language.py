@@ -128,12 +128,12 @@ def test_messages_within_a_message_and_several_in_one() -> None:
     because = "recall is 9/10 without a system turn and 1/10 under the default one"
     both = f"{because}; every gate passes"
     assert translate_message(both, "zh") == (
-        "不带系统提示时召回率为 9/10，使用默认系统提示时为 1/10；全部达标"
+        "不带系统提示词时召回率为 9/10，使用默认系统提示词时为 1/10；全部达标"
     )
     near = translate_message(
         "no gate fails; just missed: Leak into general replies: 1/159, limit 0.02", "zh"
     )
-    assert near == "没有不达标的项目；略差一点：泄漏到通用回答：1/159，限值 0.02"
+    assert near == "没有未达标的指标；差一点达标：泄漏到通用回复：1/159，限值 0.02"
 
 
 def test_a_record_of_yesterday_shows_in_chinese() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import streamlit as st
 
 from core.chat.render import literal
@@ -116,6 +118,22 @@ def _select(draft: Draft) -> list[Conversation]:
 def _grid(draft: Draft, rows: list[Conversation]) -> None:
     table = to_table(rows)
     version = f"{draft.name}-{len(draft.done)}-{len(draft.undone)}-{rows[0].id}-{len(rows)}"
+    columns: dict[str, Any] = {
+        "id": st.column_config.TextColumn(t("Row"), disabled=True, width="small"),
+        "round": st.column_config.NumberColumn(t("Round"), disabled=True, width=60),
+        "kind": st.column_config.SelectboxColumn(
+            t("Kind"),
+            options=list(KINDS),
+            format_func=lambda k: words.kind(str(k)),
+            width="small",
+        ),
+        "system": st.column_config.TextColumn(t("System"), width="small"),
+        "user": st.column_config.TextColumn(t("User"), width=360),
+        "reply": st.column_config.TextColumn(t("Reply"), width=420),
+        "learn": st.column_config.CheckboxColumn(
+            t("Learn"), width="small", help=t("Whether the reply is trained on")
+        ),
+    }
     edited = st.data_editor(
         table,
         num_rows="dynamic",
@@ -124,19 +142,7 @@ def _grid(draft: Draft, rows: list[Conversation]) -> None:
         height=520,
         key=f"grid-{version}",
         column_order=COLUMNS,
-        column_config={
-            "id": st.column_config.TextColumn(t("Row"), disabled=True, width="small"),
-            "round": st.column_config.NumberColumn(t("Round"), disabled=True, width=60),
-            "kind": st.column_config.SelectboxColumn(
-                t("Kind"), options=list(KINDS), format_func=words.kind, width="small"
-            ),
-            "system": st.column_config.TextColumn(t("System"), width="small"),
-            "user": st.column_config.TextColumn(t("User"), width=360),
-            "reply": st.column_config.TextColumn(t("Reply"), width=420),
-            "learn": st.column_config.CheckboxColumn(
-                t("Learn"), width="small", help=t("Whether the reply is trained on")
-            ),
-        },
+        column_config=columns,
     )
     changes = from_table(edited, rows)
     if changes.problems:

@@ -20,7 +20,7 @@ from pages._ui.shell.common import errors_shown, folder_tree, show_error
 from pages._ui.shell.language import N_, t
 from pages._ui.train.state import badge
 
-_KINDS = {
+_KINDS: dict[Literal["f32", "f16", "bf16", "q8_0"], str] = {
     "q8_0": N_("q8_0, 8 bits: half the size, hardly a difference"),
     "f16": N_("f16, 16 bits"),
     "bf16": N_("bf16, 16 bits"),

@@ -130,8 +130,8 @@ def choose(persona: str = "", **objects: str) -> None:
     if persona:
         st.session_state[_PERSONA] = persona
         st.session_state[_CHOSEN] = {}
-        for kind in _KINDS:
-            st.query_params.pop(kind, None)
+        for forgotten in _KINDS:
+            st.query_params.pop(forgotten, None)
         st.query_params["persona"] = persona
     for kind, name in objects.items():
         assert kind in _KINDS, kind

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from streamlit.runtime.memory_uploaded_file_manager import MemoryUploadedFileManager
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 from streamlit.runtime.uploaded_file_manager import UploadedFile
 
@@ -16,6 +17,8 @@ def release_uploads(keep: UploadedFile | None = None) -> None:
     if context is None:
         return
     manager, session = context.uploaded_file_mgr, context.session_id
-    for file_id in list(getattr(manager, "file_storage", {}).get(session, ())):
+    if not isinstance(manager, MemoryUploadedFileManager):
+        return
+    for file_id in list(manager.file_storage.get(session, ())):
         if keep is None or file_id != keep.file_id:
             manager.remove_file(session, file_id)

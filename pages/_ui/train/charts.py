@@ -12,7 +12,7 @@ import pyarrow as pa
 import streamlit as st
 
 from core.jobs.metrics import Series
-from core.training.figures import Figures
+from core.training.figures import Figures, Margin
 from core.training.health import DAMAGED_PERPLEXITY
 from pages._ui.shell.language import N_, t
 
@@ -155,6 +155,10 @@ def small_charts(series: dict[str, Series]) -> None:
         row.vega_lite_chart(tables[name], spec, width=_SMALL_WIDTH)
 
 
+def _by_language(look: Figures) -> list[tuple[str, Margin | None]]:
+    return [*look.margins.items()] or [("", None)]
+
+
 def figure_charts(figures: Mapping[str, Sequence[Figures]]) -> None:
     """What was measured at the checkpoints: how far the persona has come, and what it costs.
 
@@ -173,7 +177,7 @@ def figure_charts(figures: Mapping[str, Sequence[Figures]]) -> None:
         }
         for name, looks in figures.items()
         for one in looks
-        for locale, margin in (one.margins or {"": None}).items()
+        for locale, margin in _by_language(one)
     ]
     data = pd.DataFrame(rows)
     for name, title, form, rule in _FIGURES:
