@@ -62,6 +62,9 @@ def draw(session: ChatSession | None, fresh: bool) -> list[Column]:
 def _words(models: dict[str, Column]) -> dict[str, str]:
     """What each choice is called; of a run's checkpoints the one to take is marked."""
     words = {key: title(model) for key, model in models.items()}
+    for key, model in models.items():  # the browser answers with the words: none may come twice
+        if sum(title(model) == title(other) for other in models.values()) > 1:
+            words[key] = f"{words[key]} ({filling.run_of(model) or model.adapter or model.model})"
     for key in filling.recommended([*models.values()]):
         words[key] = t("{name} · recommended", name=words[key])
     words[FOLDER] = t("A model folder ...")

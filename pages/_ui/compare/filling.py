@@ -27,7 +27,7 @@ def model_id(column: Column) -> str:
     return f"{column.kind}|{column.model}|{column.adapter or ''}"
 
 
-def _run_of(column: Column) -> str:
+def run_of(column: Column) -> str:
     """Id of the run that made a model; '' if none here did."""
     made = Path(column.adapter or column.model)
     try:
@@ -40,9 +40,9 @@ def hers_first(models: list[Column]) -> list[Column]:
     """The current persona's models before those of others, the bases before both."""
     project = current.current()
     hers = {run.id for run in project.runs} if project else set()
-    bases = [m for m in models if not _run_of(m)]
-    made = [m for m in models if _run_of(m)]
-    return [*bases, *sorted(made, key=lambda m: _run_of(m) not in hers)]
+    bases = [m for m in models if not run_of(m)]
+    made = [m for m in models if run_of(m)]
+    return [*bases, *sorted(made, key=lambda m: run_of(m) not in hers)]
 
 
 def fill(session: ChatSession | None, fresh: bool, models: dict[str, Column]) -> None:
@@ -85,10 +85,10 @@ def _usual(models: dict[str, Column]) -> list[Column]:
     project = current.current()
     hers = {run.id for run in project.runs} if project else set()
     merges = [*_elsewhere(), *(m for m in models.values() if m.kind == "merged")]
-    wanted = current.chosen("merge", [_run_of(m) or st.query_params["merge"] for m in merges])
-    tuned = [m for m in merges if (_run_of(m) or wanted) == wanted]
+    wanted = current.chosen("merge", [run_of(m) or st.query_params["merge"] for m in merges])
+    tuned = [m for m in merges if (run_of(m) or wanted) == wanted]
     if not tuned:
-        adapters = [m for m in models.values() if m.kind == "adapter" and _run_of(m) in hers]
+        adapters = [m for m in models.values() if m.kind == "adapter" and run_of(m) in hers]
         best = recommended(adapters)
         tuned = sorted(adapters, key=lambda m: model_id(m) not in best)
     base = next(m for m in models.values() if m.kind == "base")
@@ -111,7 +111,7 @@ def _elsewhere() -> list[Column]:
 
 def recommended(models: list[Column]) -> set[str]:
     """Ids of the checkpoints to take, one of each run that has figures to tell them by."""
-    runs = sorted({_run_of(m) for m in models if m.kind == "adapter"} - {""})
+    runs = sorted({run_of(m) for m in models if m.kind == "adapter"} - {""})
     best = {_best_of(run) for run in runs} - {""}
     return {model_id(m) for m in models if m.adapter in best}
 
@@ -131,6 +131,6 @@ def _best_of(run: str) -> str:
 
 def _base_of(tuned: Column) -> str:
     """The model that a tuned one was made from, as its run names it."""
-    run = current.seen().runs.get(_run_of(tuned) or st.query_params.get("merge", ""))
+    run = current.seen().runs.get(run_of(tuned) or st.query_params.get("merge", ""))
     asked = run.params.get("base") or run.params.get("model") if run else ""
     return str(asked or "") or (tuned.model if tuned.kind == "adapter" else "")
