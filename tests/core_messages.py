@@ -25,6 +25,7 @@ SPOKEN: dict[str, tuple[str, ...]] = {
     "_Problem": ("what", "why", "fix"),
     "Finding": ("", "", "message", "fix"),
     "RowProblem": ("", "", "what", "fix"),
+    "RowError": ("", "what", "fix"),
     "Advice": ("", "text", "why"),
     "Choice": ("", "", "reason"),
     "Estimate": ("", "basis"),
@@ -43,10 +44,12 @@ SAID: dict[str, set[str]] = {
     "training/base.py": {"warnings"},
     "training/preflight.py": {"_row_warnings", "_seconds", "_memory", "_with_model"},
     "training/defaults.py": {"choose", "following", "_length", "_dtype", "_hold", "_group"}
-    | {"_compile", "_batch", "_recompute", "_steps"},
+    | {"_compile", "_batch", "_recompute", "_steps", "passes", "_stock"},
     "training/deepspeed.py": {"_ABOUT", "unavailable"},
     "training/faults.py": {"*"},
     "jobs/reasons.py": {"explain", "_explain", "diagnose", "fault"},
+    "jobs/watcher.py": {"_judge"},
+    "jobs/locks.py": {"device_holder"},
     "models/device.py": {"line"},
     "evaluation/verdict.py": {"_name", "_prompt_bound", "_because"},
     "evaluation/sweep.py": {"recommend"},
@@ -57,6 +60,13 @@ SAID: dict[str, set[str]] = {
     "weights/merge_job.py": {"*"},
     "data/own_identity.py": {"rehearsal_ratio"},
     "data/build.py": {"make_rows"},
+    "data/importer.py": {"lines"},
+    "data/talk.py": {"say", "_turn", "_with_reasoning"},
+    "data/reading.py": {"_leave_out_rejected", "_begin_with_a_question", "_read_exchange"},
+    "data/grid.py": {"label"},
+    "data/store.py": {"_summary"},
+    "training/checkpoints.py": {"_problem"},
+    "chat/batch.py": {"parse_prompts"},
 }
 #: A text is a message if it has two words, or a word and a hole; else it is a name of something.
 _SPOKEN_TEXT = re.compile(

@@ -29,10 +29,10 @@ class Changes:
 
     @property
     def label(self) -> str:
-        """For the history, e.g. "2 changed, 1 removed"."""
+        """For the history, e.g. "2 written; 1 removed"."""
         parts = [f"{len(self.rows)} written"] if self.rows else []
         parts += [f"{len(self.removed)} removed"] if self.removed else []
-        return ", ".join(parts)
+        return "; ".join(parts)
 
 
 def to_table(rows: Sequence[Conversation]) -> list[dict[str, Any]]:

@@ -43,7 +43,7 @@ def names_of(title: str, runs: Sequence[Summary]) -> dict[str, Said]:
     """Names by run id.
 
     Args:
-        title: of the persona. ``runs``: hers, newest first.
+        title: of the persona. ``runs``: its own, newest first.
     """
     names: dict[str, Said] = {}
     counted: Counter[str] = Counter()

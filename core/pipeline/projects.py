@@ -54,10 +54,10 @@ class StepState:
 
 @dataclass(frozen=True)
 class Project:
-    """A persona and all that is hers, newest first.
+    """A persona and all that is its own, newest first.
 
     ``title`` is the name, with the maker where two personas share it. ``touched``: seconds since
-    the epoch of the newest of her things.
+    the epoch of the newest of its things.
     """
 
     identity: Identity
@@ -74,11 +74,11 @@ class Project:
         return self.identity.key
 
     def of(self, *kinds: str) -> tuple[Summary, ...]:
-        """Her runs of these kinds, newest first."""
+        """Its runs of these kinds, newest first."""
         return tuple(r for r in self.runs if r.kind in kinds)
 
     def step(self, step: Step) -> StepState:
-        """Where she stands on this step."""
+        """Where it stands on this step."""
         return next(s for s in self.steps if s.step == step)
 
 
@@ -137,10 +137,10 @@ def overview() -> Overview:
 def _look() -> Overview:
     runs = list_runs()
     belonging = Belonging(runs)
-    hers: dict[Identity, list[Summary]] = defaultdict(list)
+    made: dict[Identity, list[Summary]] = defaultdict(list)
     for run in runs:
         if (owner := belonging.of_run(run.id)) is not None:
-            hers[owner].append(run)
+            made[owner].append(run)
     datasets: dict[Identity, list[tuple[float, str]]] = defaultdict(list)
     for written, folder in places.dataset_folders():
         datasets[belonging.of_folder(folder)].append((written, folder.name))
@@ -148,14 +148,14 @@ def _look() -> Overview:
     for written, chat, models in places.chats():
         for talked in {o for m in models if (o := belonging.of_model(m))}:
             chats[talked].append((written, chat))
-    titles = _titles({*hers, *datasets, *chats})
+    titles = _titles({*made, *datasets, *chats})
     projects = [
-        _project(who, title, datasets[who], hers[who], chats[who]) for who, title in titles.items()
+        _project(who, title, datasets[who], made[who], chats[who]) for who, title in titles.items()
     ]
     return Overview(
         projects=tuple(sorted(projects, key=lambda p: p.touched, reverse=True)),
         names={
-            k: v for who, title in titles.items() for k, v in names_of(title, hers[who]).items()
+            k: v for who, title in titles.items() for k, v in names_of(title, made[who]).items()
         },
         owners={run.id: p.key for p in projects for run in p.runs}
         | {f"dataset:{name}": p.key for p in projects for name in p.datasets},

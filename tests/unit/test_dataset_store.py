@@ -287,7 +287,7 @@ def test_edit_add_and_remove_lines() -> None:
     assert edited.loss == [False, True]
     assert edited.messages[3]["content"] == "second"
     assert (added.kind, added.loss, added.rounds) == ("own", [True], 1)
-    assert changes.label == "2 written, 1 removed"
+    assert changes.label == "2 written; 1 removed"
 
 
 def test_an_incomplete_line_is_named() -> None:

@@ -256,7 +256,7 @@ OURS = {
     "sidebar.py": {"title", "about"},
     "intro.py": {"icon", "name", "about"},
     "watch.py": {"kept", "left", "title", "_icon(view)", "spent", "now.done", "now.total"},
-    "result.py": {"took"},
+    "result.py": {"took", "spent"},
     "state.py": {"done"},
     "details.py": {"now.left_over"},
     "source.py": {"changed"},

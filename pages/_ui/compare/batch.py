@@ -17,7 +17,7 @@ from pages._ui.compare.state import Setup
 from pages._ui.compare.turns import VIEWS, View, shown, stats
 from pages._ui.shell import words
 from pages._ui.shell.common import errors_shown, show_error
-from pages._ui.shell.language import N_, number, percent, t, time_left, tn
+from pages._ui.shell.language import N_, from_core, number, percent, t, time_left, tn
 
 Source = Literal["typed", "pack", "file"]
 _SOURCES: dict[Source, str] = {
@@ -96,7 +96,7 @@ def _parsed(data: bytes, where: str) -> list[str]:
     with errors_shown():
         prompts = parse_prompts(data, where, notes)
         for note in notes:
-            st.info(literal(note))
+            st.info(literal(from_core(note)))
         return prompts
     return []
 
@@ -185,6 +185,6 @@ def _row(run: BatchRun, row: BatchRow, index: int, view: View, hint: PersonaHint
                 kl = f" · KL {number(round(row.kl[column.id], 3))}" if column.id in row.kl else ""
                 st.caption(f"**{safe_markdown(compare_columns.title(column))}**{kl}")
                 if reply.error:
-                    st.error(safe_markdown(reply.error["what"]))
+                    st.error(safe_markdown(from_core(reply.error["what"])))
                 st.markdown(shown(reply.text, row.replies[other.id].text, view, hint))
                 st.caption(stats(reply))

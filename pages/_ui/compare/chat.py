@@ -30,7 +30,7 @@ from pages._ui.compare.turns import (
     vote_choices,
 )
 from pages._ui.shell.common import errors_shown
-from pages._ui.shell.language import N_, t, tn
+from pages._ui.shell.language import N_, from_core, t, tn
 
 #: About 20 redraws a second: faster cannot be read, and each one sends the whole reply again.
 _FRAME_S = 0.05
@@ -99,7 +99,7 @@ def _first_questions(setup: Setup) -> None:
 def _turns(session: ChatSession, live: LiveTurn | None, setup: Setup, look: Look) -> Boxes:
     """The conversation; returns where the replies that stream are to be drawn."""
     if session.save_error:
-        st.warning(literal(session.save_error), icon=":material/save:")
+        st.warning(literal(from_core(session.save_error)), icon=":material/save:")
     count, boxes = len(session.transcript.turns), Boxes()
     first, key = max(0, count - _PAGE), f"compare_all_{session.transcript.id}"
     if first and not st.session_state.get(key):

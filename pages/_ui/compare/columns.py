@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
@@ -18,6 +20,8 @@ from pages._ui.shell import current
 from pages._ui.shell.common import errors_shown, show_error
 from pages._ui.shell.language import N_, listed, t, tn
 
+#: A checkpoint's label (``core.chat.columns``).
+_STEP = re.compile(r"(.*), step (\d+)", re.DOTALL)
 _TITLES = {
     "base": N_("Base: {name}"),
     "prompted": N_("{name} with a persona prompt"),
@@ -29,7 +33,10 @@ _TITLES = {
 
 def title(column: Column) -> str:
     """What a person calls a column, as plain text that holds others' words."""
-    return t(_TITLES[column.kind], name=column.label)
+    name = column.label
+    if made := _STEP.fullmatch(name):
+        name = t("{name}, step {step}", name=made[1], step=made[2])
+    return t(_TITLES[column.kind], name=name)
 
 
 def draw(session: ChatSession | None, fresh: bool) -> list[Column]:
@@ -38,7 +45,7 @@ def draw(session: ChatSession | None, fresh: bool) -> list[Column]:
     Args:
         fresh: fill them from the conversation (``state.changed_elsewhere``).
     """
-    models = {filling.model_id(m): m for m in filling.hers_first(state.found())}
+    models = {filling.model_id(m): m for m in filling.own_first(state.found())}
     filling.fill(session, fresh, models)
     talked = session is not None and bool(session.transcript.turns)
     with st.expander(t("Models"), icon=":material/view_column:", expanded=not talked):

@@ -10,7 +10,7 @@ from core.errors import UserError
 from core.inference.settings import MAX_NEW_TOKENS, PRESETS, GenerationSettings, preset
 from core.models import catalog
 from pages._ui.compare import state
-from pages._ui.shell.language import N_, t
+from pages._ui.shell.language import N_, from_core, t
 
 _FIELDS = ("temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens", "seed")
 _PRESETS = {
@@ -96,7 +96,7 @@ def _use_preset() -> None:
         try:
             model = catalog.resolve(first).path
         except UserError as error:
-            st.toast(literal(error.what), icon=":material/error:")
+            st.toast(literal(from_core(error.what)), icon=":material/error:")
     settings = preset(name, model)
     for field in _FIELDS:
         st.session_state[f"compare_{field}"] = getattr(settings, field)

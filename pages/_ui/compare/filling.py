@@ -36,13 +36,13 @@ def run_of(column: Column) -> str:
         return ""
 
 
-def hers_first(models: list[Column]) -> list[Column]:
-    """The current persona's models before those of others, the bases before both."""
+def own_first(models: list[Column]) -> list[Column]:
+    """The current persona's models before those of otids, the bases before both."""
     project = current.current()
-    hers = {run.id for run in project.runs} if project else set()
+    ids = {run.id for run in project.runs} if project else set()
     bases = [m for m in models if not run_of(m)]
     made = [m for m in models if run_of(m)]
-    return [*bases, *sorted(made, key=lambda m: run_of(m) not in hers)]
+    return [*bases, *sorted(made, key=lambda m: run_of(m) not in ids)]
 
 
 def fill(session: ChatSession | None, fresh: bool, models: dict[str, Column]) -> None:
@@ -83,12 +83,12 @@ def _usual(models: dict[str, Column]) -> list[Column]:
     """The base, and beside it the newest merged model of the persona, else what comes nearest."""
     hint = state.persona()
     project = current.current()
-    hers = {run.id for run in project.runs} if project else set()
+    ids = {run.id for run in project.runs} if project else set()
     merges = [*_elsewhere(), *(m for m in models.values() if m.kind == "merged")]
     wanted = current.chosen("merge", [run_of(m) or st.query_params["merge"] for m in merges])
     tuned = [m for m in merges if (run_of(m) or wanted) == wanted]
     if not tuned:
-        adapters = [m for m in models.values() if m.kind == "adapter" and run_of(m) in hers]
+        adapters = [m for m in models.values() if m.kind == "adapter" and run_of(m) in ids]
         best = recommended(adapters)
         tuned = sorted(adapters, key=lambda m: model_id(m) not in best)
     base = next(m for m in models.values() if m.kind == "base")

@@ -55,8 +55,8 @@ def draw() -> None:
         with box.container(border=True):
             _draw_form(form, runs)
     project = current.current()
-    hers = {run.id for run in project.runs} if project else set()
-    jobs = [r for r in runs if r.kind in ("evaluate", "sweep") and (r.id in hers or not hers)]
+    own = {run.id for run in project.runs} if project else set()
+    jobs = [r for r in runs if r.kind in ("evaluate", "sweep") and (r.id in own or not own)]
     for job in sorted(jobs, key=lambda r: -r.seq)[:3]:
         live = job.state in ACTIVE
         panel: Callable[..., None] = st.fragment(_panel, run_every=_EVERY if live else None)
@@ -163,8 +163,7 @@ def _progress(now: Status, live: bool) -> None:
         left = time_left(now.eta_seconds)
         share = now.done / now.total if now.total else 0.0
         line = f"{_said(now)} ({left})" if left else _said(now)
-        _, _, suite = now.stage.partition(": ")
-        part = literal(words.suite(suite) if suite else now.stage)
+        part = literal(words.doing(now.stage))
         if now.total:
             line += f" · {part} · {number(now.done)} / {number(now.total)}"
         st.progress(min(share, 1.0), line)

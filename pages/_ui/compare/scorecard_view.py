@@ -18,7 +18,7 @@ from pages._ui.compare.scorecard_words import verdict_words
 from pages._ui.shell import current, words
 from pages._ui.shell.address import tabs
 from pages._ui.shell.common import errors_shown
-from pages._ui.shell.language import N_, duration, t
+from pages._ui.shell.language import N_, duration, from_core, t
 
 
 def draw_scorecard(path: Path) -> None:
@@ -42,17 +42,21 @@ def draw_scorecard(path: Path) -> None:
 
 
 def _gate_title(gate: dict[str, Any]) -> str:
-    return t(plain.GATES[gate["name"]]) if gate["name"] in plain.GATES else literal(gate["title"])
+    return (
+        t(plain.GATES[gate["name"]])
+        if gate["name"] in plain.GATES
+        else literal(from_core(gate["title"]))
+    )
 
 
 def _gate_line(gate: dict[str, Any]) -> str:
-    values = {"gate": _gate_title(gate), "shown": literal(gate["shown"])}
+    values = {"gate": _gate_title(gate), "shown": literal(from_core(gate["shown"]))}
     return "- " + t("{gate}: {shown}, limit {limit}", limit=_limit(gate), **values)
 
 
 def _limit(gate: dict[str, Any]) -> str:
     """ "≤ 0" is "0": there is nothing below."""
-    return literal(gate["limit"].replace("≤ 0", "0") if gate["limit"] == "≤ 0" else gate["limit"])
+    return literal("0" if gate["limit"] == "≤ 0" else from_core(gate["limit"]))
 
 
 def _verdict(card: dict[str, Any]) -> None:
@@ -71,12 +75,12 @@ def _verdict(card: dict[str, Any]) -> None:
     if learned and not near:
         lines += ["", t("Every gate passes.")]
     if not failed and not learned:
-        lines += ["", literal(card["explanation"]["why"])]
+        lines += ["", literal(from_core(card["explanation"]["why"]))]
     box = st.success if learned else st.info if name == "NOT ENOUGH EVIDENCE" else st.warning
     box("\n".join(lines), icon=":material/verified:" if learned else ":material/rule:")
-    st.markdown(f"**{t('Next:')}** {literal(card['explanation']['next'])}")
+    st.markdown(f"**{t('Next:')}** {literal(from_core(card['explanation']['next']))}")
     for note in card["notes"]:
-        st.caption(literal(note))
+        st.caption(literal(from_core(note)))
 
 
 def _headline(card: dict[str, Any]) -> None:
@@ -107,7 +111,7 @@ def _gates(card: dict[str, Any]) -> None:
     rows = [
         {
             t("Gate"): _gate_title(g),
-            t("Measured"): literal(g["shown"]),
+            t("Measured"): literal(from_core(g["shown"])),
             t("Limit"): _limit(g),
             t("Outcome"): f"{plain.OUTCOMES[g['outcome']][0]} {t(plain.OUTCOMES[g['outcome']][1])}",
         }
@@ -150,10 +154,15 @@ def _intents(card: dict[str, Any]) -> None:
             scale=alt.Scale(domain=[0, 1]),
             axis=alt.Axis(format="%"),
         ),
-        tooltip=["intent", "hits", "n"],
+        tooltip=[alt.Tooltip("intent:N", title=t("intent")), *_counted()],
     )
     ranges = base.mark_rule(color="#8a8a8a").encode(x="low:Q", x2="high:Q")
     st.altair_chart(bars + ranges)
+
+
+def _counted() -> list[alt.Tooltip]:
+    """Hits of n, as they are read out under the pointer."""
+    return [alt.Tooltip("hits:Q", title=t("hits")), alt.Tooltip("n:Q", title=t("of"))]
 
 
 def _changes(card: dict[str, Any], replies: Path) -> None:
@@ -241,7 +250,7 @@ def draw_comparison(first: Path, second: Path, names: tuple[str, str]) -> None:
     with errors_shown():
         cards = [report.load(first), report.load(second)]
         for reason in report.comparable(*cards):
-            st.warning(literal(reason), icon=":material/warning:")
+            st.warning(literal(from_core(reason)), icon=":material/warning:")
         for column, card, name in zip(st.columns(2), cards, names, strict=True):
             column.caption(literal(name))
             column.markdown(f"**{literal(verdict_words(card['verdict']))}**")
@@ -260,7 +269,9 @@ def draw_sweep(run: RunPaths) -> None:
             return
         rows, best = found["checkpoints"], found["recommended"]
         st.info(
-            t("Recommended: step {step}.", step=best["step"]) + " " + literal(found["reason"]),
+            t("Recommended: step {step}.", step=best["step"])
+            + " "
+            + literal(from_core(found["reason"])),
             icon=":material/recommend:",
         )
         st.altair_chart(_curves(rows, best["step"]))
@@ -291,6 +302,8 @@ def _curves(rows: list[dict[str, Any]], recommended: int) -> alt.Chart | alt.VCo
             if r["metrics"][key]["n"]
         ]
     )
+    step = alt.Tooltip("step:Q", title=t("Step"))
+    tips = [alt.Tooltip("metric:N", title=t("What")), step, *_counted()]
     x = alt.X("step:Q", title=t("Step"), axis=alt.Axis(tickMinStep=1))
     colour = alt.Color("metric:N", legend=alt.Legend(orient="top", title=None))
     base = alt.Chart(rates).encode(x=x, color=colour)
@@ -303,7 +316,7 @@ def _curves(rows: list[dict[str, Any]], recommended: int) -> alt.Chart | alt.VCo
         ),
         y2="high:Q",
     )
-    line = base.mark_line(point=True).encode(y="value:Q", tooltip=["metric", "step", "hits", "n"])
+    line = base.mark_line(point=True).encode(y="value:Q", tooltip=tips)
     mark = (
         alt.Chart(pd.DataFrame([{"step": recommended}]))
         .mark_rule(strokeDash=[4, 4], color="#8a8a8a")
@@ -322,9 +335,7 @@ def _curves(rows: list[dict[str, Any]], recommended: int) -> alt.Chart | alt.VCo
     lower = (
         alt.Chart(kls)
         .mark_line(point=True)
-        .encode(
-            x=x, y=alt.Y("KL:Q", title=t("Distance from the base (KL)")), tooltip=["step", "KL"]
-        )
+        .encode(x=x, y=alt.Y("KL:Q", title=t("Distance from the base (KL)")), tooltip=[step, "KL"])
         .properties(height=120)
     )
     return alt.vconcat(upper, lower + mark)

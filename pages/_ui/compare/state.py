@@ -23,7 +23,7 @@ from core.chat.session import ChatSession
 from core.errors import UserError
 from core.inference.settings import GenerationSettings
 from pages._ui.shell import current
-from pages._ui.shell.language import t
+from pages._ui.shell.language import from_core
 
 LETTERS = "abcd"
 #: Id of the conversation that this browser session showed last; '' for a new one.
@@ -85,7 +85,10 @@ def _opened(name: str) -> ChatSession | None:
         try:
             transcript = transcripts.read(name)
         except UserError as error:
-            st.warning(f"{literal(error.what)}. {literal(error.fix)}", icon=":material/history:")
+            st.warning(
+                f"{literal(from_core(error.what))}. {literal(from_core(error.fix))}",
+                icon=":material/history:",
+            )
             return None
         running = _sessions().setdefault(name, ChatSession(transcript, worker(), endpoints()))
     return running
@@ -157,8 +160,9 @@ def found() -> list[Column]:
 
 
 def _called(run: str, step: int | None) -> str:
+    """In English, as core says it; ``columns.title`` translates."""
     name = current.name_of(run)
-    return name if step is None else t("{name}, step {n}", name=name, n=step)
+    return name if step is None else f"{name}, step {step}"
 
 
 def persona() -> PersonaHint:

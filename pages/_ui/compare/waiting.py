@@ -18,7 +18,7 @@ from pages._ui.compare import columns as compare_columns
 from pages._ui.compare import state
 from pages._ui.compare.state import Setup
 from pages._ui.compare.turns import draw_prompt
-from pages._ui.shell import current
+from pages._ui.shell import current, words
 from pages._ui.shell.common import show_error
 from pages._ui.shell.language import t, time_left, tn
 
@@ -42,7 +42,7 @@ def said(holder: Holder) -> str:
     """ "Mei Lan, run 3 (4 min left)", safe to draw."""
     run = current.seen().runs.get(holder.run or "")
     if run is None:
-        return literal(holder.what)
+        return literal(words.holding(holder.what))
     name = literal(current.name_of(run.id))
     left = time_left(api.status(RunPaths(run.root)).eta_seconds)
     return f"{name} ({left})" if left else name

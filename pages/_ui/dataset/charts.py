@@ -44,7 +44,10 @@ def mix(report: DatasetReport) -> None:
             x=alt.X("count:Q", stack="normalize", title=None, axis=alt.Axis(format="%")),
             color=color,
             order=alt.Order("rank:Q"),
-            tooltip=["kind:N", alt.Tooltip("count:Q", format=",")],
+            tooltip=[
+                alt.Tooltip("kind:N", title=t("Kind")),
+                alt.Tooltip("count:Q", title=t("Number"), format=","),
+            ],
         )
         .properties(height=170)
     )
@@ -60,7 +63,10 @@ def rounds(report: DatasetReport) -> None:
         .encode(
             x=alt.X("rounds:O", title=t("rounds"), axis=alt.Axis(labelAngle=0)),
             y=alt.Y("conversations:Q", title=t("conversations")),
-            tooltip=["rounds:O", alt.Tooltip("conversations:Q", format=",")],
+            tooltip=[
+                alt.Tooltip("rounds:O", title=t("rounds")),
+                alt.Tooltip("conversations:Q", title=t("conversations"), format=","),
+            ],
         )
     )
     st.altair_chart(chart.properties(height=220), width="stretch")
@@ -80,7 +86,11 @@ def lengths(report: DatasetReport) -> None:
             x=alt.X("from:Q", bin="binned", title=t("tokens of a conversation")),
             x2="to:Q",
             y=alt.Y("rows:Q", title=t("conversations")),
-            tooltip=["from:Q", "to:Q", alt.Tooltip("rows:Q", format=",")],
+            tooltip=[
+                alt.Tooltip("from:Q", title=t("from")),
+                alt.Tooltip("to:Q", title=t("up to")),
+                alt.Tooltip("rows:Q", title=t("conversations"), format=","),
+            ],
         )
     )
     layers: list[Any] = [bars]
@@ -88,7 +98,7 @@ def lengths(report: DatasetReport) -> None:
         rule = alt.Chart(pd.DataFrame([{"limit": found.limit}])).mark_rule(
             color="#b3432f", strokeDash=[4, 3]
         )
-        layers.append(rule.encode(x="limit:Q", tooltip="limit:Q"))
+        layers.append(rule.encode(x="limit:Q", tooltip=alt.Tooltip("limit:Q", title=t("limit"))))
     st.altair_chart(alt.layer(*layers).properties(height=220), width="stretch")
 
 
@@ -101,7 +111,7 @@ def coverage(report: DatasetReport) -> None:
         [
             {
                 "intent": c.intent,
-                "locale": c.locale,
+                "locale": words.language_name(c.locale),
                 "turns": c.turns,
                 "missing": c.turns == 0,
                 "trained": c.clusters_trained,
@@ -115,10 +125,10 @@ def coverage(report: DatasetReport) -> None:
         x=alt.X("locale:N", title=None, axis=alt.Axis(labelAngle=0, orient="top")),
         y=alt.Y("intent:N", title=None, sort=None),
         tooltip=[
-            "intent:N",
-            "family:N",
-            "locale:N",
-            "turns:Q",
+            alt.Tooltip("intent:N", title=t("intent")),
+            alt.Tooltip("family:N", title=t("family")),
+            alt.Tooltip("locale:N", title=t("language")),
+            alt.Tooltip("turns:Q", title=t("turns")),
             alt.Tooltip("trained:Q", title=t("clusters trained on")),
             alt.Tooltip("held out:Q", title=t("clusters held out")),
         ],
@@ -143,7 +153,9 @@ def coverage(report: DatasetReport) -> None:
 
 def slots(report: DatasetReport) -> None:
     """In how many of the identity replies each slot's value occurs."""
-    data = pd.DataFrame([{"slot": s, "share": v} for s, v in report.slot_coverage.items()])
+    data = pd.DataFrame(
+        [{"slot": words.slot_name(s), "share": v} for s, v in report.slot_coverage.items()]
+    )
     if data.empty:
         return
     chart = (
@@ -157,7 +169,10 @@ def slots(report: DatasetReport) -> None:
                 axis=alt.Axis(format="%"),
                 scale=alt.Scale(domain=[0, 1]),
             ),
-            tooltip=["slot:N", alt.Tooltip("share:Q", format=".0%")],
+            tooltip=[
+                alt.Tooltip("slot:N", title=t("slot")),
+                alt.Tooltip("share:Q", title=t("Share"), format=".0%"),
+            ],
         )
     )
     st.altair_chart(chart.properties(height=28 * len(data) + 60), width="stretch")

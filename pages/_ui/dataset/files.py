@@ -18,7 +18,7 @@ from core.persona import packs
 from pages._ui.dataset.state import bubbles, choose_dataset, go
 from pages._ui.shell import words
 from pages._ui.shell.common import errors_shown, folder_tree
-from pages._ui.shell.language import N_, listed, number, t, tn
+from pages._ui.shell.language import N_, from_core, listed, number, t, tn
 from pages._ui.shell.uploads import release_uploads
 
 
@@ -44,7 +44,7 @@ def _files(name: str) -> None:
         tn("{n} row", "{n} rows", summary.rows) + (f" ({literal(kinds)})" if kinds else ""),
         t("made {when}", when=literal(summary.created)) if summary.created else "",
         t("from {name}", name=code(summary.parent)) if summary.parent else "",
-        literal(summary.note),
+        literal(from_core(summary.note)),
     ]
     st.caption(" · ".join(p for p in parts if p))
     st.write(f"{code(summary.root)}")
@@ -53,11 +53,13 @@ def _files(name: str) -> None:
 
 def _export(name: str) -> None:
     st.subheader(t("Export"))
-    key = st.selectbox(t("Format"), list(FORMATS), format_func=lambda k: FORMATS[k].label)
+    key = st.selectbox(
+        t("Format"), list(FORMATS), format_func=lambda k: from_core(FORMATS[k].label)
+    )
     fmt = FORMATS[key]
     st.caption(
-        t("JSON Lines, UTF-8; {about}.", about=literal(fmt.about))
-        + (f" {literal(fmt.caveat)}" if fmt.caveat else "")
+        t("JSON Lines, UTF-8; {about}.", about=literal(from_core(fmt.about)))
+        + (f" {literal(from_core(fmt.caveat))}" if fmt.caveat else "")
     )
     st.download_button(
         t("Download"),
@@ -93,7 +95,7 @@ def _unusable() -> None:
             )
         ):
             for summary in broken:
-                st.write(f"{code(summary.name)}: {literal(summary.problem)}")
+                st.write(f"{code(summary.name)}: {literal(from_core(summary.problem))}")
                 if st.button(t("Remove"), key=f"remove-{summary.name}"):
                     with errors_shown():
                         store.delete(summary.name)
@@ -106,7 +108,7 @@ def _import(name: str) -> None:
         t(
             "JSON, JSON Lines, CSV or TSV (also packed with gzip), as other tools write them: "
             "{formats}, question and answer. At most 50 MB; the command line has no limit.",
-            formats=literal(listed([f.label for f in FORMATS.values()])),
+            formats=literal(listed([from_core(f.label) for f in FORMATS.values()])),
         )
     )
     upload = st.file_uploader(t("File"), type=["jsonl", "json", "txt", "csv", "tsv", "gz"])
@@ -178,12 +180,17 @@ def _persona() -> str:
 
 def _report(report: ImportReport) -> None:
     for line in report.lines():
-        st.text(line)
+        st.text(from_core(line))
     if report.bad:
         st.warning(tn("{n} row left out", "{n} rows left out", report.bad), icon=":material/rule:")
         st.dataframe(
             [
-                {t("Line"): p.line, t("Field"): p.field, t("Problem"): p.what, t("Fix"): p.fix}
+                {
+                    t("Line"): p.line,
+                    t("Field"): p.field,
+                    t("Problem"): from_core(p.what),
+                    t("Fix"): from_core(p.fix),
+                }
                 for p in report.problems
             ],
             hide_index=True,

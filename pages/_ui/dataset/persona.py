@@ -18,21 +18,12 @@ from pages._ui.dataset.state import bubbles
 from pages._ui.shell import current, model_picker
 from pages._ui.shell.common import errors_shown
 from pages._ui.shell.language import N_, listed, t
-from pages._ui.shell.words import language_name, pack_title
+from pages._ui.shell.words import language_name, pack_title, slot_name
 
 #: Text longer than this gets a box of several lines.
 _LONG = 60
 #: What belongs to the persona and not to a pack: typed once, kept with every pack.
 _OWN = ("name", "author")
-_SLOTS = {
-    "name": N_("Name"),
-    "author": N_("Made by"),
-    "role": N_("Role"),
-    "skills": N_("Skills"),
-    "limits": N_("Limits"),
-    "tone": N_("Tone"),
-    "base": N_("Base model"),
-}
 _DISCLOSE = {"never": N_("never"), "optional": N_("optional"), "always": N_("always")}
 
 
@@ -66,14 +57,17 @@ def draw() -> None:
             dataset_build.draw(form, pack, filled, slots, ready)
             if empty:
                 st.caption(
-                    t(":red[Fill in: {fields}]", fields=literal(listed([_label(s) for s in empty])))
+                    t(
+                        ":red[Fill in: {fields}]",
+                        fields=literal(listed([slot_name(s) for s in empty])),
+                    )
                 )
             _samples(form, filled, usable)
     drafts.save_form(form)
 
 
 def _follow(form: dict[str, Any]) -> None:
-    """Another persona was chosen: the form shows how she was made."""
+    """Another persona was chosen: the form shows how it was made."""
     here = current.current()
     if here is None or form.get("persona") == here.key:
         return
@@ -148,7 +142,7 @@ def _model_and_locales(form: dict[str, Any]) -> tuple[str, ...]:
         )  # fmt: skip
         return ("en",)
     locales: tuple[str, ...] = ()
-    with errors_shown():
+    with errors_shown(), st.spinner(t("Looking at the model")):
         locales, introduction = _look_at(model)
     if locales:
         spoken = listed([language_name(loc) for loc in locales])
@@ -161,7 +155,7 @@ def _model_and_locales(form: dict[str, Any]) -> tuple[str, ...]:
     return locales
 
 
-@st.cache_data(show_spinner="Looking at the model", max_entries=8)
+@st.cache_data(show_spinner=False, max_entries=8)
 def _look_at(model: str) -> tuple[tuple[str, ...], str]:
     """Languages of the model, and who its chat template says that it is."""
     from core.inference.load import introduction
@@ -206,12 +200,8 @@ def _slots(
     return slots, list(dict.fromkeys(empty))
 
 
-def _label(name: str) -> str:
-    return t(_SLOTS[name]) if name in _SLOTS else name.replace("_", " ").capitalize()
-
-
 def _field(pack: str, name: str, slot: Slot, locale: str, value: str, several: bool) -> str:
-    label = literal(_label(name)) + (f" ({language_name(locale)})" if several else "")
+    label = literal(slot_name(name)) + (f" ({language_name(locale)})" if several else "")
     label += " *" if slot.required else ""
     help_text = t("Separate the items with ;") if slot.items else None
     # A field of the persona's own is one field for all packs, and keeps what was typed.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
+from core.chat.render import literal
 from core.data import store
 from core.data.drafts import Draft
 from core.data.report import DatasetReport
@@ -13,7 +14,7 @@ from pages._ui.dataset import charts as dataset_charts
 from pages._ui.dataset import tables as dataset_tables
 from pages._ui.dataset.state import choose_dataset
 from pages._ui.shell.common import errors_shown, model_libraries
-from pages._ui.shell.language import number, t
+from pages._ui.shell.language import N_, from_core, number, t
 
 _ICONS = {
     "ok": ":material/check_circle:",
@@ -21,6 +22,7 @@ _ICONS = {
     "error": ":material/error:",
     "note": ":material/info:",
 }
+_LEVELS = {"error": N_("Error"), "warning": N_("Warning"), "note": N_("Note")}
 
 
 def draw() -> None:
@@ -36,7 +38,9 @@ def draw() -> None:
                 icon=":material/edit_note:",
             )
         stamp = store.dataset(name).manifest.stat().st_mtime_ns
-        report = _report(name, stamp, model, length)
+        model_libraries()
+        with st.spinner(t("Reading the rows")):
+            report = _report(name, stamp, model, length)
         _head(report, budget.for_dataset(report, rows_per_step=step, steps=steps or None))
         _findings(report)
         _pictures(report)
@@ -53,9 +57,8 @@ def _settings() -> tuple[str, int, int, int]:
     return model.strip() or "bundled", int(length), int(step), int(steps)
 
 
-@st.cache_data(show_spinner="Reading the rows", max_entries=8)
+@st.cache_data(show_spinner=False, max_entries=8)
 def _report(name: str, _stamp: int, model: str, length: int) -> DatasetReport:
-    model_libraries()
     from core.data.report import report_dataset
     from core.models.catalog import resolve
 
@@ -89,7 +92,8 @@ def advice(plan: Budget) -> None:
     """The judgements on a plan, bad ones first."""
     order = ["error", "warning", "ok"]
     for one in sorted(plan.advice, key=lambda a: order.index(a.level)):
-        text = f"**{one.text[0].upper()}{one.text[1:]}.** {one.why[0].upper()}{one.why[1:]}."
+        what, why = (x[0].upper() + x[1:] for x in (from_core(one.text), from_core(one.why)))
+        text = t("**{what}.** {why}.", what=literal(what), why=literal(why))
         if one.level == "ok":
             st.caption(f"{_ICONS['ok']} {text}")
         else:
@@ -108,9 +112,9 @@ def _findings(report: DatasetReport) -> None:
     st.dataframe(
         [
             {
-                t("Level"): f.level,
-                t("Problem"): f.message,
-                t("Fix"): f.fix,
+                t("Level"): t(_LEVELS[f.level]),
+                t("Problem"): from_core(f.message),
+                t("Fix"): from_core(f.fix),
                 t("First at"): f.where,
                 t("Times"): f.count,
             }

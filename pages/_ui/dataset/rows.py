@@ -16,7 +16,7 @@ from core.text.normalize import locale_of
 from pages._ui.dataset.state import bubbles, choose_dataset, go
 from pages._ui.shell import words
 from pages._ui.shell.common import errors_shown
-from pages._ui.shell.language import t, tn
+from pages._ui.shell.language import from_core, t, tn
 from pages._ui.shell.words import KINDS
 
 #: Conversations on a page: with their rounds about 200 lines at most, which a browser draws fast.
@@ -50,7 +50,7 @@ def _history(draft: Draft) -> None:
             t("Undo"),
             icon=":material/undo:",
             disabled=not draft.done,
-            help=literal(draft.done[-1].label) if draft.done else t("No edit yet"),
+            help=literal(from_core(draft.done[-1].label)) if draft.done else t("No edit yet"),
             # Without a key its identity follows the help text: for a moment the old and the new
             # button stood side by side, Redo moved, and a click on it missed.
             key=f"undo-{draft.name}",
@@ -147,7 +147,9 @@ def _grid(draft: Draft, rows: list[Conversation]) -> None:
     changes = from_table(edited, rows)
     if changes.problems:
         st.warning(
-            t("Not kept yet:") + "\n" + "\n".join(f"- {literal(p)}" for p in changes.problems),
+            t("Not kept yet:")
+            + "\n"
+            + "\n".join(f"- {literal(from_core(p))}" for p in changes.problems),
             icon=":material/edit_off:",
         )
     elif changes:
@@ -170,8 +172,9 @@ def _add(draft: Draft) -> None:
         try:
             texts = check_text(user, t("User")), check_text(reply, t("Reply"))
         except RowError as error:
+            what, fix = from_core(error.what), from_core(error.fix)
             st.error(
-                f"{literal(error.field)}: {literal(error.what)}; {literal(error.fix)}",
+                f"{literal(error.field)}: {literal(what)}; {literal(fix)}",
                 icon=":material/error:",
             )
             return
@@ -181,5 +184,5 @@ def _add(draft: Draft) -> None:
             locale=locale_of(" ".join(texts)),
         )
         named = Conversation(f"own-{content_id(row.messages)}", row.messages, locale=row.locale)
-        draft.write([named], label="1 own conversation")
+        draft.write([named], label=t("a conversation of your own"))
         st.rerun()

@@ -167,7 +167,7 @@ def _active(status: Status, name: str) -> None:
     if status.waiting_for:
         st.write(
             t("{name} waits for the device, held by {holder}", name=literal(name),
-              holder=literal(status.waiting_for))
+              holder=literal(words.holding(status.waiting_for)))
         )  # fmt: skip
         return
     counted = t("{done} of {total}", done=status.done, total=status.total) if status.total else ""

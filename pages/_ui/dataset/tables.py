@@ -20,7 +20,22 @@ _USUAL = {
     "near_duplicates": "12%",
 }
 
-
+_SIDES = {"user": N_("Person"), "assistant": N_("Answers")}
+#: What core.data.ultrachat.checks rejects a turn for.
+_CHECKS = {
+    "empty": N_("empty"),
+    "marker_leak": N_("control tokens in the text"),
+    "role_exchange": N_("speaks for the other side"),
+    "politeness_only": N_("nothing but politeness"),
+    "wrong_language": N_("another language"),
+    "no_request": N_("asks for nothing"),
+    "too_long": N_("too long"),
+    "repeat": N_("repeats an earlier turn"),
+    "truncated": N_("cut off"),
+    "ai_disclaimer": N_("speaks of being an AI"),
+    "identity": N_("says who it is"),
+    "loop": N_("a loop"),
+}
 _MEASURES = {
     "texts": N_("Texts"),
     "unique": N_("Unique"),
@@ -94,8 +109,8 @@ def simulation(record: dict[str, Any] | None) -> None:
     st.dataframe(
         [
             {
-                t("Side"): side,
-                t("Check"): name.replace("_", " "),
+                t("Side"): t(_SIDES[side]) if side in _SIDES else side,
+                t("Check"): t(_CHECKS[name]) if name in _CHECKS else name,
                 t("Rejected"): count,
                 t("Share of tries"): share,
             }

@@ -79,7 +79,9 @@ def _panel(run: RunPaths, live: bool) -> None:
 
 def _text(now: Status) -> str:
     if now.waiting_for:
-        return t("waiting for the device, held by {what}", what=literal(now.waiting_for))
+        return t(
+            "waiting for the device, held by {what}", what=literal(words.holding(now.waiting_for))
+        )
     active = now.state in ACTIVE
     parts = [literal(words.doing(now.stage))] if now.stage and active else []
     if active and now.total:

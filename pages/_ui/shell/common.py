@@ -16,15 +16,34 @@ from core.models.device import Device
 from pages._ui.shell import words
 from pages._ui.shell.language import from_core, t
 
+#: What was waited for since the server started.
+_SEEN: set[str] = set()
 
-@st.cache_resource(show_spinner="Loading torch and transformers (once a server)")
-def model_libraries() -> bool:
+
+@contextmanager
+def _first_time(said: str) -> Iterator[None]:
+    """A spinner with ``said`` around what is done once a server; later it would leave a gap."""
+    if said in _SEEN:
+        yield
+        return
+    with st.spinner(said):
+        yield
+    _SEEN.add(said)
+
+
+def model_libraries() -> None:
     """Import what opens models and tokenizers, one thread at a time.
 
     A click while a page still computes starts a second thread beside the first. Two threads in
     the middle of ``import transformers`` see half a module and fail with ImportError, so pages
     call this before anything that imports it.
     """
+    with _first_time(t("Loading torch and transformers (once a server)")):
+        _model_libraries()
+
+
+@st.cache_resource(show_spinner=False)
+def _model_libraries() -> bool:
     from transformers import AutoTokenizer  # noqa: F401  (the attribute does the lazy import)
 
     import core.inference.load
@@ -33,9 +52,14 @@ def model_libraries() -> bool:
     return True
 
 
-@st.cache_resource(show_spinner="Looking at this machine")
 def device() -> Device:
     """The device, looked up once a server (it imports torch)."""
+    with _first_time(t("Looking at this machine")):
+        return _device()
+
+
+@st.cache_resource(show_spinner=False)
+def _device() -> Device:
     from core.models.device import describe
 
     return describe()
@@ -93,4 +117,4 @@ def folder_tree(entries: list[fsio.TreeEntry]) -> None:
         f"{'    ' * e.depth}{e.path}{'/' if e.is_dir else ''}  ({fsio.human_bytes(e.size)})"
         for e in entries
     ]
-    st.code("\n".join(lines) or "(empty)", language=None)
+    st.code("\n".join(lines) or t("(empty)"), language=None)

@@ -1,4 +1,4 @@
-"""Which persona the session is about, and which of her things are chosen: one thread, all pages.
+"""Which persona the session is about, and which of its things are chosen: one thread, all pages.
 
 For other pages:
 
@@ -121,12 +121,12 @@ def chosen(kind: Kind, known: Sequence[str]) -> str:
     before = st.session_state.get(_CHOSEN, {}).get(kind, "")
     if before in known:
         return str(before)
-    hers = {*project.datasets, *(r.id for r in project.runs)} if project else set()
-    return next((k for k in known if k in hers), known[0] if known else "")
+    own = {*project.datasets, *(r.id for r in project.runs)} if project else set()
+    return next((k for k in known if k in own), known[0] if known else "")
 
 
 def choose(persona: str = "", **objects: str) -> None:
-    """Choose objects by kind, or another persona by her key; session and address follow."""
+    """Choose objects by kind, or another persona by its key; session and address follow."""
     if persona:
         st.session_state[_PERSONA] = persona
         st.session_state[_CHOSEN] = {}
@@ -154,6 +154,8 @@ def name_of(run_id: str) -> str:
 
 def said_in_words(said: Said) -> str:
     """A run's name in the language of the session."""
+    if said.kind not in _NAMES:  # a run of the command line, or of another version
+        return str(said)
     name = t(_NAMES[said.kind], persona=said.persona, n=said.number)
     return t("{name} (resumed)", name=name) if said.resumed else name
 
@@ -184,7 +186,7 @@ def go(page: str, **objects: str) -> None:
 
 
 def open_project(project: Project | None) -> None:
-    """Make this persona the current one and show her where she stands: the step to take next."""
+    """Make this persona the current one and show it where it stands: the step to take next."""
     if project is None:
         return
     st.session_state[_PERSONA], st.session_state[_CHOSEN] = project.key, {}

@@ -1,4 +1,4 @@
-"""The sidebar of every page: whose pages these are, how far she has come, what runs now."""
+"""The sidebar of every page: whose pages these are, how far it has come, what runs now."""
 
 from __future__ import annotations
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 from core.jobs.state import Reason, State
 from core.persona import packs
-from pages._ui.shell.language import N_, language, t
+from pages._ui.shell import current
+from pages._ui.shell.language import N_, from_core, language, t
 
 #: Kinds of rows, as a person would call them.
 KINDS: dict[str, str] = {
@@ -15,6 +18,16 @@ KINDS: dict[str, str] = {
 }
 
 _LANGUAGES = {"en": N_("English"), "zh": N_("Chinese")}
+#: Slots of the shipped packs; others are called as their pack calls them.
+_SLOTS = {
+    "name": N_("Name"),
+    "author": N_("Made by"),
+    "role": N_("Role"),
+    "skills": N_("Skills"),
+    "limits": N_("Limits"),
+    "tone": N_("Tone"),
+    "base": N_("Base model"),
+}
 _SUITES = {
     "held_out": N_("Persona, unseen wordings"),
     "train": N_("Persona, trained wordings"),
@@ -52,6 +65,10 @@ _REASONS = {
     Reason.BAD_CONFIG: N_("a setting does not fit"),
     Reason.BAD_DATA: N_("the data does not fit"),
     Reason.DISK_FULL: N_("the disk is full"),
+    Reason.COMPLETED: N_("completed"),
+    Reason.INCOMPLETE: N_("incomplete"),
+    Reason.USER_STOP: N_("stopped by you"),
+    Reason.LOST: N_("nobody saw its end"),
 }
 #: Why a checkpoint is the one to take, by what chose it (``core.evaluation.choice``).
 WHY_CHECKPOINT: dict[str, str] = {
@@ -96,6 +113,29 @@ _DOING = {
     "prove: writing replies": N_("proof: writing replies"),
     "prove: comparing replies": N_("proof: comparing replies"),
     "prove: done": N_("proof: done"),
+    "answer general prompts": N_("answering everyday prompts"),
+    "answer near-miss prompts": N_("answering look-alike questions"),
+    "simulate": N_("simulating talks"),
+    "gguf": N_("writing the GGUF file"),
+    "upload": N_("uploading"),
+    "probes": N_("answering the questions"),
+    "queued": N_("waiting"),
+    "dataset": N_("Dataset"),
+    "sweep": N_("Find the best checkpoint"),
+    "evaluate": N_("Scorecard"),
+    # Whose replies a scorecard is reading: "merged: general.en".
+    "base": N_("Base"),
+    "merged": N_("Merged"),
+    "adapter": N_("Adapter"),
+}
+_STEP = re.compile(r"step (\d+)")
+_SEARCH = re.compile(r"(.*) \((\d+)(?: of (\d+))? checkpoints\)")
+#: What stands in a run's events beside its states.
+_HAPPENED = {
+    "queued": N_("Waits for the device"),
+    "warning": N_("Warning"),
+    "stalled": N_("Silent"),
+    "active": N_("At work again"),
 }
 
 
@@ -116,8 +156,41 @@ def language_name(locale: str) -> str:
 
 
 def doing(stage: str) -> str:
-    """What a job reports that it is doing, in the language of the session if it is known."""
-    return t(_DOING[stage]) if stage in _DOING else stage
+    """What a job reports that it is doing, in the language of the session if it is known.
+
+    ``merged: general.en`` and ``step 40: general.en (2 of 10 checkpoints)`` of scorecards, and
+    ``train: load the model`` of a run of the whole pipeline, are put together from known words.
+    """
+    if stage in _DOING:
+        return t(_DOING[stage])
+    if searched := _SEARCH.fullmatch(stage):
+        inner, now, of = searched.groups()
+        place = t("checkpoint {n} of {of}", n=now, of=of) if of else t("checkpoint {n}", n=now)
+        return f"{doing(inner)} · {place}"
+    if step := _STEP.fullmatch(stage):
+        return t("step {step}", step=step[1])
+    first, colon, rest = stage.partition(": ")
+    if colon:
+        return f"{doing(first)} · {doing(rest)}"
+    name, _, sample = stage.partition(", sample ")
+    if name.partition(".")[0] not in _SUITES:
+        return stage
+    return t("{suite}, sample {n}", suite=suite(name), n=sample) if sample else suite(name)
+
+
+def happened(event: str) -> str:
+    """An event of a run, or the state that it came to."""
+    if event in _HAPPENED:
+        return t(_HAPPENED[event])
+    return t(_ENDED[State(event)]) if event in State.__members__ else event
+
+
+def holding(what: str, run: str | None = None) -> str:
+    """Who has the device (``core.jobs.locks.Holder.what``), as people call it: plain text."""
+    if what == "chat":
+        return t("the chat on the Compare page")
+    name = run or what.rpartition(" ")[2]
+    return current.name_of(name) if name in current.seen().runs else from_core(what)
 
 
 def verdict(name: str) -> str:
@@ -134,6 +207,17 @@ def suite(name: str) -> str:
     return t("{suite} ({language})", suite=word, language=language_name(locale))
 
 
+def reason_name(reason: str) -> str:
+    """Why a run ended; '' for none."""
+    known = reason in _REASONS
+    return t(_REASONS[Reason(reason)]) if known else reason.replace("_", " ")
+
+
+def slot_name(name: str) -> str:
+    """A slot of a persona as its field is called."""
+    return t(_SLOTS[name]) if name in _SLOTS else name.replace("_", " ").capitalize()
+
+
 def ending(state: State, reason: str | None = None) -> str:
     """The state of a run in words, with its reason where the state does not say it."""
     if state is State.STOPPED and reason == Reason.USER_STOP:
@@ -141,10 +225,4 @@ def ending(state: State, reason: str | None = None) -> str:
     ended = t(_ENDED[state])
     if not reason or reason in (Reason.COMPLETED, Reason.LOST):
         return ended
-    said = t(_REASONS[Reason(reason)]) if reason in _REASONS else reason.replace("_", " ")
-    return t("{ended}: {reason}", ended=ended, reason=said)
-
-
-def count(number: int, noun: str) -> str:
-    """``1 row``, ``2 rows``, ``1,000 rows``."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+    return t("{ended}: {reason}", ended=ended, reason=reason_name(reason))

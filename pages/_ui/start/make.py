@@ -15,7 +15,7 @@ from core.pipeline import presets
 from core.pipeline.tune_job import Spec
 from pages._ui.shell import current, model_picker
 from pages._ui.shell.common import device, errors_shown, model_libraries
-from pages._ui.shell.language import N_, t
+from pages._ui.shell.language import N_, from_core, t
 from pages._ui.shell.words import pack_title
 from pages._ui.start import watch
 
@@ -118,7 +118,7 @@ def _preset() -> presets.Name:
         key="start_preset",
         persist_state="session",
     )
-    st.caption(f"{t(_ABOUT[chosen])} :material/memory: {literal(device().line())}")
+    st.caption(f"{t(_ABOUT[chosen])} :material/memory: {literal(from_core(device().line()))}")
     return chosen
 
 

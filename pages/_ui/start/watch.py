@@ -108,7 +108,9 @@ def _said(view: StageView, whole: Status) -> str:
         verdict = str((now.result or {}).get("verdict") or "")
         return " · ".join(p for p in (words.verdict(verdict) if verdict else ended, took) if p)
     if now.waiting_for:
-        return t("waits for the device, held by {holder}", holder=literal(now.waiting_for))
+        return t(
+            "waits for the device, held by {holder}", holder=literal(words.holding(now.waiting_for))
+        )
     counted = t("{done} of {total}", done=now.done, total=now.total) if now.total else ""
     parts = (literal(words.doing(now.stage)), counted, time_left(now.eta_seconds))
     return " · ".join(p for p in parts if p)

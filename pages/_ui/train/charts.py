@@ -14,6 +14,7 @@ import streamlit as st
 from core.jobs.metrics import Series
 from core.training.figures import Figures, Margin
 from core.training.health import DAMAGED_PERPLEXITY
+from pages._ui.shell import words
 from pages._ui.shell.language import N_, t
 
 #: Told apart on white and on black; the first is the run that is looked at.
@@ -92,18 +93,19 @@ def loss_chart(series: dict[str, Series], *, log_scale: bool) -> None:
             t("The first loss appears after the first optimizer step."), icon=":material/hourglass:"
         )
         return
-    words = (t("optimizer step"), t("loss"), t("each step"), t("running mean"))
-    spec = _loss_spec(tuple(series), "lr" in data.column_names, log_scale, words)
+    lines = t("each step"), t("running mean")
+    said = (t("optimizer step"), t("loss"), *lines, t("run"), t("learning rate"))
+    spec = _loss_spec(tuple(series), "lr" in data.column_names, log_scale, said)
     st.vega_lite_chart(data, spec, width="stretch")
 
 
 @lru_cache(maxsize=64)
 def _loss_spec(
-    names: tuple[str, ...], with_lr: bool, log_scale: bool, words: tuple[str, str, str, str]
+    names: tuple[str, ...], with_lr: bool, log_scale: bool, said: tuple[str, ...]
 ) -> dict[str, Any]:
     """The chart without its data: Altair checks it against a schema, once and not at each look."""
     scale = alt.Scale(type="log", nice=False) if log_scale else alt.Scale(zero=False)
-    x_title, y_title, each, mean = words
+    x_title, y_title, each, mean, run, rate = said
     x = alt.X("step:Q", title=x_title, scale=alt.Scale(nice=False), axis=alt.Axis(tickMinStep=1))
     base = alt.Chart().encode(x=x)
     if len(names) > 1:
@@ -131,11 +133,11 @@ def _loss_spec(
             color=color,
             opacity=alt.condition(hover, alt.value(1), alt.value(0)),
             tooltip=[
-                alt.Tooltip("run:N", title="run"),
-                alt.Tooltip("step:Q"),
-                alt.Tooltip("loss:Q", format=".4f"),
+                alt.Tooltip("run:N", title=run),
+                alt.Tooltip("step:Q", title=x_title),
+                alt.Tooltip("loss:Q", title=y_title, format=".4f"),
                 alt.Tooltip("smooth:Q", title=mean, format=".4f"),
-                *([alt.Tooltip("lr:Q", format=".2e")] if with_lr else []),
+                *([alt.Tooltip("lr:Q", title=rate, format=".2e")] if with_lr else []),
             ],
         )
         .add_params(hover)
@@ -151,7 +153,7 @@ def small_charts(series: dict[str, Series]) -> None:
         return
     row = st.container(horizontal=True)
     for name, title, form in shown:
-        spec = _small_spec(tuple(series), name, t(title), form, None)
+        spec = _small_spec(tuple(series), name, (t(title), *_tips()), form, None)
         row.vega_lite_chart(tables[name], spec, width=_SMALL_WIDTH)
 
 
@@ -169,7 +171,7 @@ def figure_charts(figures: Mapping[str, Sequence[Figures]]) -> None:
         {
             "run": name,
             "step": one.step,
-            "language": locale,
+            "language": words.language_name(locale),
             "margin": margin.median if margin else None,
             "ahead": f"{margin.ahead.hits}/{margin.ahead.n}" if margin else "",
             "kl": one.kl,
@@ -182,19 +184,32 @@ def figure_charts(figures: Mapping[str, Sequence[Figures]]) -> None:
     data = pd.DataFrame(rows)
     for name, title, form, rule in _FIGURES:
         if name in data and data[name].notna().any():
-            spec = _small_spec(tuple(figures), name, t(title), form, rule)
+            spec = _small_spec(tuple(figures), name, (t(title), *_tips()), form, rule)
             st.vega_lite_chart(data, spec, width="stretch")
+
+
+def _tips() -> tuple[str, ...]:
+    """What the fields that are read out under the pointer are called."""
+    return t("run"), t("optimizer step"), t("language"), t("persona's answer likelier")
 
 
 @lru_cache(maxsize=256)
 def _small_spec(
-    names: tuple[str, ...], name: str, title: str, form: str, rule: float | None
+    names: tuple[str, ...], name: str, said: tuple[str, ...], form: str, rule: float | None
 ) -> dict[str, Any]:
-    """One small curve. ``rule``: a value to hold it against; the margin has a line a language."""
+    """One small curve. ``rule``: a value to hold it against; the margin has a line a language.
+
+    ``said``: the title, and the words of ``_tips``.
+    """
+    title, run, step, spoken, ahead = said
     measured = name in {figure[0] for figure in _FIGURES}
-    tips = [alt.Tooltip("run:N"), alt.Tooltip("step:Q"), alt.Tooltip(f"{name}:Q", format=form)]
+    tips = [
+        alt.Tooltip("run:N", title=run),
+        alt.Tooltip("step:Q", title=step),
+        alt.Tooltip(f"{name}:Q", title=title, format=form),
+    ]
     if name == "margin":
-        tips += [alt.Tooltip("language:N"), alt.Tooltip("ahead:N")]
+        tips += [alt.Tooltip("language:N", title=spoken), alt.Tooltip("ahead:N", title=ahead)]
     line = (
         alt.Chart()
         .mark_line(strokeWidth=1.8, point={"size": 36} if measured else False)

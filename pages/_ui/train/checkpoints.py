@@ -10,7 +10,7 @@ from core.jobs.state import ACTIVE, Reason, State, Status
 from core.paths import RunPaths
 from core.training import figures, lifecycle
 from pages._ui.shell.common import errors_shown, model_libraries
-from pages._ui.shell.language import number, t
+from pages._ui.shell.language import from_core, number, t
 from pages._ui.train.state import WATCH, go_to
 
 
@@ -26,7 +26,7 @@ def draw(run: RunPaths) -> None:
         rows = []
         for one in found:
             look = looks.get(one.step)
-            state = t("Complete") if one.whole else one.problem
+            state = t("Complete") if one.whole else from_core(one.problem)
             marked = best is not None and best.by != "last" and best.step == one.step
             rows.append(
                 {

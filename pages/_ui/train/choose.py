@@ -11,7 +11,7 @@ from core.data import store
 from core.training import drafts
 from core.training.spec import DEFAULT_CONFIG
 from pages._ui.shell import current, model_picker
-from pages._ui.shell.language import t, tn
+from pages._ui.shell.language import from_core, t, tn
 
 
 def choose_dataset() -> Path | None:
@@ -24,7 +24,7 @@ def choose_dataset() -> Path | None:
             + t(
                 "Dataset {name}: {problem}",
                 name=literal(broken.name),
-                problem=literal(broken.problem),
+                problem=literal(from_core(broken.problem)),
             )
         )
     if not usable:

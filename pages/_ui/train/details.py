@@ -15,9 +15,9 @@ from core.jobs.journal import read_shared
 from core.jobs.spec import read_spec
 from core.jobs.state import State, Status
 from core.paths import RunPaths
-from pages._ui.shell import current
+from pages._ui.shell import current, words
 from pages._ui.shell.common import folder_tree
-from pages._ui.shell.language import duration, number, t
+from pages._ui.shell.language import duration, from_core, number, t
 from pages._ui.shell.words import WHY_CHECKPOINT
 from pages._ui.train import checkpoints as train_checkpoints
 from pages._ui.train import faults as train_faults
@@ -66,7 +66,7 @@ def banners(run: RunPaths, now: Status) -> None:
                 t(
                     "Step {step}: {said}",
                     step=literal(event.get("step")),
-                    said=literal(event.get("message")),
+                    said=literal(from_core(str(event.get("message")))),
                 ),
                 icon=":material/warning:",
             )
@@ -168,8 +168,9 @@ def _made(
     others = [
         {
             after: duration(e.get("t", 0)),
-            event: str(e.get("state") or e["event"]),
-            what: str(e.get("reason") or e.get("message") or e.get("behind") or ""),
+            event: words.happened(str(e.get("state") or e["event"])),
+            what: words.reason_name(str(e.get("reason") or ""))
+            or from_core(str(e.get("message") or e.get("behind") or "")),
         }
         for e in named
         if e["event"] not in ("sample", "figures")

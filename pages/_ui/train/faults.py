@@ -10,7 +10,7 @@ from core.jobs.state import Status
 from core.paths import RunPaths
 from core.training import lifecycle
 from pages._ui.shell.common import errors_shown, model_libraries, show_error
-from pages._ui.shell.language import t
+from pages._ui.shell.language import from_core, t
 from pages._ui.train.state import WATCH, go_to
 
 
@@ -27,9 +27,9 @@ def draw(run: RunPaths, now: Status) -> None:
     for number, fix in enumerate(fault.fixes):
         with st.container(horizontal=True, vertical_alignment="center"):
             if not fix.overrides:
-                st.markdown(f"{number + 1}. {literal(fix.label)}")
+                st.markdown(f"{number + 1}. {literal(from_core(fix.label))}")
                 continue
-            st.markdown(f"{number + 1}. {literal(fix.label)}", width="content")
+            st.markdown(f"{number + 1}. {literal(from_core(fix.label))}", width="content")
             if st.button(
                 t("New run with this"), key=f"train_fix_{number}", icon=":material/build:"
             ):

@@ -21,7 +21,7 @@ from core.training.preflight import preflight
 from core.training.presets import Preset, presets
 from core.training.spec import TrainSpec
 from pages._ui.shell.common import device
-from pages._ui.shell.language import N_, t, tn
+from pages._ui.shell.language import N_, from_core, t, tn
 from pages._ui.train.preflight import about_duration
 
 #: Title, whether it is open at first, what to say about it.
@@ -147,7 +147,7 @@ def _part(part: int, scope: str, values: dict[str, Any], auto: _Auto) -> dict[st
                 if info.name == "steps":
                     _follow(scope, got["steps"])
                 if reason := _reason(info.name, {**values, **got}, auto):
-                    st.caption(f":material/auto_awesome: {literal(reason)}")
+                    st.caption(f":material/auto_awesome: {literal(from_core(reason))}")
     return got
 
 
@@ -178,24 +178,23 @@ def _shown(info: Field, value: Any) -> Any:
 
 def _field(info: Field, key: str, value: Any) -> Any:
     """The widget that fits a field's type."""
-    common: dict[str, Any] = {"key": key, "help": info.help, "persist_state": "session"}
+    label, about = from_core(info.label), from_core(info.help)
+    common: dict[str, Any] = {"key": key, "help": about, "persist_state": "session"}
     if key not in st.session_state:
         st.session_state[key] = _shown(info, value)
     if info.name in _NEEDS_GPU and device().kind == "cpu":
         st.session_state[key] = info.default
-        common |= {"disabled": True, "help": f"{info.help} {t('Off: no GPU was found.')}"}
+        common |= {"disabled": True, "help": f"{about} {t('Off: no GPU was found.')}"}
     if info.type == "choice":
-        return st.selectbox(
-            info.label, info.choices, format_func=lambda v: v or t("none"), **common
-        )
+        return st.selectbox(label, info.choices, format_func=lambda v: v or t("none"), **common)
     if info.type == "bool":
-        return st.toggle(info.label, **common)
+        return st.toggle(label, **common)
     if info.type == "int":
-        return int(st.number_input(info.label, min_value=int(info.minimum or 0), step=1, **common))
+        return int(st.number_input(label, min_value=int(info.minimum or 0), step=1, **common))
     if info.type == "float":
         return float(
             st.number_input(
-                info.label,
+                label,
                 min_value=info.minimum or 0.0,
                 format="%.6g",
                 step=_step(value),
@@ -203,10 +202,10 @@ def _field(info: Field, key: str, value: Any) -> Any:
             )
         )
     if info.type == "list":
-        label = t("{label} (one a line)", label=info.label)
-        text = st.text_area(label, height=100, **common)
+        several = t("{label} (one a line)", label=label)
+        text = st.text_area(several, height=100, **common)
         return [line for _, line in fsio.numbered_lines(text)]
-    return st.text_input(info.label, **common)
+    return st.text_input(label, **common)
 
 
 def _step(value: float) -> float:

@@ -10,7 +10,7 @@ from core.jobs import api, locks
 from core.training import lifecycle
 from core.training.preflight import Preflight
 from core.training.spec import TrainSpec
-from pages._ui.shell import current
+from pages._ui.shell import current, words
 from pages._ui.shell.common import errors_shown, model_libraries, show_error
 from pages._ui.shell.language import t
 from pages._ui.train import (
@@ -64,7 +64,7 @@ def _start(found: Preflight, name: str) -> None:
         st.info(
             t(
                 "The device is held by {what}; this run will wait its turn.",
-                what=literal(holder.what),
+                what=literal(words.holding(holder.what, holder.run)),
             ),
             icon=":material/hourglass:",
         )

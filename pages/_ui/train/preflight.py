@@ -12,10 +12,10 @@ from core import fsio, paths
 from core.chat.render import literal
 from core.errors import UserErrors
 from core.training.entry import xtuner_argv
-from core.training.preflight import Preflight, preflight
+from core.training.preflight import Estimate, Preflight, preflight
 from core.training.spec import TrainSpec
 from pages._ui.shell.common import device, show_error
-from pages._ui.shell.language import duration, number, t, tn
+from pages._ui.shell.language import duration, from_core, number, t, tn
 
 
 @st.cache_data(show_spinner=False, max_entries=32)
@@ -31,7 +31,7 @@ def draw(spec: TrainSpec) -> Preflight:
     st.subheader(t("Before you start"))
     _figures(found)
     for line in found.warnings:
-        st.warning(literal(line), icon=":material/warning:")
+        st.warning(literal(from_core(line)), icon=":material/warning:")
     if found.problems:
         show_error(UserErrors(found.problems))
     elif not found.warnings:
@@ -64,11 +64,11 @@ def _figures(found: Preflight) -> None:
         ),
     ]
     if found.seconds:
-        shown.append((t("Time"), about_duration(found.seconds.value), found.seconds.basis))
+        shown.append((t("Time"), about_duration(found.seconds.value), _basis(found.seconds)))
     if found.memory:
-        shown.append((t("Memory"), fsio.human_bytes(found.memory.value), found.memory.basis))
+        shown.append((t("Memory"), fsio.human_bytes(found.memory.value), _basis(found.memory)))
     if found.disk:
-        shown.append((t("Disk"), fsio.human_bytes(found.disk.value), found.disk.basis))
+        shown.append((t("Disk"), fsio.human_bytes(found.disk.value), _basis(found.disk)))
     with st.container(horizontal=True):
         for title, text, basis in shown:
             st.metric(title, text, help=basis, width="content")
@@ -77,6 +77,10 @@ def _figures(found: Preflight) -> None:
         if found.template_parity
         else f":material/close: {t('Training and chat would see different tokens.')}"
     )
+
+
+def _basis(figure: Estimate) -> str:
+    return literal(from_core(figure.basis))
 
 
 def about_duration(seconds: float) -> str:

@@ -114,7 +114,9 @@ def _header(run: RunPaths, now: Status) -> None:
 
 def _progress_text(now: Status) -> str:
     if now.stage == "queued":
-        return t("waiting for the device, held by {what}", what=literal(now.waiting_for))
+        return t(
+            "waiting for the device, held by {what}", what=literal(words.holding(now.waiting_for))
+        )
     parts = []
     if now.state is State.STOPPING:
         parts.append(t("finishing the step and writing a checkpoint"))
