@@ -44,5 +44,5 @@ def button(
     """
     st.button(
         words, icon=icon, key=f"icon_{key}", type="tertiary", on_click=on_click, args=args,
-        disabled=disabled, help=f"{words}\n\n{more}" if more else words,
+        disabled=disabled, help="\n\n".join([words, more]) if more else words,
     )  # fmt: skip
