@@ -2,7 +2,16 @@
 
 import streamlit as st
 
-from pages._ui.compare import batch, chat, columns, controls, scorecard_tab, state, transcripts
+from pages._ui.compare import (
+    batch,
+    chat,
+    columns,
+    controls,
+    icons,
+    scorecard_tab,
+    state,
+    transcripts,
+)
 from pages._ui.compare.state import Setup
 from pages._ui.shell.address import tabs
 from pages._ui.shell.bootstrap import bootstrap
@@ -12,6 +21,7 @@ from pages._ui.shell.language import N_, t
 bootstrap()
 st.title(t("Compare"))
 device_line()
+icons.style()
 session = state.session()
 fresh = state.changed_elsewhere(session)
 # In containers of their own: a notice that comes or goes in them must not make new tabs below,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -94,23 +95,27 @@ class Column:
         return cls(**{k: v for k, v in values.items() if k in known})
 
 
-def discover(runs: Path | None = None, name_of: Callable[[str], str] | None = None) -> list[Column]:
+def discover(
+    runs: Path | None = None, name_of: Callable[[str, int | None], str] | None = None
+) -> list[Column]:
     """The bundled base first, then what runs made: newest run first, its merged model before all.
 
     Whoever has just merged came here to talk to the merged model. Behind them the other bases
     that runs were trained on.
 
     Args:
-        name_of: what to call a run, by its id; its name and the end of its id if not given.
+        name_of: what to call a run by its id, or its checkpoint of an optimizer step; its name,
+            the end of its id and "step 4" if not given.
     """
     root = runs or paths.runs_dir()
     found: list[Column] = []
     folders = (
         sorted((r for r in root.iterdir() if r.is_dir()), reverse=True) if root.is_dir() else []
     )
-    for run in sorted(folders, reverse=True):
-        made, title = _of_run(run, _stamp(run)), name_of(run.name) if name_of else title_of(run)
-        found += [dataclasses.replace(c, label=f"{title}{c.label}") for c in made]
+    for run in folders:
+        for column, step in _of_run(run, _stamp(run)):
+            title = name_of(run.name, step) if name_of else title_of(run, step)
+            found.append(dataclasses.replace(column, label=f"{title}{column.label}"))
     bases = {c.model: None for c in found if c.kind == "adapter" and c.model != "bundled"}
     return [
         Column("", "base", BUNDLED, "bundled"),
@@ -127,8 +132,11 @@ def _stamp(run: Path) -> tuple[float, ...]:
 
 
 @lru_cache(maxsize=4096)
-def _of_run(run: Path, _: tuple[float, ...]) -> tuple[Column, ...]:
-    """Models of a run, whose labels are to follow its title; half-written ones are left out."""
+def _of_run(run: Path, _: tuple[float, ...]) -> tuple[tuple[Column, int | None], ...]:
+    """Models of a run, whose labels are to follow its title, and the step of a checkpoint's.
+
+    Half-written ones are left out.
+    """
     spec = _spec(run)
     base, accumulation = _base_model(spec), _accumulation(spec)
     folders = sorted(
@@ -136,19 +144,20 @@ def _of_run(run: Path, _: tuple[float, ...]) -> tuple[Column, ...]:
         key=_step,
         reverse=True,
     )
-    merged: list[Column] = []
-    adapters: list[Column] = []
+    merged: list[tuple[Column, int | None]] = []
+    adapters: list[tuple[Column, int | None]] = []
     for folder in folders:
         where = folder.relative_to(run)
         if any(part.endswith(".partial") or part.startswith(".") for part in where.parts):
             continue
         if _is_model(folder):
             label = "" if where.as_posix() == "export/merged" else f" / {where}"
-            merged.append(Column("", "merged", label, str(folder)))
+            merged.append((Column("", "merged", label, str(folder)), None))
         elif (folder / "adapter_config.json").is_file():
             model = base or _base_of(folder)
-            label = _said(folder, accumulation) or f" / {where}"
-            adapters.append(Column("", "adapter", label, model or "bundled", str(folder)))
+            step = _optimizer_step(folder, accumulation)
+            label = f" / {where}" if step is None else ""
+            adapters.append((Column("", "adapter", label, model or "bundled", str(folder)), step))
     return (*merged, *adapters, *_checkpoints(paths.RunPaths(run), base, accumulation))
 
 
@@ -162,7 +171,7 @@ def of_folder(folder: str) -> Column:
     Raises:
         UserError: there is no model in it.
     """
-    path = Path(folder).expanduser()
+    path = Path(os.path.expanduser(folder))  # Path's own raises at the ~ of a user who is not there
     if _is_model(path) or (path / "config.json").is_file():
         return Column("", "merged", path.name, str(path))
     if (path / "adapter_config.json").is_file():
@@ -173,7 +182,10 @@ def of_folder(folder: str) -> Column:
                 why="its adapter_config.json names none",
                 fix="choose a merged model folder",
             )
-        return Column("", "adapter", path.name, base, str(path))
+        run = path.parent.parent  # a checkpoint's adapter lies in runs/ID/adapter/iter_8
+        step = _optimizer_step(path, _accumulation(_spec(run)))
+        label = path.name if step is None else title_of(run, step)
+        return Column("", "adapter", label, base, str(path))
     raise UserError(
         f"{path} holds no model" if path.is_dir() else f"{path} is not a folder",
         why="a model folder has a config.json, an adapter folder an adapter_config.json",
@@ -190,24 +202,26 @@ def _base_of(adapter: Path) -> str:
     return str(config.get("base_model_name_or_path") or "") if isinstance(config, dict) else ""
 
 
-def _checkpoints(run: paths.RunPaths, base: str, accumulation: int) -> Iterator[Column]:
+def _checkpoints(
+    run: paths.RunPaths, base: str, accumulation: int
+) -> Iterator[tuple[Column, int | None]]:
     """Checkpoints of a training run that nobody has converted yet, newest first."""
     if not run.config.is_file():
         return
     for file in sorted(run.work.glob("iter_*.pth"), key=_step, reverse=True):
         adapter = run.adapter / file.stem
         if not adapter.is_dir():
-            yield Column(
-                "", "adapter", _said(file, accumulation), base or "bundled", str(adapter),
-                checkpoint=str(file),
-            )  # fmt: skip
+            column = Column(
+                "", "adapter", "", base or "bundled", str(adapter), checkpoint=str(file)
+            )
+            yield column, _optimizer_step(file, accumulation)
 
 
-def _said(checkpoint: Path, accumulation: int) -> str:
-    """``iter_8`` -> ``, step 4`` where two iterations make a step, as every page counts."""
+def _optimizer_step(checkpoint: Path, accumulation: int) -> int | None:
+    """``iter_8`` -> 4 where two iterations make a step, as every page counts."""
     number = _step(checkpoint)[0]
     is_step = checkpoint.name.startswith("iter_") and number >= 0
-    return f", step {number // accumulation}" if is_step else ""
+    return number // accumulation if is_step else None
 
 
 def _spec(run: Path) -> dict[str, Any]:
@@ -237,10 +251,14 @@ def _accumulation(spec: dict[str, Any]) -> int:
     return found if isinstance(found, int) and found > 0 else 1
 
 
-def title_of(run: Path) -> str:
-    """What to call the run in a folder; one without a spec by the folder's own name."""
+def title_of(run: Path, step: int | None = None) -> str:
+    """What to call the run in a folder, or its checkpoint of an optimizer step.
+
+    A run without a spec is called by the folder's own name.
+    """
     spec = _spec(run)
-    return run_title(str(spec["name"]), run.name) if spec.get("name") else run.name
+    title = run_title(str(spec["name"]), run.name) if spec.get("name") else run.name
+    return title if step is None else f"{title}, step {step}"
 
 
 def _step(folder: Path) -> tuple[int, str]:

@@ -16,9 +16,11 @@ from core.chat import transcripts, votes
 from core.chat.columns import BUNDLED, Column
 from core.chat.dialogue import Reply, Turn
 from core.inference.settings import GenerationSettings
+from core.jobs import api
 from core.jobs.locks import DeviceLock
 from core.models import bundled
 from pages._ui.compare import state as compare_state
+from tests.fakes.trained_run import make_run
 
 PAGE = str(paths.REPO / "pages" / "4_Compare.py")
 
@@ -168,15 +170,15 @@ def test_versions_of_replies_and_questions(tiny_workspace: Path) -> None:
     app.number_input(key="compare_max_new_tokens").set_value(4)
     app.chat_input(key="compare_prompt").set_value("One?").run()
     for _ in range(2):
-        app.button(key="compare_again_0_b").click().run()
+        app.button(key="icon_compare_again_0_b").click().run()
     assert "3 / 3" in words(app.caption) and "temperature 0.8, seed 2" in words(app.caption)
-    app.button(key="compare_version_0_b_back").click().run()
+    app.button(key="icon_compare_version_0_b_back").click().run()
     assert "2 / 3" in words(app.caption)
-    app.button(key="compare_edit_0").click().run()
+    app.button(key="icon_compare_edit_0").click().run()
     app.text_area[-1].set_value("Two?")
     next(b for b in app.button if b.label == "Resend").click().run()
     assert "Two?" in words(app.markdown) and "2 / 2" in words(app.caption)
-    app.button(key="compare_question_0_back").click().run()
+    app.button(key="icon_compare_question_0_back").click().run()
     assert "One?" in words(app.markdown) and "2 / 3" in words(app.caption)
     assert not app.exception
 
@@ -191,3 +193,89 @@ def test_a_batch_sorts_by_change(tiny_workspace: Path) -> None:
     assert not app.exception
     assert "0 of 2 prompts got another reply" in words(app.caption)
     assert "KL 0" in words(app.caption), "both columns are the same model"
+
+
+def _merged(workspace: Path, model: Path, out: Path | None = None) -> str:
+    """A finished merge job of a model, as its run stands on disk; its id."""
+    job = api.create("merge", {"base": "bundled"}, name="luna")
+    folder = out or job.export / "merged"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(model, folder)
+    fsio.write_json(folder / "MANIFEST.json", {"schema": 1})
+    fsio.write_json(job.result, {"schema": 1, "merged": str(folder)})
+    fsio.write_json(
+        job.exit, {"schema": 1, "state": "SUCCEEDED", "reason": "completed", "returncode": 0}
+    )
+    return job.root.name
+
+
+def test_the_merge_of_the_address_stands_in_column_b(
+    tiny_workspace: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    """Not the usual one, not the conversation shown last; and wherever the job has put it."""
+    made = {_merged(tiny_workspace, tiny_llama) for _ in range(2)}
+    app = open_page()
+    usual = app.selectbox(key="compare_model_b").value.split("|")[1].split("/")[-3]
+    (wanted,) = made - {usual}
+    app.number_input(key="compare_max_new_tokens").set_value(4)
+    app.chat_input(key="compare_prompt").set_value("Who are you?").run()
+    before = chat_of(app)
+    app.query_params.clear()
+    app.query_params["merge"] = wanted
+    app.run()
+    assert app.selectbox(key="compare_model_b").value.split("|")[1].split("/")[-3] == wanted
+    assert "Who are you?" not in words(app.markdown), "a new conversation"
+    assert transcripts.read(before).columns[1].model.split("/")[-3] == usual, "left as it was"
+    app.selectbox(key="compare_model_b").set_value("base|bundled|").run()
+    assert shown(app, "b") == "Base: SmolLM2-135M-Instruct", "one may choose another"
+    app.query_params["merge"] = usual
+    app.run()
+    assert app.selectbox(key="compare_model_b").value.split("|")[1].split("/")[-3] == usual
+    out = tmp_path / "elsewhere" / "luna"
+    app = open_page(merge=_merged(tiny_workspace, tiny_llama, out))
+    assert app.text_input(key="compare_folder_b").value == str(out)
+    assert not app.warning and not app.error
+    assert "There is no merge" in words(open_page(merge="20260101-000000-gone-dead").warning)
+
+
+def test_the_folder_of_the_address_is_offered_and_nothing_is_loaded(
+    tiny_workspace: Path, tiny_llama: Path
+) -> None:
+    app = open_page(folder=str(tiny_llama))
+    assert app.segmented_control(key="compare_count").value == 2
+    assert app.text_input(key="compare_folder_b").value == str(tiny_llama)
+    assert "Named in the address" in words(app.caption)
+    assert "Nothing is loaded." in words(app.caption)
+    assert not compare_state.worker().alive
+    app.number_input(key="compare_max_new_tokens").set_value(4).run()
+    assert not compare_state.worker().alive
+    app.chat_input(key="compare_prompt").set_value("Who are you?").run()
+    assert not app.exception
+    chat = transcripts.read(chat_of(app))
+    assert chat.columns[1].model == str(tiny_llama) and chat.turns[0].replies["b"].tokens == 4
+    assert "folder" not in app.query_params
+    again = open_page(chat=chat.id, folder="/etc")
+    assert again.text_input(key="compare_folder_b").value == str(tiny_llama), "a chat keeps its own"
+
+
+@pytest.mark.parametrize("folder", ["/nowhere", "~nobody-of-this-name/x", "\0", "x" * 5000, "/"])
+def test_a_folder_of_the_address_that_is_none_says_so(workspace: Path, folder: str) -> None:
+    app = open_page(folder=folder)
+    assert app.error and "Nothing is loaded." in words(app.caption)
+
+
+def test_checkpoints_are_called_by_step_and_the_recommended_is_marked(
+    tiny_workspace: Path, tiny_llama: Path
+) -> None:
+    shutil.rmtree(tiny_workspace / "runs")
+    run = make_run(tiny_workspace, tiny_llama, steps=(30, 60), recommended=30)
+    app = open_page()
+    options = app.selectbox(key="compare_model_b").options
+    called = [o for o in options if "step" in o]
+    assert [o.split(", ")[-1] for o in called] == ["step 60", "step 30 · recommended"]
+    assert not any("iter_" in o for o in options)
+    assert shown(app, "b").endswith("step 30 · recommended"), "and stands there at first"
+    fsio.write_json(run.root / "sweep.json", {"schema": 1, "recommended": None})
+    st.cache_data.clear()
+    options = open_page().selectbox(key="compare_model_b").options
+    assert not any("recommended" in o for o in options), "the last one is no recommendation"

@@ -279,6 +279,7 @@ def test_nothing_said_is_lost(browser: Any, address: str, width: int, scheme: st
         compare.page.keyboard.press("Enter")
         compare.reply(0, "b").get_by_text("2 / 2").wait_for()
         compare.ready()
+        _in_one_row(compare)
         before = [compare.text_of(compare.reply(0, c)) for c in "ab"]
         assert "Merged: 20261124-194000-luna-1f2e" in before[1]
         address_of_page = chat.split("/Compare")[0]
@@ -300,6 +301,19 @@ def test_nothing_said_is_lost(browser: Any, address: str, width: int, scheme: st
             compare.page.screenshot(path=f"{shots}/compare-{width}-{scheme}.png")
     finally:
         compare.page.close()
+
+
+def _in_one_row(compare: Compare) -> None:
+    """What can be done with a reply stands in one row, and with a question beside it."""
+    row = [
+        compare.reply(0, "b").get_by_role("button", name=name, exact=True).bounding_box()
+        for name in ("Copy", "Regenerate", "Previous version", "Next version", "Exact prompt")
+    ]
+    middles = [box["y"] + box["height"] / 2 for box in row]
+    assert max(middles) - min(middles) < 8, f"the actions wrap: {row}"
+    said = compare.main.get_by_test_id("stChatMessage").get_by_text("Who are you?").bounding_box()
+    edit = compare.main.get_by_role("button", name="Edit question").bounding_box()
+    assert abs(edit["y"] + edit["height"] / 2 - said["y"] - said["height"] / 2) < 16
 
 
 def _pinned(compare: Compare, width: int) -> None:

@@ -15,7 +15,7 @@ from core.chat.live import LiveTurn
 from core.chat.render import literal
 from core.chat.session import ChatSession
 from pages._ui.compare import columns as compare_columns
-from pages._ui.compare import state, waiting
+from pages._ui.compare import icons, state, waiting
 from pages._ui.compare.state import Setup
 from pages._ui.compare.turns import (
     VIEWS,
@@ -133,9 +133,8 @@ def _turn(
     if st.session_state.get("compare_editing") == (transcript.id, index):
         _edit(session, index, setup)
         return {}
-    with draw_prompt(turn.prompt):
-        if live is None:
-            _question(session, index)
+    beside = partial(_question, session, index) if live is None else None
+    draw_prompt(turn.prompt, index, beside)
     if live is not None and live.again == index:
         now = dataclasses.replace(turn, replies={**turn.replies, **live.turn.replies})
         return _live(session, now, turn.id, look)
@@ -165,15 +164,14 @@ def _question(session: ChatSession, index: int) -> None:
     def choose(to: int) -> None:
         transcripts.show(transcript, versions[to].id)
 
-    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        if st.button(
-            t("Edit question"), icon=":material/edit:", key=f"compare_edit_{index}",
-            type="tertiary",
-            help=t("Ask something else here. This version stays, with all that follows."),
-        ):  # fmt: skip
-            st.session_state["compare_editing"] = (transcript.id, index)
-            st.rerun()
-        switch(place, len(versions), choose, f"compare_question_{index}")
+    def edit() -> None:
+        st.session_state["compare_editing"] = (transcript.id, index)
+
+    switch(place, len(versions), choose, f"compare_question_{index}")
+    icons.button(
+        t("Edit question"), ":material/edit:", f"compare_edit_{index}", edit,
+        more=t("Ask something else here. This version stays, with all that follows."),
+    )  # fmt: skip
 
 
 def _edit(session: ChatSession, index: int, setup: Setup) -> None:

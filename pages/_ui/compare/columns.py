@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from core import fsio, paths
+from core import fsio
 from core.chat import endpoint
 from core.chat.columns import MAX_COLUMNS, Column, of_folder
 from core.chat.render import code, literal
 from core.chat.session import ChatSession
 from core.errors import UserError, UserErrors
 from core.jobs.state import State
-from pages._ui.compare import state
+from pages._ui.compare import filling, state
+from pages._ui.compare.filling import FOLDER, SERVER
 from pages._ui.shell import current
 from pages._ui.shell.common import errors_shown, show_error
 from pages._ui.shell.language import N_, listed, t, tn
 
-_SERVER, _FOLDER = "server", "folder"
+#: A checkpoint's label (``core.chat.columns``).
+_STEP = re.compile(r"(.*), step (\d+)", re.DOTALL)
 _TITLES = {
     "base": N_("Base: {name}"),
     "prompted": N_("{name} with a persona prompt"),
@@ -28,8 +29,6 @@ _TITLES = {
     "adapter": N_("Base + adapter: {name}"),
     "endpoint": N_("Server: {name}"),
 }
-#: A checkpoint's label (``core.chat.columns``).
-_STEP = re.compile(r"(.*), step (\d+)", re.DOTALL)
 
 
 def title(column: Column) -> str:
@@ -46,8 +45,8 @@ def draw(session: ChatSession | None, fresh: bool) -> list[Column]:
     Args:
         fresh: fill them from the conversation (``state.changed_elsewhere``).
     """
-    models = {_id(m): m for m in _own_first(state.found())}
-    _fill(session.transcript.columns if session and fresh else None, models)
+    models = {filling.model_id(m): m for m in filling.own_first(state.found())}
+    filling.fill(session, fresh, models)
     talked = session is not None and bool(session.transcript.turns)
     with st.expander(t("Models"), icon=":material/view_column:", expanded=not talked):
         count = st.segmented_control(
@@ -56,8 +55,9 @@ def draw(session: ChatSession | None, fresh: bool) -> list[Column]:
             key="compare_count",
             required=True,
         )
-        boxes = st.columns(count or 1)
-        picked = [_pick(box, state.LETTERS[i], models) for i, box in enumerate(boxes)]
+        boxes = st.container(key="columns_pickers").columns(count or 1)
+        words = _words(models)
+        picked = [_pick(box, state.LETTERS[i], models, words) for i, box in enumerate(boxes)]
         columns = [column for column in picked if column is not None]
         _loaded(columns)
     if len(columns) == len(picked):
@@ -66,94 +66,35 @@ def draw(session: ChatSession | None, fresh: bool) -> list[Column]:
     return []
 
 
-def _id(column: Column) -> str:
-    """Stable from one redraw to the next, whatever the model is called."""
-    return f"{column.kind}|{column.model}|{column.adapter or ''}"
+def _words(models: dict[str, Column]) -> dict[str, str]:
+    """What each choice is called; of a run's checkpoints the one to take is marked."""
+    words = {key: title(model) for key, model in models.items()}
+    for key, model in models.items():  # the browser answers with the words: none may come twice
+        if sum(title(model) == title(other) for other in models.values()) > 1:
+            words[key] = f"{words[key]} ({filling.run_of(model) or model.adapter or model.model})"
+    for key in filling.recommended([*models.values()]):
+        words[key] = t("{name} · recommended", name=words[key])
+    words[FOLDER] = t("A model folder ...")
+    words[SERVER] = t("OpenAI-compatible server ...")
+    return words
 
 
-def _run_of(column: Column) -> str:
-    """Id of the run that made a model; '' if none here did."""
-    made = Path(column.adapter or column.model)
-    try:
-        return made.relative_to(paths.runs_dir()).parts[0]
-    except (ValueError, IndexError):
-        return ""
-
-
-def _own_first(models: list[Column]) -> list[Column]:
-    """The current persona's models before those of others, the bases before both."""
-    project = current.current()
-    ids = {run.id for run in project.runs} if project else set()
-    bases = [m for m in models if not _run_of(m)]
-    made = [m for m in models if _run_of(m)]
-    return [*bases, *sorted(made, key=lambda m: _run_of(m) not in ids)]
-
-
-def _fill(kept: list[Column] | None, models: dict[str, Column]) -> None:
-    """Put the conversation's columns, or at first the usual ones, into the pickers."""
-    came_from = st.query_params.get("merge", "")
-    sent_here = came_from and came_from != st.session_state.get("compare_came_from")
-    if kept is None and "compare_count" in st.session_state and not sent_here:
-        return
-    st.session_state["compare_came_from"] = came_from
-    columns = _usual(models) if kept is None else kept
-    st.session_state["compare_count"] = len(columns)
-    for column in columns:
-        key, place = _id(column), column.id
-        if column.kind == "endpoint":
-            key = _SERVER
-            st.session_state[f"compare_url_{place}"] = column.base_url
-            st.session_state[f"compare_served_{place}"] = column.model
-            st.session_state[f"compare_key_{place}"] = column.key_env
-        elif key not in models:
-            key = _FOLDER
-            st.session_state[f"compare_folder_{place}"] = column.adapter or column.model
-        st.session_state[f"compare_model_{place}"] = key
-        if column.kind == "prompted":
-            st.session_state[f"compare_system_{place}"] = column.system
-
-
-def _usual(models: dict[str, Column]) -> list[Column]:
-    """The base, and beside it the newest merged model of the persona, else what comes nearest."""
-    hint = state.persona()
-    project = current.current()
-    ids = {run.id for run in project.runs} if project else set()
-    merges = [m for m in models.values() if m.kind == "merged"]
-    wanted = current.chosen("merge", [_run_of(m) for m in merges]) if merges else ""
-    tuned = [m for m in merges if _run_of(m) == wanted]
-    tuned = tuned or [m for m in models.values() if m.kind == "adapter" and _run_of(m) in ids]
-    base = next(m for m in models.values() if m.kind == "base")
-    if tuned:
-        own = _base_of(tuned[0])
-        base = next((m for m in models.values() if m.kind == "base" and m.model == own), base)
-        return [base.placed("a"), tuned[0].placed("b")]
-    prompted = next(m for m in models.values() if m.kind == "prompted")
-    return [base.placed("a"), *([prompted.placed("b", hint.system)] if hint.system else [])]
-
-
-def _base_of(tuned: Column) -> str:
-    """The model that a tuned one was made from, as its run names it."""
-    run = current.seen().runs.get(_run_of(tuned))
-    asked = run.params.get("base") or run.params.get("model") if run else ""
-    return str(asked or "") or (tuned.model if tuned.kind == "adapter" else "")
-
-
-def _pick(box: DeltaGenerator, letter: str, models: dict[str, Column]) -> Column | None:
-    options = [*models, _FOLDER, _SERVER]
+def _pick(
+    box: DeltaGenerator, letter: str, models: dict[str, Column], words: dict[str, str]
+) -> Column | None:
     key = f"compare_model_{letter}"
-    if st.session_state.get(key) not in options:
+    if st.session_state.get(key) not in words:
         st.session_state[key] = _another(letter, models)
-    words = {_FOLDER: t("A model folder ..."), _SERVER: t("OpenAI-compatible server ...")}
     with box:
         chosen = st.selectbox(
             t("Column {letter}", letter=letter.upper()),
-            options,
+            list(words),
             key=key,
-            format_func=lambda o: words.get(o) or title(models[o]),
+            format_func=words.__getitem__,
         )
-        if chosen == _SERVER:
+        if chosen == SERVER:
             return _server(letter)
-        if chosen == _FOLDER:
+        if chosen == FOLDER:
             return _folder(letter)
         system = ""
         if models[chosen].kind == "prompted":
@@ -184,6 +125,13 @@ def _folder(letter: str) -> Column | None:
     if not typed.strip():
         st.caption(t("Type the path of a merged model, or of an adapter."))
         return None
+    if typed == st.query_params.get("folder"):
+        st.caption(
+            t(
+                "Named in the address of this page. It is loaded when you press **Load now** or "
+                "send a message, not before."
+            )
+        )
     with errors_shown():
         return of_folder(typed.strip()).placed(letter)
     return None

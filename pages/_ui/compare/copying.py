@@ -8,14 +8,14 @@ from pages._ui.shell.language import t
 
 _HTML = """
 <button type="button">
-  <svg aria-hidden="true" viewBox="0 0 24 24"><path d="M8 8V4h12v12h-4 M4 8h12v12H4z"/></svg><span
-  id="label"></span>
+  <svg aria-hidden="true" viewBox="0 0 24 24"><path d="M8 8V4h12v12h-4 M4 8h12v12H4z"/></svg>
+  <span id="said" role="status"></span>
 </button>
 """
 _CSS = """
 button { all: unset; cursor: pointer; font: inherit; font-size: .875rem; line-height: 1.5rem;
-  padding: .25rem .5rem; border-radius: .5rem; color: var(--st-text-color); white-space: nowrap }
-svg { width: 1rem; height: 1rem; margin-right: .5rem; vertical-align: -.15rem; fill: none;
+  padding: .125rem .375rem; border-radius: .5rem; color: var(--st-text-color); white-space: nowrap }
+svg { width: 1rem; height: 1rem; vertical-align: -.15rem; fill: none;
   stroke: currentColor; stroke-width: 2 }
 button:hover { color: var(--st-primary-color) }
 button:focus-visible { outline: 2px solid var(--st-primary-color) }
@@ -23,8 +23,9 @@ button:focus-visible { outline: 2px solid var(--st-primary-color) }
 _JS = """
 export default function ({ data, parentElement }) {
   const button = parentElement.querySelector("button");
-  const label = parentElement.querySelector("#label");
-  label.textContent = data.copy;
+  const said = parentElement.querySelector("#said");
+  button.title = data.copy;
+  button.setAttribute("aria-label", data.copy);
   button.onclick = async () => {
     try {
       await navigator.clipboard.writeText(data.text);
@@ -36,8 +37,8 @@ export default function ({ data, parentElement }) {
       document.execCommand("copy");
       area.remove();
     }
-    label.textContent = data.copied;
-    setTimeout(() => { label.textContent = data.copy; }, 1500);
+    said.textContent = data.copied;
+    setTimeout(() => { said.textContent = ""; }, 1500);
   };
 }
 """

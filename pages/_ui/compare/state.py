@@ -28,6 +28,8 @@ from pages._ui.shell.language import from_core
 LETTERS = "abcd"
 #: Id of the conversation that this browser session showed last; '' for a new one.
 _LAST = "compare_chat"
+#: What in the address names a model to talk to.
+_SENT = ("merge", "folder")
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,12 @@ def _sessions() -> dict[str, ChatSession]:
 def session() -> ChatSession | None:
     """The open conversation: of the address, else the one shown last; None for a new one.
 
-    Whoever comes from a merge (``?merge=``) wants to talk to that model, not to go on elsewhere.
+    Whoever comes from a merge (``?merge=``) or with a folder (``?folder=``) wants to talk to that
+    model, not to go on elsewhere.
     """
     asked = st.query_params.get("chat", "")
-    name = asked or ("" if "merge" in st.query_params else st.session_state.get(_LAST, ""))
+    elsewhere = "" if sent_for() else st.session_state.get(_LAST, "")
+    name = asked or elsewhere
     if not name:
         return None
     found = _opened(name)
@@ -107,7 +111,13 @@ def open_chat(name: str) -> None:
     """Show this conversation from now on."""
     st.session_state[_LAST] = name
     st.query_params["chat"] = name
-    st.query_params.pop("merge", None)
+    for kind in _SENT:
+        st.query_params.pop(kind, None)
+
+
+def sent_for() -> tuple[str, ...]:
+    """The model that the address asks for, by what names it; empty if it asks for none."""
+    return tuple(f"{kind}={st.query_params[kind]}" for kind in _SENT if kind in st.query_params)
 
 
 def leave() -> None:
@@ -145,8 +155,14 @@ def _setup_of(transcript: Transcript) -> Setup:
 
 
 def found() -> list[Column]:
-    """Models to choose from; runs by the names that people say."""
-    return discover(name_of=current.name_of)
+    """Models to choose from; runs and checkpoints by the names that people say."""
+    return discover(name_of=_called)
+
+
+def _called(run: str, step: int | None) -> str:
+    """In English, as core says it; ``columns.title`` translates."""
+    name = current.name_of(run)
+    return name if step is None else f"{name}, step {step}"
 
 
 def persona() -> PersonaHint:

@@ -16,7 +16,7 @@ from core.chat.personas import PersonaHint, marks
 from core.chat.render import highlighted, literal, safe_markdown
 from core.errors import UserError
 from pages._ui.compare import columns as compare_columns
-from pages._ui.compare import copying
+from pages._ui.compare import copying, icons
 from pages._ui.shell.common import show_error
 from pages._ui.shell.language import N_, listed, number, t, tn
 
@@ -64,20 +64,32 @@ class Actions:
 Boxes = dict[str, tuple[DeltaGenerator, DeltaGenerator]]
 
 
-def draw_prompt(text: str) -> DeltaGenerator:
+def draw_prompt(text: str, index: int = -1, beside: Callable[[], None] | None = None) -> None:
     """What the user said, as text: Markdown in it stays as typed unless it is safe.
 
-    Returns:
-        The bubble, for what can be done with the question.
+    Args:
+        index: of its turn, for ``beside``.
+        beside: draws what can be done with the question, at its right.
     """
-    bubble = st.chat_message("user", avatar=":material/person:")
-    with bubble:
-        if len(text) > 3000:
-            with st.container(height=240):
-                st.markdown(safe_markdown(text))
-        else:
+    with st.chat_message("user", avatar=":material/person:"):
+        if beside is None:
+            _question(text)
+            return
+        with st.container(horizontal=True, gap="small", key=f"beside_{index}"):
+            with st.container():
+                _question(text)
+            with st.container(
+                horizontal=True, vertical_alignment="center", gap="small", width="content"
+            ):
+                beside()
+
+
+def _question(text: str) -> None:
+    if len(text) > 3000:
+        with st.container(height=240):
             st.markdown(safe_markdown(text))
-    return bubble
+    else:
+        st.markdown(safe_markdown(text))
 
 
 def reply_boxes(
@@ -91,7 +103,8 @@ def reply_boxes(
         hidden: call them "Reply 1", "Reply 2".
     """
     by_id = {c.id: c for c in columns}
-    for place, (box, name) in enumerate(zip(st.columns(len(order)), order, strict=True), 1):
+    boxes = st.container(key=f"columns_{key}").columns(len(order))
+    for place, (box, name) in enumerate(zip(boxes, order, strict=True), 1):
         column = by_id[name]
         words = t("Reply {n}", n=place) if hidden else compare_columns.title(column)
         with box, st.container(border=True, key=f"{key}_{name}"):
@@ -202,24 +215,20 @@ def stats(reply: Reply) -> str:
 
 def _actions(turn: Turn, index: int, column: str, actions: Actions | None) -> None:
     reply, key = turn.replies[column], f"{index}_{column}"
-    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+    with st.container(horizontal=True, vertical_alignment="center", gap=None):
         if reply.text:
             copying.button(reply.text, f"compare_copy_{key}")
         if actions is None:
             return
         if actions.regenerate is not None:
-            st.button(
-                t("Regenerate"),
-                icon=":material/refresh:",
-                key=f"compare_again_{key}",
-                type="tertiary",
-                on_click=actions.regenerate,
-                args=(column,),
-                help=t("Answers again with another seed; this reply is kept."),
-            )
+            icons.button(
+                t("Regenerate"), ":material/refresh:", f"compare_again_{key}",
+                actions.regenerate, (column,),
+                more=t("Answers again with another seed; this reply is kept."),
+            )  # fmt: skip
         place, count = turn.place(column)
         switch(place, count, lambda to: actions.choose(column, to), f"compare_version_{key}")
-        _details(reply)
+        _details(reply, key)
 
 
 def switch(place: int, count: int, choose: Callable[[int], None], key: str) -> None:
@@ -229,21 +238,25 @@ def switch(place: int, count: int, choose: Callable[[int], None], key: str) -> N
     with st.container(
         horizontal=True, vertical_alignment="center", gap=None, width="content", key=key
     ):
-        st.button(
-            t("Previous version"), icon=":material/chevron_left:", key=f"{key}_back",
-            type="tertiary", disabled=place == 0, on_click=choose, args=(place - 1,),
+        icons.button(
+            t("Previous version"), ":material/chevron_left:", f"{key}_back", choose, (place - 1,),
+            disabled=place == 0,
         )  # fmt: skip
         st.caption(f"{place + 1} / {count}", width="content")
-        st.button(
-            t("Next version"), icon=":material/chevron_right:", key=f"{key}_on",
-            type="tertiary", disabled=place == count - 1, on_click=choose, args=(place + 1,),
+        icons.button(
+            t("Next version"), ":material/chevron_right:", f"{key}_on", choose, (place + 1,),
+            disabled=place == count - 1,
         )  # fmt: skip
 
 
-def _details(reply: Reply) -> None:
+def _details(reply: Reply, key: str) -> None:
     if not reply.prompt_ids:
         return
-    with st.popover(t("Exact prompt"), icon=":material/data_object:", type="tertiary"):
+    words = t("Exact prompt")
+    with st.popover(
+        words, icon=":material/data_object:", type="tertiary", help=words,
+        key=f"icon_compare_prompt_{key}",
+    ):  # fmt: skip
         st.caption(
             tn(
                 "{n} token, as fed, special tokens included",
