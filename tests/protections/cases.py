@@ -252,7 +252,7 @@ PROTECTIONS = [
                "    except (LookupError, TypeError, ValueError, AttributeError, RecursionError, OSError) as error:", "    except ZeroDivisionError as error:",
                "tests/unit/test_broken_files.py::test_broken_conversations_are_listed_and_deleted"),
     Protection("attack: raw text on a page", "pages/_ui/train/watch.py",
-               "what=literal(now.waiting_for)", "what=now.waiting_for",
+               "what=literal(words.holding(now.waiting_for))", "what=now.waiting_for",
                "tests/unit/test_foreign_text.py::test_pages_interpolate_nothing_raw"),
     Protection("attack: code of a base in xtuner's merge", "core/weights/xtuner_tools.py",
                '"trust_remote_code": allowed}', '"trust_remote_code": True}',
