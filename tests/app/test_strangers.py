@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import importlib
 import socket
-import subprocess
-import sys
-import time
 import tomllib
 import urllib.error
 import urllib.request
@@ -18,6 +15,7 @@ from streamlit import config, net_util
 from streamlit.testing.v1 import AppTest
 
 from core.paths import REPO
+from tests.fakes.streamlit_server import streamlit_server
 
 PAGES = ["1_Dataset", "2_Train", "3_Merge", "4_Compare"]
 
@@ -108,28 +106,9 @@ def test_a_workspace_that_cannot_be_written_is_told(
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The app as `make run` starts it, on another port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     log = tmp_path_factory.mktemp("server") / "log"
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "streamlit", "run", "streamlit_app.py",
-             f"--server.port={port}"],
-            cwd=REPO, stdout=out, stderr=out, start_new_session=True,
-        )  # fmt: skip
-    try:
-        for _ in range(300):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=2)
-                break
-            except OSError:
-                assert process.poll() is None, log.read_text()[-2000:]
-                time.sleep(0.2)
+    with streamlit_server(REPO / "streamlit_app.py", log) as port:
         yield port
-    finally:
-        process.kill()
-        process.wait()
 
 
 def handshake(port: int, **headers: str) -> int:

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 import threading
-import time
-import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from core.paths import REPO
+from tests.fakes.streamlit_server import streamlit_server
 
 pytestmark = pytest.mark.browser
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -80,29 +73,13 @@ def address(
 ) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("app")
     (folder / "page.py").write_text(APP.format(place=place[0]))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "streamlit", "run", str(folder / "page.py"),
-             f"--server.port={port}", "--server.headless=true", "--server.address=127.0.0.1",
-             "--browser.gatherUsageStats=false"],
-            cwd=REPO, env={**os.environ, "PYTHONPATH": str(REPO)}, stdout=log, stderr=log,
-            start_new_session=True,
-        )  # fmt: skip
-    try:
-        for _ in range(300):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=2)
-                break
-            except OSError:
-                assert process.poll() is None, (folder / "log").read_text()[-3000:]
-                time.sleep(0.3)
+    options = (
+        "--server.headless=true",
+        "--server.address=127.0.0.1",
+        "--browser.gatherUsageStats=false",
+    )
+    with streamlit_server(folder / "page.py", folder / "log", *options) as port:
         yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def test_a_page_fetches_nothing_from_elsewhere_and_works(
