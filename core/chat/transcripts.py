@@ -253,7 +253,7 @@ _DRAFT: TypeAdapter[Draft | None] = TypeAdapter(Draft | None)
 
 
 def _rows(file: Path) -> Iterator[dict[str, Any]]:
-    for _, line in fsio.numbered_lines(file.read_text(encoding="utf-8", errors="replace")):
+    for _, line in fsio.numbered_lines(fsio.read_text(file)):
         try:
             row = fsio.loads(line)
         except (ValueError, RecursionError):

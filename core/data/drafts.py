@@ -19,7 +19,7 @@ from core import paths
 from core.conversation import Conversation
 from core.data import store
 from core.errors import UserError
-from core.fsio import dump_json, loads, read_json, write_json
+from core.fsio import dump_json, loads, open_file, read_json, write_json
 from core.paths import DatasetPaths
 
 
@@ -200,7 +200,7 @@ def _edit(action: dict[str, Any]) -> Edit | None:
 def _read_log(path: Path) -> Iterable[dict[str, Any]]:
     if not path.is_file():
         return
-    with path.open("rb") as file:
+    with open_file(path) as file:
         for line in file:
             try:
                 action = loads(line)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from core import paths
+from core import fsio, paths
 from core.errors import UserError
 from core.jobs import processes
 
@@ -131,7 +131,7 @@ def device_holder() -> Holder | None:
     if not is_held(path):
         return None
     try:
-        return Holder(**json.loads(path.read_text(encoding="utf-8")))
+        return Holder(**json.loads(fsio.read_text(path)))
     except (OSError, ValueError, TypeError):
         return Holder("another process", None, 0)  # between its flock and its note
 

@@ -87,7 +87,7 @@ def read(folder: Path) -> dict[str, Any]:
             fix="choose a folder that holds adapter_config.json and adapter_model.safetensors",
         )
     weights_file(folder)
-    folders.refuse_pointers(folder)
+    folders.require_files(folder)
     config = fsio.read_json(folder / CONFIG)
     if not isinstance(config, dict):
         raise UserError(f"{folder / CONFIG} is not an adapter config", why="it holds no object")

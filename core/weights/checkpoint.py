@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core import fsio
 from core.errors import UserError
 from core.weights.tensors import ITEM_BYTES, TensorRef
 
@@ -245,7 +246,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
             names anything outside of what a training checkpoint holds.
     """
     try:
-        with zipfile.ZipFile(path) as archive, path.open("rb") as raw:
+        with fsio.open_file(path) as raw, zipfile.ZipFile(raw) as archive:
             names = [i for i in archive.infolist() if i.filename.endswith("/data.pkl")]
             if len(names) != 1 or names[0].file_size > MAX_PICKLE_BYTES:
                 raise zipfile.BadZipFile("it has no data.pkl as torch.save writes it")
