@@ -14,8 +14,9 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from core.errors import UserError
 
@@ -93,7 +94,7 @@ def disk_errors(what: str) -> Iterator[None]:
 MAX_BYTES = 128 << 20
 
 
-def open_file(path: Path) -> BinaryIO:
+def open_file(path: Path) -> BufferedReader:
     """Open a file that others may have made, to read.
 
     Raises:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from core import fsio
 from core.errors import UserError
 from core.inference.adapters import wrap
-from core.models import chat_templates, folder, trust
+from core.models import chat_templates, folder, pickled, trust
 from core.models import device as devices
 from core.models.nf4 import nf4_config
 
@@ -153,6 +153,9 @@ def load_model(
 
     internlm2.register()
     folder.check(path)
+    for file in folder.weight_files(path):
+        if file.suffix != ".safetensors":
+            pickled.require_small(file)
     code = trust.allow(path)
     where = device or devices.describe().kind
     if dtype == "auto":

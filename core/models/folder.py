@@ -26,10 +26,10 @@ _WEIGHTS = (
 
 def require_files(folder: Path) -> None:
     """Raise UserError if what lies in the folder are no files, or git-lfs pointers to files."""
-    odd = sorted(p.name for p in folder.iterdir() if not p.is_file() and not p.is_dir())
-    if odd:
+    strange = sorted(p.name for p in folder.iterdir() if not p.is_file() and not p.is_dir())
+    if strange:
         raise UserError(
-            f"{folder} holds what is no file: {', '.join(odd[:5])}",
+            f"{folder} holds what is no file: {', '.join(strange[:5])}",
             why="a link to nowhere, a pipe or a device is no part of a model",
             fix="download the model again",
         )

@@ -15,6 +15,7 @@ from typing import Any
 from core import fsio
 from core.errors import UserError
 from core.models import folder as folders
+from core.models import pickled
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -179,6 +180,8 @@ def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
         UserError: the file is damaged.
     """
     path = weights_file(folder)
+    if path.name == PICKLED:
+        pickled.require_small(path)
     try:
         if path.name == PICKLED:
             import torch
