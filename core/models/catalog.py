@@ -10,7 +10,7 @@ from typing import Literal
 
 from core import fsio
 from core.conversation import OnProgress
-from core.errors import UserError
+from core.errors import UserError, redacted
 from core.models import bundled, families, folder, found, prepared, trust
 
 #: What is fetched of a hub repository.
@@ -113,7 +113,7 @@ def _download(model: str, code: bool) -> Path:
     except Exception as error:  # the hub client raises a dozen unrelated types
         raise UserError(
             f"cannot get {model} from the hub",
-            why=f"{type(error).__name__}: {error}"[:400],
+            why=redacted(f"{type(error).__name__}: {error}")[:400],
             fix="check the id, the network and `hf auth login`; or download it and give the folder",
         ) from error
 
