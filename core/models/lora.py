@@ -84,7 +84,8 @@ def read(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{folder} is not an adapter folder",
             why=f"it has no {CONFIG}" if folder.is_dir() else "there is no such folder",
-            fix="choose a folder that holds adapter_config.json and adapter_model.safetensors",
+            fix="choose a folder that holds adapter_config.json and adapter_model.safetensors, or "
+            "convert a checkpoint: python -m core convert --help",
         )
     weights_file(folder)
     folders.refuse_pointers(folder)

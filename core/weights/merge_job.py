@@ -12,9 +12,8 @@ from typing import Any, ClassVar, Literal
 from core import fsio
 from core.conversation import Conversation, OnProgress
 from core.errors import UserError
-from core.models import catalog
+from core.models import catalog, lora
 from core.models.catalog import ModelRef
-from core.models.lora import CONFIG
 from core.paths import DatasetPaths, RunPaths
 from core.records import JobSpec
 from core.weights import convert as converting
@@ -80,13 +79,9 @@ def check(spec: MergeSpec) -> None:
     """Raises UserError: there is no such base, checkpoint or adapter; a folder is taken."""
     base = catalog.resolve(spec.base)
     source = Path(str(spec.adapter or spec.checkpoint))
-    if spec.adapter and not (source / CONFIG).is_file():
-        raise UserError(
-            f"{source} is not an adapter folder",
-            why=f"it has no {CONFIG}",
-            fix="convert a checkpoint first: python -m core convert --help",
-        )
-    if not source.exists():
+    if spec.adapter:
+        lora.read(source)
+    elif not source.exists():
         raise UserError(f"checkpoint {source} is not there", fix="choose one of the run's list")
     if spec.out:
         staging.check_output(Path(spec.out), [base.path, source])
