@@ -6,8 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from core import fsio
 from core.commands.follow import complete
 from core.commands.located import located
+from core.weights.export_job import ExportSpec
 
 
 def register(commands: Any) -> None:
@@ -129,8 +131,6 @@ def _prove(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from core.weights.export_job import ExportSpec
-
     merged, to_hub = args.merged.resolve(), args.format == "hub"
     spec = ExportSpec(
         merged=str(merged),
@@ -151,8 +151,6 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _print_tree(folder: Path) -> None:
-    from core import fsio
-
     print(folder)
     for entry in fsio.tree(folder):
         print(f"{'  ' * entry.depth}  {entry.path}  {fsio.human_bytes(entry.size)}")

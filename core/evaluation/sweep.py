@@ -21,6 +21,8 @@ from core.evaluation import verdict
 from core.evaluation.plan import plan
 from core.evaluation.pool import Pool, Source
 from core.evaluation.questions import gather
+from core.evaluation.run import BASE, Run
+from core.jobs.state import ACTIVE
 from core.models import catalog
 from core.paths import DatasetPaths, RunPaths
 from core.training.checkpoints import Checkpoint
@@ -193,7 +195,6 @@ def require_checkpoints(run: RunPaths) -> None:
 def is_training(run: RunPaths) -> bool:
     """Whether a run is at work still."""
     from core.jobs import api
-    from core.jobs.state import ACTIVE
 
     return run.spec.is_file() and api.status(run).state in ACTIVE
 
@@ -210,8 +211,6 @@ def sweep(
     Raises:
         UserError: no checkpoints, an unusable base or dataset.
     """
-    from core.evaluation.run import BASE, Run  # imports torch, which pages do without
-
     started, extent = time.monotonic(), extent or Extent()
     model = catalog.resolve(base)
     asked = gather(dataset, plan(extent.size), model.locales)

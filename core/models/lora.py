@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -141,8 +142,6 @@ def require_known(config: Mapping[str, Any], folder: Path) -> None:
     Raises:
         UserError: naming the settings.
     """
-    from dataclasses import fields
-
     from peft import LoraConfig
 
     known = {f.name for f in fields(LoraConfig)} | WITHOUT_EFFECT

@@ -14,7 +14,7 @@ from core.weights.prove import ProofPlan, prove
 
 
 class ProveSpec(JobSpec):
-    """Which folders are compared. ``nf4``: also say how far the NF4 base is from what is shipped."""
+    """What is compared. ``nf4``: also say how far the NF4 base is from the shipped one."""
 
     job: ClassVar[str] = "prove"
     called: ClassVar[str] = "proof"
