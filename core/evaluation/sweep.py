@@ -19,9 +19,6 @@ from core.conversation import OnProgress
 from core.errors import UserError
 from core.evaluation import verdict
 from core.evaluation.plan import plan
-from core.evaluation.pool import Pool, Source
-from core.evaluation.questions import gather
-from core.evaluation.run import BASE, Run
 from core.jobs.state import ACTIVE
 from core.models import catalog
 from core.paths import DatasetPaths, RunPaths
@@ -211,6 +208,11 @@ def sweep(
     Raises:
         UserError: no checkpoints, an unusable base or dataset.
     """
+    # They import torch, which the pages that read a sweep do without.
+    from core.evaluation.pool import Pool, Source
+    from core.evaluation.questions import gather
+    from core.evaluation.run import BASE, Run
+
     started, extent = time.monotonic(), extent or Extent()
     model = catalog.resolve(base)
     asked = gather(dataset, plan(extent.size), model.locales)

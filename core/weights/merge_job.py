@@ -20,7 +20,6 @@ from core.weights import convert as converting
 from core.weights import manifest, staging
 from core.weights import merge as merging
 from core.weights.card import write_card
-from core.weights.prove import ProofPlan, prove
 
 #: Training rows whose loss is reported for the written and for the NF4 base.
 _LOSS_ROWS = 32
@@ -149,6 +148,8 @@ def _prove(
     spec: MergeSpec, base: ModelRef, adapter: Path, folder: Path, on_progress: OnProgress
 ) -> dict[str, Any]:
     """The proof, also written into the folder. Raises UserError if it does not hold."""
+    from core.weights.prove import ProofPlan, prove  # torch, which the Merge page does without
+
     proof = prove(
         base,
         adapter,

@@ -10,7 +10,6 @@ from core.models import catalog, lora
 from core.paths import RunPaths
 from core.records import JobSpec
 from core.weights import manifest
-from core.weights.prove import ProofPlan, prove
 
 
 class ProveSpec(JobSpec):
@@ -37,6 +36,8 @@ def check(spec: ProveSpec) -> None:
 
 def run(spec: ProveSpec, _run: RunPaths, on_progress: OnProgress) -> dict[str, Any]:
     """Returns the proof's figures, good or bad. Raises UserError: a file was changed or is torn."""
+    from core.weights.prove import ProofPlan, prove
+
     merged = Path(spec.merged)
     written = manifest.verify(merged)
     plan = ProofPlan(nf4=spec.nf4, faithful_nf4=bool(written.get("faithful_nf4")))
