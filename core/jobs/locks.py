@@ -35,8 +35,12 @@ class FileLock:
 
         A reader that looks whether the lock is held takes it, shared, for microseconds; a
         timeout of a second rides over that.
+
+        Raises:
+            UserError: the disk refuses the file.
         """
-        fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        with fsio.disk_errors(f"{self.path} cannot be locked"):
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         deadline = time.monotonic() + timeout
         while True:
             try:

@@ -134,7 +134,7 @@ class MetricsReader:
             record = parse_record(line)
             if record is None:
                 self.series.bad_lines += 1
-            elif record.get("type") == "metric" and isinstance(record.get("step"), int):
+            elif record.get("type") == "metric" and type(record.get("step")) is int:  # no bool
                 self._add(record)
 
     def _add(self, record: dict[str, Any]) -> None:

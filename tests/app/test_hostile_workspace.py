@@ -106,7 +106,7 @@ def spoil(home: Path) -> None:
         write(folder / "persona.yaml", ["[", "a: &a [*a]", "x", DEEP][index])
         write(folder / "probes.jsonl", DEEP)
         write(home / "drafts" / f"odd-{index}.jsonl", '{"do":"edit","rows":3}\n')
-    write(home / "drafts" / "form.json", '{"persona": [1], "slots": 3}')
+    write(home / "drafts" / "persona-form.json", '{"schema": 1, "values": [1]}')
     for index, content in enumerate([DEEP, "x", '{"type":"chat","columns":3}', '{"type":"turn"}']):
         write(home / "chats" / f"odd-{index}.jsonl", content + "\n")
     for index, content in enumerate(

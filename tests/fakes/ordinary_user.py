@@ -23,9 +23,9 @@ def _ordinary() -> None:
 
 
 def _full() -> None:
-    """No file may grow: what a full disk does to a write, by the kernel."""
+    """No file may have more than 16 bytes: what a full disk does to a write, by the kernel."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16, resource.RLIM_INFINITY))
 
 
 DISKS = {"read-only": _ordinary, "full": _full}
@@ -34,18 +34,18 @@ DISKS = {"read-only": _ordinary, "full": _full}
 def run_on(disk: str, *argv: str, home: Path, **env: str) -> subprocess.CompletedProcess[str]:
     """Run Python with a workspace on such a disk: its output and exit status.
 
-    For ``read-only`` the workspace's folders lose their write permission, and get it back.
+    For ``read-only`` what is in the workspace loses its write permission, and gets it back.
     """
-    folders = [home, *(p for p in home.rglob("*") if p.is_dir())] if disk == "read-only" else []
-    before = {folder: folder.stat().st_mode for folder in folders}
+    places = [home, *home.rglob("*")] if disk == "read-only" else []
+    before = {place: place.stat().st_mode for place in places}
     more: dict[str, Any] = {"preexec_fn": DISKS[disk]}
     try:
-        for folder in folders:
-            folder.chmod(0o555)
+        for place in places:
+            place.chmod(before[place] & 0o555)
         return subprocess.run(
             [sys.executable, "-B", *argv], cwd=REPO, capture_output=True, text=True, timeout=280,
             env={**os.environ, "PERSONA_HOME": str(home), **env}, check=False, **more,
         )  # fmt: skip
     finally:
-        for folder, mode in before.items():
-            folder.chmod(mode)
+        for place, mode in before.items():
+            place.chmod(mode)

@@ -14,7 +14,7 @@ import torch
 
 from core.errors import UserError
 from core.inference.load import load_model
-from core.models import lora
+from core.models import lora, pickled
 from core.models.data_only import data_only
 from core.models.pickled import require_small
 from core.weights.checkpoint import open_checkpoint
@@ -39,10 +39,10 @@ BOMBS = {
 }  # fmt: skip
 
 
-def archive(path: Path, pickled: bytes) -> Path:
+def archive(path: Path, data: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as out:
-        out.writestr("archive/data.pkl", pickled)
+        out.writestr("archive/data.pkl", data)
         out.writestr("archive/version", "3")
         out.writestr("archive/byteorder", "little")
     return path
@@ -90,6 +90,15 @@ def test_a_base(tmp_path: Path) -> None:
     archive(base / "pytorch_model.bin", pairs_of_pairs())
     with pytest.raises(UserError, match="refused"):
         load_model(base)
+
+
+def test_every_value_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small enough to be read at once by who does not count."""
+    path = archive(tmp_path / "iter_2.pth", pairs_of_pairs(12))
+    open_checkpoint(path)
+    monkeypatch.setattr(pickled, "MOST_VALUES", 1000)
+    with pytest.raises(UserError, match="more than 1,000 values"):
+        open_checkpoint(path)
 
 
 def test_an_archive_that_another_reader_might_follow_is_refused(tmp_path: Path) -> None:
