@@ -233,8 +233,9 @@ def _small_spec(
     if name == "margin":
         legend = alt.Legend(orient="top", title=None, symbolType="stroke")
         line = line.encode(strokeDash=alt.StrokeDash("language:N", legend=legend))
-    limit = alt.Chart(alt.InlineData([{"limit": rule}])).mark_rule(color="#8c8c8c", opacity=0.6)
-    chart = alt.layer(line, limit.encode(y="limit:Q")) if rule is not None else line
+    # No data of its own: beside it, the line would lose the data that comes with the call.
+    limit = alt.Chart().mark_rule(color="#a8a8a8").encode(y=alt.datum(rule))
+    chart = alt.layer(line, limit) if rule is not None else line
     headline = alt.TitleParams(title, fontSize=13, anchor="start")
     # Title and legend are within the height.
     return chart.properties(height=190 if name == "margin" else 150, title=headline).to_dict()
