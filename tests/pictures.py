@@ -19,6 +19,7 @@ from PIL import Image
 from core import paths
 from core.paths import REPO
 from tests.e2e.test_train_page import Server, browser
+from tests.faults.support import until
 
 OUT = REPO / "docs" / "pictures"
 PAGES = {"start": "", **{p.lower(): p for p in ("Dataset", "Train", "Merge", "Compare")}}
@@ -27,7 +28,7 @@ LANGUAGES = {"en": "en-US", "zh": "zh-CN"}
 COLORS = 64
 _WAIT = 120_000
 #: Asked in Compare, in English: the bundled model speaks nothing else.
-QUESTIONS = ("Who are you?", "What is the capital of France?")
+QUESTIONS = ("Who are you?", "Who made you?")
 
 
 def take(home: Path) -> list[Path]:
@@ -76,6 +77,7 @@ def _one(context: Any, url: str, file: Path) -> None:
     page.goto(url)
     page.locator("h1").first.wait_for()
     page.locator("[data-test-script-state=notRunning]").first.wait_for()
+    until(lambda: page.get_by_test_id("stSkeleton").count() == 0, 60)
     page.wait_for_timeout(2_500)  # charts fade in
     image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     image.quantize(COLORS, dither=Image.Dither.NONE).save(file, optimize=True)
