@@ -26,7 +26,7 @@ def create(
 ) -> Transcript:
     """A new conversation with a file of its own."""
     now = time.time()
-    name = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}-{secrets.token_hex(2)}"
+    name = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}-{secrets.token_hex(8)}"
     transcript = Transcript(name, now, list(columns), system, settings)
     _append(transcript, _header(transcript))
     return transcript

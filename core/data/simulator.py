@@ -22,6 +22,7 @@ from pydantic import Field
 from core import paths
 from core.conversation import Conversation, OnProgress
 from core.conversation import Kind as RowKind
+from core.data.generation import identity_rows
 from core.data.ultrachat import cachefile, openings
 from core.data.ultrachat.backends import Backend, open_backend
 from core.data.ultrachat.cards import PROMPT_VERSION, style_of
@@ -361,8 +362,6 @@ def _settings(spec: SimulateSpec, persona: Persona | None, *, small: bool) -> Se
 
 def _pairs(persona: Persona, spec: SimulateSpec) -> list[Scripted]:
     """The persona's single exchanges, of wordings that are trained on, never of held-out ones."""
-    from core.data.generation import identity_rows
-
     rows = identity_rows(persona, locales=[spec.locale], seed=spec.seed, multi_turn=0.0)
     pairs = []
     for row in rows:

@@ -19,8 +19,7 @@ from core.conversation import OnProgress
 from core.errors import UserError
 from core.evaluation import verdict
 from core.evaluation.plan import plan
-from core.evaluation.pool import Pool, Source
-from core.evaluation.questions import gather
+from core.jobs.state import ACTIVE
 from core.models import catalog
 from core.paths import DatasetPaths, RunPaths
 from core.training.checkpoints import Checkpoint
@@ -193,7 +192,6 @@ def require_checkpoints(run: RunPaths) -> None:
 def is_training(run: RunPaths) -> bool:
     """Whether a run is at work still."""
     from core.jobs import api
-    from core.jobs.state import ACTIVE
 
     return run.spec.is_file() and api.status(run).state in ACTIVE
 
@@ -210,7 +208,10 @@ def sweep(
     Raises:
         UserError: no checkpoints, an unusable base or dataset.
     """
-    from core.evaluation.run import BASE, Run  # imports torch, which pages do without
+    # They import torch, which the pages that read a sweep do without.
+    from core.evaluation.pool import Pool, Source
+    from core.evaluation.questions import gather
+    from core.evaluation.run import BASE, Run
 
     started, extent = time.monotonic(), extent or Extent()
     model = catalog.resolve(base)

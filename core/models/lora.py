@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,8 @@ def read(folder: Path) -> dict[str, Any]:
             why=f"it has no {CONFIG}" if folder.is_dir() else "there is no such folder",
             fix=f"choose the adapter inside it: {inside[-1].parent}"
             if inside
-            else "choose a folder that holds adapter_config.json and adapter_model.safetensors",
+            else "choose a folder that holds adapter_config.json and adapter_model.safetensors, or "
+            "convert a checkpoint: python -m core convert --help",
         )
     weights_file(folder)
     folders.refuse_pointers(folder)
@@ -152,8 +154,6 @@ def require_known(config: Mapping[str, Any], folder: Path) -> None:
     Raises:
         UserError: naming the settings.
     """
-    from dataclasses import fields
-
     import torch
     from peft import LoraConfig
 

@@ -27,6 +27,10 @@ MEDIAN_LINES = 200
 PARAMETERS = 7
 FUNCTION_LINES_P95 = 35
 
+#: What takes seconds to import and hundreds of megabytes: jobs and the chat worker have processes
+#: of their own for it, a page never waits for it.
+HEAVY = {"torch", "transformers", "peft", "datasets", "mmengine", "xtuner", "bitsandbytes"}
+
 Arrow = tuple[str, str]
 
 
@@ -54,6 +58,36 @@ def arrows(found: dict[str, Path]) -> Iterator[Arrow]:
                     target = target.rpartition(".")[0]
                 if target and target != name:
                     yield name, target
+
+
+def at_start(path: Path) -> Iterator[str]:
+    """What a module imports when it is imported: not in functions, not for a type checker."""
+    waiting: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            waiting += node.orelse
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            waiting += ast.iter_child_nodes(node)
+
+
+def way_to(heavy: set[str], start: str, found: dict[str, Path]) -> list[str]:
+    """Modules from ``start`` to one that imports something heavy, or []."""
+    ways, seen = [[start]], {start}
+    for way in ways:
+        for target in at_start(found[way[-1]]):
+            if target.partition(".")[0] in heavy:
+                return [*way, target]
+            while target and target not in found:
+                target = target.rpartition(".")[0]
+            if target and target not in seen:
+                seen.add(target)
+                ways.append([*way, target])
+    return []
 
 
 def _package(module: str) -> str:
@@ -116,6 +150,12 @@ def test_no_import_runs_back_up() -> None:
 
 def test_no_import_circle() -> None:
     assert circles(set(arrows(modules("core", "pages")))) == []
+
+
+def test_no_page_and_no_command_imports_torch_before_it_is_used() -> None:
+    found = modules("core", "pages")
+    starts = [name for name in found if name.startswith(("pages.", "core.commands."))]
+    assert [way for name in starts if (way := way_to(HEAVY, name, found))] == []
 
 
 def test_core_knows_nothing_of_the_pages() -> None:
