@@ -19,7 +19,7 @@ from core.data.formats import FORMATS, get_format
 from core.data.reading import read_row
 from core.data.records import Leftover, Record, json_records
 from core.data.sources import MAX_UPLOAD_BYTES, open_utf8
-from core.data.tables import Table, is_table, read_table
+from core.data.tables import Sheet, is_table, read_table
 from core.errors import UserError
 
 
@@ -65,7 +65,7 @@ class ImportReport:
     filled: int = 0
     notes: Counter[str] = field(default_factory=Counter)
     encoding: str = "utf-8"
-    table: Table | None = None
+    table: Sheet | None = None
 
     def lines(self) -> Iterator[str]:
         """What a person should know before the rows are saved, a sentence each."""
