@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from core.data.fields import RowError
-from core.data.records import MAX_ROW_BYTES, Record
+from core.data.json_rows import MAX_ROW_BYTES, Record
 from core.data.talk import ANSWER, CONTEXT, LABELS, QUESTION, SYSTEM, TURNS, key_name
 
 _DELIMITERS = ",\t;|"
