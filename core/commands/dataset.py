@@ -336,7 +336,7 @@ def _export(args: argparse.Namespace) -> int:
 
 def _import(args: argparse.Namespace) -> int:
     from core.data import store
-    from core.data.drafts import Draft
+    from core.data.drafts import DatasetDraft
     from core.data.importer import UniqueIds, import_file
 
     columns = parse_pairs(args.columns.split(",") if args.columns else [], "--columns")
@@ -359,7 +359,7 @@ def _import(args: argparse.Namespace) -> int:
         return 0
     name = args.name or store.free_name(args.add_to or fsio.slug(args.file.stem, "import"))
     if args.add_to:
-        draft = Draft(args.add_to)
+        draft = DatasetDraft(args.add_to)
         rows = [*draft.rows(), *map(UniqueIds(draft.ids()), report.rows)]
         store.save(name, rows, parent=args.add_to, note=f"with {args.file.name}")
     else:

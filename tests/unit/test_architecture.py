@@ -31,6 +31,24 @@ FUNCTION_LINES_P95 = 35
 #: of their own for it, a page never waits for it.
 HEAVY = {"torch", "transformers", "peft", "datasets", "mmengine", "xtuner", "bitsandbytes"}
 
+#: What belongs to the one engine, or must have a reason to be called elsewhere -> who may call it.
+ENGINE = {
+    "generate": {"core.chat.worker", "core.chat.live"},  # requests to the chat worker, no model's
+    "multinomial": set(),  # core/inference/sampling.py draws with noise of its own
+    "log_softmax": {
+        "core.inference.scoring",
+        "core.weights.prove",  # of logits that scoring gave
+        "core.training.anchored",  # a loss that is trained on
+    },
+    "cross_entropy": {"core.training.compat"},  # the training loss, for XTuner's own step
+    "AutoModelForCausalLM.from_pretrained": {
+        "core.inference.load",
+        "core.models.prepared",  # to write a GGUF file as a folder, not to run it
+    },
+    "PeftModel.from_pretrained": {"core.inference.adapters"},
+    "self.original.from_pretrained": {"core.weights.xtuner_tools"},  # XTuner's own merge
+}
+
 Arrow = tuple[str, str]
 
 
@@ -150,6 +168,31 @@ def test_no_import_runs_back_up() -> None:
 
 def test_no_import_circle() -> None:
     assert circles(set(arrows(modules("core", "pages")))) == []
+
+
+def test_there_is_one_engine() -> None:
+    found: dict[str, set[str]] = {name: set() for name in ENGINE}
+    for module, path in modules("core").items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            last = called.rpartition(".")[2]
+            for name in {called, last} & ENGINE.keys():
+                found[name].add(module)
+            tokens_or_shape = called.startswith(("AutoTokenizer.", "AutoConfig."))
+            known = called in ENGINE or last != "from_pretrained" or tokens_or_shape
+            assert known, f"{module} loads weights by {called}"
+    assert found == ENGINE
+
+
+def test_a_name_means_one_thing() -> None:
+    """Two modules of core define no public class of one name; but each job has its ``Spec``."""
+    places: dict[str, list[str]] = {}
+    for module, path in modules("core").items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(module)
+    twice = {name: where for name, where in places.items() if len(where) > 1}
+    assert set(twice) - {"Spec"} == set(), twice
 
 
 def test_no_page_and_no_command_imports_torch_before_it_is_used() -> None:
