@@ -19,7 +19,7 @@ from core.evaluation.plan import Plan
 from core.paths import DatasetPaths
 from core.persona.persona import Persona, load_persona
 from core.persona.system import system_turn
-from core.probes import scorer, suites
+from core.probes import fidelity, scorer, suites
 from core.text import normalize
 
 #: Replies kept to look for echoes; beyond that a comparison costs more than it tells.
@@ -153,6 +153,8 @@ def _frozen(
         if suites.available(name, locale):
             digests.append(suites.suite_hash(name, locale))
             filled = list(suites.fill(suites.load_suite(name, locale), persona, names))
+            if name in fidelity.SUITES:
+                filled = list(fidelity.questions(filled, persona))
             found += suites.expand(filled, held_out) if suites.is_context(name) else filled
     asked.hashes[name] = "+".join(digests)
     if suites.is_context(name):

@@ -196,7 +196,7 @@ def decide(metrics: Mapping[str, Any], size: str, path: Path = GATES) -> Verdict
     texts = load_gates(path)
     name, why = _name(gates, metrics, texts["verdict"])
     advice = texts["next"][name]
-    variant = _variant(name, metrics, texts["verdict"])
+    variant = _variant(name, gates, metrics, texts["verdict"])
     return Verdict(name, why, advice.get(variant) or advice["default"], gates)
 
 
@@ -252,8 +252,12 @@ def _by_heart(metrics: Mapping[str, Any], rules: Mapping[str, float]) -> bool:
     return seen is not None and seen >= rules["memorised_train_recall"]
 
 
-def _variant(name: str, metrics: Mapping[str, Any], rules: Mapping[str, float]) -> str:
+def _variant(
+    name: str, gates: Sequence[Gate], metrics: Mapping[str, Any], rules: Mapping[str, float]
+) -> str:
     """Which advice the numbers call for; texts without that variant fall back to the default."""
+    if {g.about for g in gates if g.outcome == "fail"} == {"fidelity"}:
+        return "fidelity"
     passes, margin = metrics.get("passes"), _lookup(metrics, "margin.value")
     if name == "UNDERFIT" and margin is not None and margin >= rules["leaning_margin"]:
         return "leaning"
