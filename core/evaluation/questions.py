@@ -6,6 +6,7 @@ Also the guard against cheating: a held-out wording that occurs in training is r
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -165,7 +166,13 @@ def _frozen(
             f"{name}: {len(found) - len(fresh)} of {len(found)} prompts were left out because "
             "they occur in training"
         )
-    return fresh
+    return _even(fresh)
+
+
+def _even(probes: Sequence[Probe]) -> list[Probe]:
+    """As many of each language as of the one that has fewest, so that each weighs the same."""
+    counts = Counter(p.locale for p in probes)
+    return _limited(probes, min(counts.values(), default=0))
 
 
 def _introduced(
