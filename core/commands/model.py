@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from core.commands.located import located
+from core.models import device
 
 
 def register(commands: Any) -> None:
@@ -31,7 +32,7 @@ def register(commands: Any) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from core.inference import load
-    from core.models import catalog, device, families, prepared, xtuner_template
+    from core.models import catalog, families, prepared, xtuner_template
     from core.training import base
 
     code = args.trust_remote_code is not None

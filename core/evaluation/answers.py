@@ -11,6 +11,7 @@ from typing import Any
 
 from core import fsio, paths
 from core.conversation import Message, OnProgress, Probe
+from core.errors import UserError
 from core.evaluation.pool import Subject
 from core.inference.requests import text_of
 from core.inference.settings import GenerationSettings
@@ -152,8 +153,6 @@ def _entry(key: str) -> Path:
 
 def load(key: str) -> Any | None:
     """A stored value, or None. A damaged entry counts as absent; it is written again."""
-    from core.errors import UserError
-
     path = _entry(key)
     if not path.is_file():
         return None

@@ -15,6 +15,7 @@ from core.inference.adapters import wrap
 from core.models import chat_templates, folder, trust
 from core.models import device as devices
 from core.models.nf4 import nf4_config
+from core.models.template import ChatTemplate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -120,8 +121,6 @@ def _require_room(path: Path, where: str, dtype: str, nf4: bool) -> None:
 
 def introduction(path: Path) -> str:
     """What a model's chat template says where nobody wrote a system turn, if it names somebody."""
-    from core.models.template import ChatTemplate
-
     template = ChatTemplate(load_tokenizer(path))
     return template.default_system if template.introduces else ""
 

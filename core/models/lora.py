@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,8 @@ def read(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{folder} is not an adapter folder",
             why=f"it has no {CONFIG}" if folder.is_dir() else "there is no such folder",
-            fix="choose a folder that holds adapter_config.json and adapter_model.safetensors",
+            fix="choose a folder that holds adapter_config.json and adapter_model.safetensors, or "
+            "convert a checkpoint: python -m core convert --help",
         )
     weights_file(folder)
     folders.refuse_pointers(folder)
@@ -140,8 +142,6 @@ def require_known(config: Mapping[str, Any], folder: Path) -> None:
     Raises:
         UserError: naming the settings.
     """
-    from dataclasses import fields
-
     from peft import LoraConfig
 
     known = {f.name for f in fields(LoraConfig)} | WITHOUT_EFFECT

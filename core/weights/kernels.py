@@ -11,7 +11,7 @@ import torch
 
 from core.errors import UserError
 from core.weights.adapter import LoraWeights
-from core.weights.plan import Op
+from core.weights.merge_plan import Op
 from core.weights.tensors import TensorRef
 
 TORCH_DTYPES = {

@@ -20,7 +20,7 @@ from core.errors import UserError, UserErrors
 from core.evaluation import questions
 from core.evaluation.plan import plan
 from core.inference import decoding
-from core.inference.requests import Reply
+from core.inference.requests import Decoded
 from core.inference.resident import Resident
 from core.inference.settings import GenerationSettings
 from core.models import catalog
@@ -128,23 +128,23 @@ class Scripted:
 
     def replies(
         self, voice: Any, conversations: Sequence[Any], settings: GenerationSettings, **more: Any
-    ) -> list[Reply]:
+    ) -> list[Decoded]:
         prompts = [c[-1]["content"] for c in conversations]
         self.answered += prompts
         return [
-            Reply(f"Answer {len(p)} to {p[:20]}", [1, 2], "length" if len(p) % 3 == 0 else "stop")
+            Decoded(f"Answer {len(p)} to {p[:20]}", [1, 2], "length" if len(p) % 3 == 0 else "stop")
             for p in prompts
         ]
 
     def continuations(
         self, voice: Any, prompts: Sequence[Any], settings: GenerationSettings, **more: Any
-    ) -> list[Reply]:
+    ) -> list[Decoded]:
         at = len(self.answered)
         heads = [voice.resident.tokenizer.decode(ids)[-2:] for ids in prompts]
         return [
-            Reply(f"说第{at}到{i}个题目。然后", [1], "length")
+            Decoded(f"说第{at}到{i}个题目。然后", [1], "length")
             if normalize.locale_of(head) == "zh"
-            else Reply(f"Explain topic number {at} {i} to me. Then", [1], "length")
+            else Decoded(f"Explain topic number {at} {i} to me. Then", [1], "length")
             for i, head in enumerate(heads)
         ]
 

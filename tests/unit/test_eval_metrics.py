@@ -217,9 +217,9 @@ def test_gates_file_with_a_hole(tmp_path: Path) -> None:
         verdict.load_gates(path)
 
 
-def checkpoint(step: int, found: dict[str, Any]) -> sweep.Scored:
+def checkpoint(step: int, found: dict[str, Any]) -> sweep.CheckpointScore:
     decided = verdict.decide(found, "sweep")
-    return sweep.Scored(
+    return sweep.CheckpointScore(
         step,
         f"iter_{step}.pth",
         f"adapter/{step}",
