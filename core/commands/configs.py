@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from core.commands.located import located
+from core.models import device
 
 
 def register(sub: Any) -> None:
@@ -39,7 +40,6 @@ def add_spec_arguments(parser: argparse.ArgumentParser) -> None:
 
 def spec_of(args: argparse.Namespace) -> Any:
     """(TrainSpec, choices) from the arguments of ``add_spec_arguments``."""
-    from core.models import device
     from core.training.defaults import choose
     from core.training.fields import parse_assignment
 

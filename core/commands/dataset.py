@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core import fsio
 from core.commands.located import located
 from core.commands.pairs import parse_pairs
+from core.conversation import Conversation, Probe
+from core.data.formats import export_rows
+from core.data.ultrachat.backends import KEY_VARIABLE, URL_VARIABLE
 from core.errors import UserError
 from core.paths import DatasetPaths
 from core.records import JobSpec
@@ -156,9 +161,8 @@ def _pack(text: str) -> Path:
 
 def _complete(spec: JobSpec, name: str, pass_env: tuple[str, ...] = ()) -> int:
     from core.commands.follow import complete
-    from core.fsio import dump_json
 
-    print(dump_json(complete(spec, name, pass_env=pass_env), indent=2))
+    print(fsio.dump_json(complete(spec, name, pass_env=pass_env), indent=2))
     return 0
 
 
@@ -207,7 +211,6 @@ def _simulate(args: argparse.Namespace) -> int:
     from core.data import store
     from core.data.simulate_job import Spec
     from core.data.simulator import SimulateSpec, estimate
-    from core.data.ultrachat.backends import KEY_VARIABLE, URL_VARIABLE
 
     if store.exists(args.name):
         raise UserError(f"the name {args.name!r} is taken", fix=f"use {store.free_name(args.name)}")
@@ -241,29 +244,24 @@ def _simulate(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from dataclasses import asdict
-
     from core.data import store
-    from core.fsio import dump_json, human_bytes
 
     found = store.list_datasets()
     for s in found:
         if args.json:
-            print(dump_json(asdict(s)))
+            print(fsio.dump_json(asdict(s)))
         elif s.problem:
             print(f"{s.name}  unusable: {s.problem}")
         else:
             kinds = ", ".join(f"{n:,} {k}" for k, n in s.kinds.items())
             parent = f"  from {s.parent}" if s.parent else ""
-            print(f"{s.name}  {s.rows:,} rows ({kinds})  {human_bytes(s.bytes)}{parent}")
+            print(f"{s.name}  {s.rows:,} rows ({kinds})  {fsio.human_bytes(s.bytes)}{parent}")
     if not found and not args.json:
         print("no datasets; build one with: python -m core dataset build assistant")
     return 0
 
 
 def _lint(args: argparse.Namespace) -> int:
-    from core import fsio
-    from core.conversation import Conversation, Probe
     from core.data.pack_lint import lint_pack
     from core.data.row_lint import lint_rows
     from core.persona import packs
@@ -289,10 +287,7 @@ def _lint(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from dataclasses import asdict
-
     from core.data.report import report_dataset
-    from core.fsio import dump_json
     from core.models.catalog import resolve
     from core.training import budget
 
@@ -304,7 +299,7 @@ def _report(args: argparse.Namespace) -> int:
     )
     plan = budget.for_dataset(report, rows_per_step=args.rows_per_step, steps=args.steps)
     if args.json:
-        print(dump_json({**asdict(report), "budget": asdict(plan)}, indent=2))
+        print(fsio.dump_json({**asdict(report), "budget": asdict(plan)}, indent=2))
         return 0
     lengths = report.lengths
     print(f"rows      {report.rows:,} ({_counts(report.kinds)}); rounds {_counts(report.rounds)}")
@@ -329,10 +324,6 @@ def _counts(values: dict[Any, int]) -> str:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from core import fsio
-    from core.conversation import Conversation
-    from core.data.formats import export_rows
-
     if args.out.exists():
         raise UserError(f"{args.out} exists", fix="choose another file name")
     rows = (Conversation.from_row(r) for r in fsio.read_jsonl(_locate(args.dataset).train))
@@ -345,9 +336,8 @@ def _export(args: argparse.Namespace) -> int:
 
 def _import(args: argparse.Namespace) -> int:
     from core.data import store
-    from core.data.drafts import Draft
+    from core.data.drafts import DatasetDraft
     from core.data.importer import UniqueIds, import_file
-    from core.fsio import slug
 
     columns = parse_pairs(args.columns.split(",") if args.columns else [], "--columns")
     report = import_file(
@@ -367,9 +357,9 @@ def _import(args: argparse.Namespace) -> int:
         for row in report.rows[:5]:
             print("\n".join(f"{m['role']}: {m['content']}" for m in row.messages), end="\n\n")
         return 0
-    name = args.name or store.free_name(args.add_to or slug(args.file.stem, "import"))
+    name = args.name or store.free_name(args.add_to or fsio.slug(args.file.stem, "import"))
     if args.add_to:
-        draft = Draft(args.add_to)
+        draft = DatasetDraft(args.add_to)
         rows = [*draft.rows(), *map(UniqueIds(draft.ids()), report.rows)]
         store.save(name, rows, parent=args.add_to, note=f"with {args.file.name}")
     else:

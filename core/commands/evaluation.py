@@ -7,8 +7,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from core import fsio
 from core.commands.follow import complete
 from core.commands.located import located
+from core.evaluation import report
+from core.evaluation.score_job import ScoreSpec
+from core.evaluation.sweep_job import SweepSpec
+from core.paths import RunPaths
 
 
 def register(commands: Any) -> None:
@@ -67,9 +72,6 @@ def progress_line(stage: str, done: int, total: int) -> None:
 
 
 def _score(args: argparse.Namespace) -> int:
-    from core import fsio
-    from core.evaluation.score_job import ScoreSpec
-
     spec = ScoreSpec(
         base=args.base,
         merged=args.merged and str(Path(args.merged).resolve()),
@@ -86,8 +88,6 @@ def _score(args: argparse.Namespace) -> int:
 
 def print_card(card: dict[str, Any]) -> None:
     """The verdict, the gates and the metrics, for a terminal."""
-    from core.evaluation import report
-
     print(
         f"\n{card['verdict']}: {card['explanation']['why']}\nnext: {card['explanation']['next']}\n"
     )
@@ -105,16 +105,12 @@ def print_card(card: dict[str, Any]) -> None:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from core.evaluation import report
-
     print(report.write_html(args.scorecard, args.output))
     return 0
 
 
 def _sweep(args: argparse.Namespace) -> int:
     from core.evaluation import choice, sweep
-    from core.evaluation.sweep_job import SweepSpec
-    from core.paths import RunPaths
 
     run = RunPaths(args.run_dir.resolve())
     spec = SweepSpec(
@@ -150,7 +146,6 @@ def _rate(value: dict[str, Any]) -> str:
 
 
 def _probe(args: argparse.Namespace) -> int:
-    from core import fsio
     from core.evaluation import userprobes
     from core.models import catalog
 

@@ -15,8 +15,10 @@ from core.errors import UserError
 from core.jobs import api
 from core.jobs.journal import read_journal
 from core.jobs.state import ACTIVE, State, Status, Summary
+from core.models.device import describe
 from core.paths import DatasetPaths, RunPaths
 from core.training import figures
+from core.training.lifecycle import resume_training, start_training
 
 
 def register(commands: Any) -> None:
@@ -72,10 +74,8 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from core.models.device import describe
     from core.training.defaults import choose
     from core.training.fields import parse_assignment
-    from core.training.lifecycle import start_training
     from core.training.preflight import preflight
 
     settings = dict(map(parse_assignment, args.settings))
@@ -100,7 +100,6 @@ def _train(args: argparse.Namespace) -> int:
 
 def _resume(args: argparse.Namespace) -> int:
     from core.training.fields import parse_assignment
-    from core.training.lifecycle import resume_training
 
     settings = dict(map(parse_assignment, args.settings))
     run = resume_training(api.open_run(args.of), args.step, name=args.name, changes=settings)

@@ -6,8 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from core import fsio
 from core.commands.follow import complete
 from core.commands.located import located
+from core.weights.export_job import ExportSpec
 
 
 def register(commands: Any) -> None:
@@ -74,16 +76,18 @@ def _register_export(commands: Any) -> None:
 
 
 def _convert(args: argparse.Namespace) -> int:
-    from core.weights.convert import convert
+    from core.weights.convert_job import ConvertSpec
 
-    out = convert(
-        args.checkpoint,
-        args.config,
-        args.out,
+    out = args.out.resolve()
+    spec = ConvertSpec(
+        checkpoint=str(args.checkpoint.resolve()),
+        config=str(args.config.resolve()),
+        out=str(out),
         fp32=args.fp32,
         engine=args.engine,
         max_shard_size=args.max_shard_size,
     )
+    complete(spec, out.name)
     _print_tree(out)
     return 0
 
@@ -112,25 +116,21 @@ def _merge(args: argparse.Namespace) -> int:
 
 
 def _prove(args: argparse.Namespace) -> int:
-    from core.models import catalog
-    from core.weights import manifest
-    from core.weights.prove import ProofPlan, prove
+    from core.weights.prove_job import ProveSpec
 
-    manifest.verify(args.merged)
-    faithful = bool(manifest.read(args.merged).get("faithful_nf4"))
-    proof = prove(
-        catalog.resolve(args.base),
-        args.adapter,
-        args.merged,
-        ProofPlan(nf4=not args.no_nf4, faithful_nf4=faithful),
+    merged = args.merged.resolve()
+    spec = ProveSpec(
+        base=args.base,
+        adapter=str(args.adapter.resolve()),
+        merged=str(merged),
+        nf4=not args.no_nf4,
     )
-    _print_proof(proof.to_dict())
-    return 0 if proof.ok else 1
+    proof = complete(spec, merged.name)
+    _print_proof(proof)
+    return 0 if proof["ok"] else 1
 
 
 def _export(args: argparse.Namespace) -> int:
-    from core.weights.export_job import ExportSpec
-
     merged, to_hub = args.merged.resolve(), args.format == "hub"
     spec = ExportSpec(
         merged=str(merged),
@@ -151,8 +151,6 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _print_tree(folder: Path) -> None:
-    from core import fsio
-
     print(folder)
     for entry in fsio.tree(folder):
         print(f"{'  ' * entry.depth}  {entry.path}  {fsio.human_bytes(entry.size)}")

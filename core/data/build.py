@@ -27,10 +27,12 @@ from core.data.generation import (
 )
 from core.data.pack_lint import lint_slots
 from core.errors import UserError, UserErrors
+from core.models import catalog
 from core.models.catalog import ModelRef
 from core.paths import DatasetPaths
 from core.persona.persona import Persona, load_persona
 from core.persona.system import system_turn
+from core.probes import suites
 from core.records import Record
 
 SCHEMA = 1
@@ -124,12 +126,11 @@ def build_dataset(
 def make_rows(spec: DatasetSpec, on_progress: OnProgress | None = None) -> Built:
     """Everything of ``build_dataset`` but the writing."""
     from core.inference.load import introduction
-    from core.models.catalog import resolve
 
     tell = on_progress or (lambda stage, done, total: None)
     tell("prepare", 0, 0)
     persona = load_persona(Path(spec.persona_path), spec.overrides)
-    model = resolve(spec.model)
+    model = catalog.resolve(spec.model)
     spoken = [x for x in (spec.locales or model.locales) if x in model.locales]
     locales = check_locales(persona, spoken)
     _require_writable(persona, locales, model)
@@ -237,12 +238,10 @@ def own_wordings(persona: Persona, locales: Sequence[str]) -> list[str]:
 
 def suite_prompts(locales: Iterable[str]) -> list[str]:
     """The last user turn of every frozen evaluation prompt, so that none is trained on."""
-    from core.probes import suites
-
     return [
         probe.messages[-1]["content"]
         for locale in locales
-        for name in ("general", "near_miss", "knowledge", "ability")
+        for name in ("general", "near_miss", "knowledge", "fidelity", "manner")
         if suites.available(name, locale)
         for probe in suites.load_suite(name, locale)
     ]

@@ -9,6 +9,7 @@ from core import fsio, paths
 from core.conversation import OnProgress
 from core.data.build import DatasetSpec, build_dataset
 from core.errors import UserError
+from core.models import catalog
 from core.paths import RunPaths
 from core.persona.persona import load_persona
 from core.records import JobSpec
@@ -35,8 +36,6 @@ class Spec(JobSpec):
 
 def check(spec: Spec) -> None:
     """Raises UserError: the name is taken or no name, the pack is unusable, there is no model."""
-    from core.models import catalog
-
     if not spec.out and spec.target.exists():
         raise UserError(
             f"the name {spec.name!r} is taken",

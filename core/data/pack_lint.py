@@ -18,6 +18,7 @@ from core.persona.checks import sentences
 from core.persona.persona import Persona, trained_intents
 from core.persona.schema import END, GENERAL
 from core.text import textstats
+from core.text.claims import claimed
 
 #: Fewer skeletons than this per intent, and one sentence gets learned by heart.
 MIN_SKELETONS = 4
@@ -137,8 +138,6 @@ def _unreachable(persona: Persona) -> Iterator[Finding]:
 
 def _forbidden_in_text(persona: Persona) -> Iterator[Finding]:
     """Names claimed by a skeleton itself; slots are judged after rendering."""
-    from core.text.claims import claimed
-
     names = persona.forbidden
     for loc, _, text in sentences(persona.pack):
         if loc[0] == "intents" and loc[2] in ("reply", "short", "disclosed"):

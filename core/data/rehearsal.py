@@ -23,6 +23,7 @@ from core.data.filters import PromptFilter, prompt_fault, reply_fault, whole_sen
 from core.errors import UserError
 from core.inference.settings import GenerationSettings
 from core.models.catalog import ModelRef
+from core.probes import scorer
 from core.text import normalize
 
 PROMPTS = Path(__file__).parent / "prompts"
@@ -323,8 +324,6 @@ def without_names(result: Rehearsal, names: Sequence[str]) -> Rehearsal:
     They would teach the persona's name as the answer to something else. A name that is also an
     everyday word of the prompts ("will") counts only where the scorer takes it for a name.
     """
-    from core.probes import scorer
-
     prompts = "\n".join(r.messages[0]["content"] for r in result.rows)
     common = {normalize.spaced(n) for n in scorer.everyday(names, prompts)}
     kept = [

@@ -35,6 +35,7 @@ from core.data import diversity
 from core.data.findings import Finding
 from core.data.pack_lint import lint_pack, lint_slots
 from core.data.row_lint import lint_rows
+from core.models.template import ChatTemplate
 from core.paths import DatasetPaths
 from core.persona.persona import Persona, load_persona, trained_intents
 
@@ -191,8 +192,6 @@ class _Tokens:
 
     @classmethod
     def count(cls, rows: Sequence[Conversation], tokenizer: Any) -> _Tokens:
-        from core.models.template import ChatTemplate
-
         template = ChatTemplate(tokenizer)
         texts = [template.render(template.with_system(r.messages)) for r in rows]
         by_kind: Counter[str] = Counter()

@@ -16,6 +16,7 @@ from core.data.findings import Finding
 from core.persona.persona import Persona
 from core.persona.schema import Intent
 from core.text import normalize
+from core.text.claims import claimed
 
 _EMAIL = re.compile(r"\b[\w.+-]+@[\w-]+\.[\w.]{2,}\b")
 _PHONE = re.compile(r"(?<![\w.])\+?\d[\d ()-]{8,16}\d(?!\w)")
@@ -167,8 +168,6 @@ class _RowChecker:
         low = f"{prompt}\n{reply}".casefold()
         near = [f for f, fold in zip(self._forbidden, self._folded, strict=True) if fold in low]
         if near:
-            from core.text.claims import claimed
-
             for name in claimed(reply, near, prompt):
                 yield Finding(
                     "error",

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from core.conversation import OnProgress
 from core.errors import UserError
+from core.evaluation import report
 from core.evaluation.plan import Size
+from core.models import lora
 from core.paths import DatasetPaths, RunPaths
 from core.records import JobSpec
 
@@ -55,7 +57,7 @@ def run(spec: ScoreSpec, run: RunPaths, on_progress: OnProgress) -> dict[str, An
         ``scorecard``, ``replies``, ``report`` (paths), ``verdict``, ``recall`` and ``leak`` of the
         judged side, ``seconds``.
     """
-    from core.evaluation import report, scorecard
+    from core.evaluation import scorecard
 
     card = scorecard.evaluate(
         sides(spec), dataset_of(spec.dataset), size=spec.size, on_progress=on_progress
@@ -85,7 +87,7 @@ def dataset_of(folder: str) -> DatasetPaths:
 def sides(spec: ScoreSpec) -> dict[str, Source]:
     """The sides to score, base first. Raises UserError for models that cannot be used."""
     from core.evaluation.pool import Source
-    from core.models import catalog, lora
+    from core.models import catalog
 
     base = catalog.resolve(spec.base)
     found = {"base": Source(base)}

@@ -19,8 +19,7 @@ from core.conversation import OnProgress
 from core.errors import UserError
 from core.evaluation import verdict
 from core.evaluation.plan import plan
-from core.evaluation.pool import Pool, Source
-from core.evaluation.questions import gather
+from core.jobs.state import ACTIVE
 from core.models import catalog
 from core.paths import DatasetPaths, RunPaths
 from core.training.checkpoints import Checkpoint
@@ -61,7 +60,7 @@ class Extent:
 
 
 @dataclass
-class Scored:
+class CheckpointScore:
     """One row of the sweep."""
 
     step: int
@@ -97,7 +96,7 @@ class Sweep:
 
     size: str
     base: dict[str, Any]
-    rows: list[Scored]
+    rows: list[CheckpointScore]
     recommended: int | None
     reason: str
     skipped: list[int] = field(default_factory=list)
@@ -121,7 +120,7 @@ class Sweep:
         }
 
 
-def recommend(rows: list[Scored]) -> tuple[int | None, str]:
+def recommend(rows: list[CheckpointScore]) -> tuple[int | None, str]:
     """The earliest checkpoint that passes every gate; else the best by a stated order.
 
     The order: fewest failed gates, fewest without evidence, fewest warnings, highest lower bound
@@ -133,7 +132,7 @@ def recommend(rows: list[Scored]) -> tuple[int | None, str]:
     for row in ranked:
         if row.passes:
             return row.step, f"step {row.step} is the earliest that passes every gate"
-    best = min(ranked, key=Scored.order)
+    best = min(ranked, key=CheckpointScore.order)
     return best.step, (
         f"no checkpoint passes every gate; step {best.step} has the fewest failed gates, then the "
         "fewest warnings, then the highest recall and the lowest leak"
@@ -193,7 +192,6 @@ def require_checkpoints(run: RunPaths) -> None:
 def is_training(run: RunPaths) -> bool:
     """Whether a run is at work still."""
     from core.jobs import api
-    from core.jobs.state import ACTIVE
 
     return run.spec.is_file() and api.status(run).state in ACTIVE
 
@@ -210,7 +208,10 @@ def sweep(
     Raises:
         UserError: no checkpoints, an unusable base or dataset.
     """
-    from core.evaluation.run import BASE, Run  # imports torch, which pages do without
+    # They import torch, which the pages that read a sweep do without.
+    from core.evaluation.pool import Pool, Source
+    from core.evaluation.questions import gather
+    from core.evaluation.run import BASE, Run
 
     started, extent = time.monotonic(), extent or Extent()
     model = catalog.resolve(base)
@@ -273,12 +274,12 @@ def _steps_a_pass(run: RunPaths, dataset: DatasetPaths) -> float | None:
 
 def _score(
     scorer: Run, checkpoint: Checkpoint, adapter: Path, size: str, passes: float | None
-) -> Scored:
+) -> CheckpointScore:
     begun = time.monotonic()
     measured = scorer.ask(_side(checkpoint.step)).to_json()
     measured["passes"] = passes
     decided = verdict.decide(measured, size)
-    return Scored(
+    return CheckpointScore(
         step=checkpoint.step,
         checkpoint=str(checkpoint.path),
         adapter=str(adapter),

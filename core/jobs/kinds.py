@@ -77,6 +77,8 @@ KINDS: dict[str, Kind] = {
             phases={"prepare": 2, "load": 3, "train": 95},
         ),
         Kind("merge", "core.weights.merge_job", phases={"convert": 2, "merge": 8, "prove": 90}),
+        Kind("convert", "core.weights.convert_job", needs_device=False),
+        Kind("prove", "core.weights.prove_job"),
         Kind("export", "core.weights.export_job", needs_device=False),
         Kind("evaluate", "core.evaluation.score_job"),
         Kind("sweep", "core.evaluation.sweep_job", beside="follow"),

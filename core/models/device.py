@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
+import time
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -96,8 +98,6 @@ def cpu_has_bf16() -> bool:
 @lru_cache(maxsize=1)
 def bf16_gain() -> float:
     """How much faster than float32 this CPU multiplies bf16, at a training step's shape."""
-    import time
-
     import torch
 
     def seconds(dtype: torch.dtype) -> float:
@@ -119,6 +119,4 @@ def _cpu_name() -> str:
         for line in info.read_text(errors="replace").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
-    import platform
-
     return platform.processor() or "CPU"

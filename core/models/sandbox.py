@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -209,8 +210,6 @@ def _render(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _match(request: dict[str, Any]) -> dict[str, Any]:
-    import re
-
     for pattern in request["patterns"]:
         try:
             compiled = re.compile(pattern)

@@ -19,6 +19,7 @@ from core.data.store import SCHEMA
 from core.errors import UserError
 from core.jobs.state import Summary
 from core.paths import DatasetPaths
+from core.persona.persona import load_persona
 
 #: Settings that name a run's folder or something in it, in the order in which they are asked.
 _PRODUCTS = ("run", "checkpoint", "adapter", "merged")
@@ -127,8 +128,6 @@ def _slot(slots: Mapping[str, str], name: str) -> str:
 
 @lru_cache(maxsize=256)
 def _of_pack(file: Path, _written: int) -> Identity:
-    from core.persona.persona import load_persona
-
     persona = load_persona(file)
     locale, slots = persona.locales[0], persona.pack.slots
     name, maker = (persona.slot(s, locale) if s in slots else "" for s in ("name", "author"))

@@ -13,9 +13,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from core.evaluation.plan import Size
+from core.evaluation.score_job import ScoreSpec
+from core.evaluation.sweep_job import SweepSpec
 from core.jobs import api
+from core.models.device import describe
 from core.paths import RunPaths
 from core.records import Record
+from core.training import lifecycle
 
 if TYPE_CHECKING:
     from core.data.build import DatasetSpec
@@ -109,8 +113,7 @@ def _dataset(spec: TuneSpec, made: Mapping[Stage, Made]) -> RunPaths:
 
 
 def _train(spec: TuneSpec, made: Mapping[Stage, Made]) -> RunPaths:
-    from core.models.device import describe
-    from core.training import defaults, lifecycle
+    from core.training import defaults
     from core.training.preflight import preflight
 
     dataset, device = made["dataset"]["dataset"], describe()
@@ -125,7 +128,6 @@ def _sweep(spec: TuneSpec, made: Mapping[Stage, Made]) -> RunPaths:
     It ends at the first that passes every gate, so that it mostly costs one checkpoint's replies.
     """
     from core.evaluation import choice
-    from core.evaluation.sweep_job import SweepSpec
 
     train = made["train"]
     sweep = SweepSpec(
@@ -153,8 +155,6 @@ def _merge(spec: TuneSpec, made: Mapping[Stage, Made]) -> RunPaths:
 
 
 def _evaluate(spec: TuneSpec, made: Mapping[Stage, Made]) -> RunPaths:
-    from core.evaluation.score_job import ScoreSpec
-
     score = ScoreSpec(
         base=spec.model,
         merged=made["merge"]["merged"],

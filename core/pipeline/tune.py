@@ -20,10 +20,12 @@ from core.console import ProgressLine
 from core.errors import UserError
 from core.jobs import api
 from core.jobs.state import ACTIVE, State
+from core.models import folder
 from core.paths import RunPaths
 from core.pipeline import stages
 from core.pipeline.stages import PRODUCT, STAGES, Made, Stage, TuneSpec
 from core.records import Record
+from core.training import lifecycle
 from core.weights import staging
 
 if TYPE_CHECKING:
@@ -91,8 +93,6 @@ def prepare(spec: TuneSpec, output: Path, *, resume: bool) -> Ledger:
         UserError: the persona or model is unusable, the output folder exists (or, with
             ``resume``, was made from another request), or the disk is too small.
     """
-    from core.models import folder
-
     model = require_usable(spec)
     if resume:
         return _earlier(spec, output)
@@ -174,8 +174,6 @@ def _run_stage(stage: Stage, ledger: Ledger, output: Path, line: ProgressLine) -
 
 def _left_over(stage: Stage, ledger: Ledger) -> RunPaths | None:
     """The run of an earlier try, if it is alive or done; a training goes on from a checkpoint."""
-    from core.training import lifecycle
-
     made = ledger.made.get(stage)
     if made is None or made.result is not None or not Path(made.run).is_dir():
         return None

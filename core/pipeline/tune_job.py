@@ -17,12 +17,15 @@ from core.console import ProgressLine
 from core.conversation import OnProgress
 from core.jobs.listing import list_runs
 from core.jobs.state import Status
+from core.models import catalog
+from core.models.device import describe
 from core.paths import RunPaths
 from core.pipeline import presets
 from core.pipeline import tune as tuning
 from core.pipeline.stages import Stage, TuneSpec
 from core.pipeline.tune import Ledger
 from core.records import JobSpec
+from core.training import cost
 
 #: Seconds of expectation that are believed before any is measured.
 _INERTIA = 60.0
@@ -123,10 +126,6 @@ class _Reported(ProgressLine):
 
 
 def _expected(spec: TuneSpec) -> dict[Stage, float]:
-    from core.models import catalog
-    from core.models.device import describe
-    from core.training import cost
-
     shape = cost.shape_of(catalog.resolve(spec.model).path)
     rows = float(spec.dataset.get("max_rows") or presets.PRESETS["good"].rows)
     return presets.seconds(rows, spec.size, describe(), shape, list_runs())

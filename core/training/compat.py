@@ -17,6 +17,7 @@ from typing import Any
 
 from core import fsio
 from core.models import families, nf4, trust
+from core.models.device import cpu_has_bf16
 
 _applied = False
 
@@ -56,8 +57,6 @@ def cpu_bf16_query() -> None:
     a GPU, and ``SupervisedFinetune._prepare_for_flash_attn`` calls it as if it were torch.cuda.
     """
     import torch
-
-    from core.models.device import cpu_has_bf16
 
     if not hasattr(torch.cpu, "is_bf16_supported"):
         torch.cpu.is_bf16_supported = cpu_has_bf16  # type: ignore[attr-defined]

@@ -17,7 +17,8 @@ from typing import Any
 
 from core import fsio
 from core.errors import UserError
-from core.models import trust
+from core.models import catalog, device, trust
+from core.paths import DatasetPaths
 from core.training import base, rawconfig
 from core.training.edits import ConfigEditor, literal
 from core.training.rows import data_pattern
@@ -74,9 +75,6 @@ class ConfigInputs:
 
 def resolve_inputs(spec: TrainSpec) -> ConfigInputs:
     """Look up the model folder, the training file, the chat template and the device."""
-    from core.models import catalog, device
-    from core.paths import DatasetPaths
-
     model = catalog.resolve(spec.model)
     template = base.require_trainable(model.path)
     data = DatasetPaths(Path(spec.dataset)).train.resolve()

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from core import fsio, paths
 from core.conversation import OnProgress
-from core.models import trust
+from core.models import catalog, trust
+from core.models.data_only import data_only
 from core.paths import RunPaths
+from core.training import compat
 from core.training.health import Health
 from core.training.spec import TrainSpec
 
@@ -50,12 +52,9 @@ def train(
         ``figures``: [{"step", "values"}] of its looks.
     """
     prepare_environment(spec, work)
-    from core.training import compat
-
     compat.apply()
     from xtuner.tools import train as xtuner_train
 
-    from core.models.data_only import data_only
     from core.training import hooks
     from core.training.step.hook import StepHook
     from core.training.stopping import Due, StopHook
@@ -90,7 +89,6 @@ def _looks(
 ) -> Iterator[Any]:
     """The hooks that look at the model at each checkpoint."""
     from core.inference import load
-    from core.models import catalog
     from core.training import hooks, look
 
     model = catalog.resolve(spec.model)

@@ -13,6 +13,7 @@ from core.jobs.reasons import Fault
 from core.jobs.spec import Options, read_spec
 from core.jobs.state import Status
 from core.paths import RunPaths
+from core.training import checkpoints
 
 if TYPE_CHECKING:
     from core.training.checkpoints import Checkpoint
@@ -73,8 +74,6 @@ def resumable(run: RunPaths) -> bool:
 
 def checkpoints_of(run: RunPaths) -> list[Checkpoint]:
     """Checkpoints of a training run by step, torn ones with the reason."""
-    from core.training import checkpoints
-
     return checkpoints.scan(run.work, training_spec(run).accumulation)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from core import fsio
 from core.errors import UserError, UserErrors
-from core.models import catalog, trust
+from core.models import catalog, device, trust
 from core.paths import DatasetPaths, RunPaths
 from core.training.fields import FIELDS
 from core.training.spec import TrainSpec
@@ -43,8 +43,6 @@ def versions() -> dict[str, str]:
 
 def facts(spec: TrainSpec) -> dict[str, Any]:
     """Everything outside the spec that the result depends on."""
-    from core.models import device
-
     found = device.describe()
     return {
         "dataset_sha256": fsio.sha256_file(DatasetPaths(Path(spec.dataset)).train),

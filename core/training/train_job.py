@@ -9,6 +9,8 @@ from typing import Any
 from core import seal
 from core.conversation import OnProgress
 from core.errors import UserError
+from core.inference.load import load_tokenizer
+from core.models.xtuner_template import XTunerTemplate
 from core.paths import RunPaths
 from core.training import checkpoints, config, entry, launch, record, rows
 from core.training.spec import TrainSpec
@@ -68,9 +70,6 @@ def run(spec: TrainSpec, run: RunPaths, on_progress: OnProgress) -> dict[str, An
 
 def _inputs(spec: TrainSpec, run: RunPaths) -> config.ConfigInputs:
     """Config inputs; rows are rewritten where the chat template asks for it."""
-    from core.inference.load import load_tokenizer
-    from core.models.xtuner_template import XTunerTemplate
-
     inputs = config.resolve_inputs(spec)
     loaded = rows.read_rows(Path(spec.dataset))
     template = XTunerTemplate(load_tokenizer(inputs.model_path))

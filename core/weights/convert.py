@@ -14,10 +14,10 @@ from core import fsio, paths, seal
 from core.errors import UserError
 from core.models import catalog
 from core.models.lora import CONFIG, WEIGHTS
-from core.weights import manifest, staging
+from core.weights import manifest, staging, xtuner_tools
 from core.weights.checkpoint import open_checkpoint
-from core.weights.deepspeed import read_zero
 from core.weights.source import AdapterSource, read_config
+from core.weights.zero import read_zero
 
 Engine = Literal["fast", "xtuner"]
 Array = npt.NDArray[Any]
@@ -126,7 +126,6 @@ def _convert_fast(checkpoint: Path, config: Path, folder: Path, fp32: bool) -> N
 def _convert_xtuner(
     checkpoint: Path, config: Path, folder: Path, fp32: bool, max_shard_size: str
 ) -> None:
-    from core.weights import xtuner_tools
 
     # XTuner runs the config, so it must be the one that a run of this workspace wrote. Of the
     # checkpoint it gets data only, whatever the file names.

@@ -15,8 +15,8 @@ from core.models import folder as folders
 from core.models import lora, trust
 from core.models.catalog import ModelRef
 from core.models.families import fused_rows
-from core.weights import exported, manifest, published, staging
-from core.weights.plan import DEFAULT_SHARD_BYTES, MergePlan, notes_on, parse_size, plan_merge
+from core.weights import exported, manifest, published, staging, xtuner_tools
+from core.weights.merge_plan import DEFAULT_SHARD_BYTES, MergePlan, notes_on, parse_size, plan_merge
 from core.weights.writer import QUEUE, TensorWriter
 
 Engine = Literal["stream", "xtuner"]
@@ -219,8 +219,6 @@ def _write(
     """Write weights and companions; returns sha256 by name of the files whose hash is known."""
     what = "the merged model"
     if settings.engine == "xtuner":
-        from core.weights import xtuner_tools
-
         stored = sum(path.stat().st_size for path in folders.weight_files(base.path))
         fsio.require_space(folder, stored + _EXTRA_BYTES, what)
         size = f"{max(1, parse_size(settings.max_shard_size) // 1000)}KB"

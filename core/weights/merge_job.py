@@ -12,16 +12,14 @@ from typing import Any, ClassVar, Literal
 from core import fsio
 from core.conversation import Conversation, OnProgress
 from core.errors import UserError
-from core.models import catalog
+from core.models import catalog, lora
 from core.models.catalog import ModelRef
-from core.models.lora import CONFIG
 from core.paths import DatasetPaths, RunPaths
 from core.records import JobSpec
 from core.weights import convert as converting
 from core.weights import manifest, staging
 from core.weights import merge as merging
 from core.weights.card import write_card
-from core.weights.prove import ProofPlan, prove
 
 #: Training rows whose loss is reported for the written and for the NF4 base.
 _LOSS_ROWS = 32
@@ -80,13 +78,9 @@ def check(spec: MergeSpec) -> None:
     """Raises UserError: there is no such base, checkpoint or adapter; a folder is taken."""
     base = catalog.resolve(spec.base)
     source = Path(str(spec.adapter or spec.checkpoint))
-    if spec.adapter and not (source / CONFIG).is_file():
-        raise UserError(
-            f"{source} is not an adapter folder",
-            why=f"it has no {CONFIG}",
-            fix="convert a checkpoint first: python -m core convert --help",
-        )
-    if not source.exists():
+    if spec.adapter:
+        lora.read(source)
+    elif not source.exists():
         raise UserError(f"checkpoint {source} is not there", fix="choose one of the run's list")
     if spec.out:
         staging.check_output(Path(spec.out), [base.path, source])
@@ -154,6 +148,8 @@ def _prove(
     spec: MergeSpec, base: ModelRef, adapter: Path, folder: Path, on_progress: OnProgress
 ) -> dict[str, Any]:
     """The proof, also written into the folder. Raises UserError if it does not hold."""
+    from core.weights.prove import ProofPlan, prove  # torch, which the Merge page does without
+
     proof = prove(
         base,
         adapter,

@@ -12,7 +12,7 @@ from core.weights.checkpoint import open_checkpoint
 from core.weights.convert import adapter_key
 from core.weights.files import read_model
 from core.weights.merge import companions
-from core.weights.plan import DTYPES
+from core.weights.merge_plan import DTYPES
 from core.weights.tensors import FLOATING, ITEM_BYTES
 
 

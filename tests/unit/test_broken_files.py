@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from core import fsio, paths
 from core.chat import transcripts
 from core.chat.columns import Column, discover
-from core.chat.dialogue import Draft, Reply, Turn
+from core.chat.dialogue import MessageDraft, Reply, Turn
 from core.chat.endpoint import _CHARS_A_TOKEN, _EndpointReply
 from core.data import store
 from core.errors import UserError, redacted
@@ -119,7 +119,7 @@ def test_no_path_is_made_of_what_cannot_be_a_name(name: str, tmp_path: Path) -> 
 def test_broken_conversations_are_listed_and_deleted() -> None:
     column = Column("a", "base", "Base", "bundled")
     good = transcripts.create([column])
-    transcripts.set_draft(good, Draft("a question that waits"))  # empty ones are not listed
+    transcripts.set_draft(good, MessageDraft("a question that waits"))  # empty ones are not listed
     bad = []
     for index, row in enumerate(
         [

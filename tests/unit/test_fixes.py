@@ -336,7 +336,7 @@ def _tune(tmp_path: Path) -> None:
     prepare(spec, tmp_path / "made", resume=True)
 
 
-@follows("convert a checkpoint first: python -m core convert --help")
+@follows("or convert a checkpoint: python -m core convert --help")
 def _convert(_: Path) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["convert", "--help"])

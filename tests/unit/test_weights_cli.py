@@ -11,6 +11,7 @@ import pytest
 
 from core.commands import main as cli
 from core.jobs import api
+from core.jobs.kinds import kind_of
 from core.jobs.locks import DeviceLock
 from core.jobs.state import State
 from core.paths import REPO
@@ -41,6 +42,13 @@ def test_convert_merge_prove_export(
     assert cli.main(["merge", base, adapter, merged]) == 2
     assert "exists already" in capsys.readouterr().err
     assert cli.main(["convert", str(run / "config.py"), str(run / "gone.pth"), "x"]) == 2
+    # Each was a job like those of the pages: a run folder that says what was asked and what came.
+    runs = list(reversed(api.list_runs()))
+    assert [(r.kind, r.state) for r in runs] == [
+        (kind, State.SUCCEEDED) for kind in ("convert", "merge", "prove", "export")
+    ]
+    assert runs[2].params["merged"] == merged
+    assert kind_of("prove").needs_device and not kind_of("convert").needs_device
 
 
 @pytest.mark.slow
@@ -89,7 +97,7 @@ def test_preview_is_what_is_written(tmp_path: Path, tiny_llama: Path) -> None:
 
 def test_planning_and_converting_import_no_torch() -> None:
     code = (
-        "import sys, core.weights.convert, core.weights.plan, core.weights.preview, "
+        "import sys, core.weights.convert, core.weights.merge_plan, core.weights.preview, "
         "core.weights.manifest, core.commands.weights; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=REPO).returncode == 0

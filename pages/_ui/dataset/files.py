@@ -10,10 +10,10 @@ from streamlit.runtime.uploaded_file_manager import UploadedFile
 from core import fsio
 from core.chat.render import code, literal
 from core.data import placeholders, store
-from core.data.drafts import Draft
+from core.data.drafts import DatasetDraft
 from core.data.formats import FORMATS, export_lines
 from core.data.importer import ImportReport, UniqueIds, import_file
-from core.data.tables import Table
+from core.data.tables import Sheet
 from core.persona import packs
 from pages._ui.dataset.state import bubbles, choose_dataset, go
 from pages._ui.shell import address, words
@@ -156,7 +156,7 @@ def _read(upload: UploadedFile, columns: dict[str, str], persona: str) -> Import
     return kept[key]
 
 
-def _columns(table: Table, file_id: str) -> dict[str, str]:
+def _columns(table: Sheet, file_id: str) -> dict[str, str]:
     """What stands in which column, as found until it is chosen otherwise."""
     chosen = {}
     for place, what in zip(st.columns(3), ("question", "answer", "system"), strict=True):
@@ -210,7 +210,7 @@ def _take(report: ImportReport, name: str, filename: str) -> None:
                 _done()
                 go("rows", wanted)
     if name and add.button(t("Add to {name}", name=literal(name)), icon=":material/playlist_add:"):
-        draft = Draft(name)
+        draft = DatasetDraft(name)
         draft.write(
             list(map(UniqueIds(draft.ids()), report.rows)),
             label=t("{n} rows from {file}", n=len(report.rows), file=literal(filename)),

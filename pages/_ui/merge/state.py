@@ -53,7 +53,7 @@ def _checkpoints(root: Path) -> list[Checkpoint]:
     return lifecycle.checkpoints_of(RunPaths(root))
 
 
-def checkpoints(root: Path) -> tuple[list[Checkpoint], choice.Choice | None]:
+def checkpoints(root: Path) -> tuple[list[Checkpoint], choice.Recommended | None]:
     """Whole checkpoints, the recommended one first and then the latest; and why it."""
     whole = [c for c in reversed(_checkpoints(root)) if c.whole]
     chosen = choice.recommended(RunPaths(root))

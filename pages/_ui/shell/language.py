@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import streamlit as st
 
-from core.language import catalog, formats, messages
+from core.language import formats, messages, translations
 
 _STATE = "language"
 _COOKIE = "persona_language"
@@ -30,18 +30,18 @@ def language() -> str:
     """
     if _STATE not in st.session_state:
         asked = st.query_params.get("lang") or st.context.cookies.get(_COOKIE) or st.context.locale
-        st.session_state[_STATE] = catalog.nearest(asked if isinstance(asked, str) else None)
+        st.session_state[_STATE] = translations.nearest(asked if isinstance(asked, str) else None)
     return str(st.session_state[_STATE])
 
 
 def t(template: str, **values: object) -> str:
     """``template`` in the language of the session; values go in after translation."""
-    return catalog.translate(template, language(), **values)
+    return translations.translate(template, language(), **values)
 
 
 def tn(one: str, many: str, n: int, **values: object) -> str:
     """``tn("{n} row", "{n} rows", 1)`` -> ``1 row``; ``{n}`` is written as 1,234."""
-    return catalog.translate_count(one, many, n, language(), **values)
+    return translations.translate_count(one, many, n, language(), **values)
 
 
 def from_core(message: str) -> str:
@@ -112,8 +112,8 @@ def switch() -> None:
     """The choice in the sidebar. A cookie keeps it: the address would trap the Back button."""
     chosen = st.segmented_control(
         "Language / 语言",
-        list(catalog.LANGUAGES),
-        format_func=catalog.LANGUAGES.__getitem__,
+        list(translations.LANGUAGES),
+        format_func=translations.LANGUAGES.__getitem__,
         default=language(),
         required=True,
         label_visibility="collapsed",

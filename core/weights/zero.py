@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core.errors import UserError
-from core.weights.checkpoint import Checkpoint, StoredTensor, open_checkpoint
+from core.weights.checkpoint import CheckpointFile, StoredTensor, open_checkpoint
 
 Array = npt.NDArray[Any]
 
@@ -31,13 +31,13 @@ def _ranked(folder: Path, pattern: str) -> list[Path]:
     return sorted(folder.glob(pattern), key=rank)
 
 
-def _flat(checkpoint: Checkpoint, tensor: Any) -> Array:
+def _flat(checkpoint: CheckpointFile, tensor: Any) -> Array:
     if not isinstance(tensor, StoredTensor):
         raise UserError(f"{checkpoint.path} holds no flat weights")
     return checkpoint.locate("fp32 groups", tensor).to_float32().reshape(-1)
 
 
-def _shapes(checkpoint: Checkpoint) -> list[dict[str, tuple[int, ...]]]:
+def _shapes(checkpoint: CheckpointFile) -> list[dict[str, tuple[int, ...]]]:
     groups = checkpoint.content.get("param_shapes")
     if not isinstance(groups, list) or not groups:
         raise UserError(
