@@ -45,7 +45,7 @@ ENGINE = {
     },
     "cross_entropy": {"core.training.compat"},  # the training loss, for XTuner's own step
     "AutoModelForCausalLM.from_pretrained": {
-        "core.inference.load",
+        "core.inference.whole",
         "core.models.prepared",  # to write a GGUF file as a folder, not to run it
     },
     "PeftModel.from_pretrained": {"core.inference.adapters"},

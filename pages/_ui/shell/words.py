@@ -26,6 +26,7 @@ _SLOTS = {
     "skills": N_("Skills"),
     "limits": N_("Limits"),
     "tone": N_("Tone"),
+    "manner": N_("Catch-phrase"),
     "base": N_("Base model"),
 }
 _SUITES = {
@@ -40,6 +41,8 @@ _SUITES = {
     "long_context": N_("After a long text"),
     "system": N_("Under system prompts"),
     "introduced": N_("Under the vendor's and the persona's system prompt"),
+    "fidelity": N_("Role, skills and limits"),
+    "manner": N_("Manner in talks of eight turns"),
     "instructions": N_("Following instructions"),
     "knowledge": N_("Multiple choice"),
 }
