@@ -137,7 +137,9 @@ def choose(persona: str = "", view: str = "", **objects: str) -> None:
     if persona:
         st.session_state[_PERSONA] = persona
         st.session_state[_CHOSEN] = {}
-        changes |= {**dict.fromkeys(_KINDS), "persona": persona}
+        for forgotten in _KINDS:
+            changes[forgotten] = None
+        changes["persona"] = persona
     if objects:
         changes["new"] = None  # what the address of Start says while nothing is chosen
     for kind, name in objects.items():

@@ -145,7 +145,7 @@ def _loss_spec(
     return _without_data(alt.layer(raw, smooth, points).properties(height=320))
 
 
-def _without_data(chart: alt.LayerChart | alt.Chart) -> dict[str, Any]:
+def _without_data(chart: alt.TopLevelMixin) -> dict[str, Any]:
     """The specification alone: the table comes with the call.
 
     Altair puts an empty table of one row in its place, which would have an entry in the legend.
