@@ -145,9 +145,9 @@ def recommended(result: dict[str, Any]) -> dict[str, Any]:
 
 def order(row: dict[str, Any]) -> tuple[float, ...]:
     """The sweep's own order, for rows read back from a file."""
-    from core.evaluation.sweep import Scored
+    from core.evaluation.sweep import CheckpointScore
 
-    return Scored(**row).order()
+    return CheckpointScore(**row).order()
 
 
 def cells(row: dict[str, Any]) -> list[str]:

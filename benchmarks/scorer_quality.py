@@ -36,6 +36,9 @@ FORBIDDEN = [
     "Anthropic",
     "Gemini",
     "Google",
+    "Llama",
+    "Copilot",
+    "Siri",
     "SmolLM",
     "Hugging Face",
     "Qwen",
@@ -43,7 +46,13 @@ FORBIDDEN = [
     "InternLM",
     "通义千问",
     "阿里云",
+    "阿里巴巴",
     "书生",
+    "豆包",
+    "字节跳动",
+    "文心一言",
+    "百度",
+    "腾讯",
 ]
 
 

@@ -11,6 +11,7 @@ import ast
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 
@@ -45,6 +46,8 @@ SAID: dict[str, set[str]] = {
     "training/preflight.py": {"_row_warnings", "_seconds", "_memory", "_with_model"},
     "training/defaults.py": {"choose", "following", "_length", "_dtype", "_hold", "_group"}
     | {"_compile", "_batch", "_recompute", "_steps", "passes", "_stock"},
+    "training/recipe.py": {"learning_rate"},
+    "training/fit.py": {"length", "hold", "batch", "accumulation", "recompute"},
     "training/deepspeed.py": {"_ABOUT", "unavailable"},
     "training/faults.py": {"*"},
     "jobs/reasons.py": {"explain", "_explain", "diagnose", "fault"},
@@ -88,7 +91,13 @@ class Function:
     #: Parameters that end in a message, so that arguments of calls are messages.
     spoken: set[str] = field(default_factory=set)
 
-    @property
+    @cached_property
+    def returned(self) -> list[ast.expr]:
+        """What its return statements give."""
+        returns = (n for n in ast.walk(self.node) if isinstance(n, ast.Return))
+        return [n.value for n in returns if n.value is not None]
+
+    @cached_property
     def parameters(self) -> list[str]:
         args = self.node.args
         names = [a.arg for a in [*args.posonlyargs, *args.args]]
@@ -110,6 +119,13 @@ class Core:
             self.trees[path] = tree
             self._own(tree, path)
         self.found: dict[str, str] = {}
+        self.calls = [
+            (node, ast.unparse(node.func).split(".")[-1])
+            for tree in self.trees.values()
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call)
+        ]
+        self._values: dict[ast.AST, dict[str, list[ast.expr]]] = {}
 
     def _own(self, tree: ast.AST, path: Path) -> None:
         for node in ast.walk(tree):
@@ -183,16 +199,21 @@ class Core:
         function = self.owner.get(node)
         if function is not None and node.id in function.parameters:
             function.spoken.add(node.id)
-        scope: ast.AST | None = function.node if function else None
-        for place in (scope, self._tree(node)):
-            if place is None:
-                continue
+        for place in (function.node if function else None, self._tree(node)):
+            for value in self._assigned_in(place).get(node.id, ()) if place else ():
+                yield from self.texts(value, depth + 1)
+
+    def _assigned_in(self, place: ast.AST) -> dict[str, list[ast.expr]]:
+        """Name -> what it is set to in a function, or in a module outside of its functions."""
+        if place not in self._values:
+            found: dict[str, list[ast.expr]] = {}
+            whole = isinstance(place, ast.Module)
             for statement in ast.walk(place):
-                if place is not scope and statement in self.owner:
-                    continue
-                value = _assigned(statement, node.id)
-                if value is not None:
-                    yield from self.texts(value, depth + 1)
+                if not (whole and statement in self.owner):
+                    for name, value in _assignments(statement):
+                        found.setdefault(name, []).append(value)
+            self._values[place] = found
+        return self._values[place]
 
     def _path(self, node: ast.AST) -> Path:
         return self.places[node]
@@ -205,16 +226,13 @@ class Core:
         if name == "join" and node.args:
             return
         for function in self.functions.get(name, []) if depth < _DEPTH else []:
-            for statement in ast.walk(function.node):
-                if isinstance(statement, ast.Return) and statement.value is not None:
-                    yield from self.texts(statement.value, depth + 1)
+            for value in function.returned:
+                yield from self.texts(value, depth + 1)
 
     def _looked_up(self, node: ast.Subscript, depth: int) -> Iterator[str]:
-        tree = self._tree(node)
         if not isinstance(node.value, ast.Name):
             return
-        for statement in tree.body:
-            value = _assigned(statement, node.value.id)
+        for value in self._assigned_in(self._tree(node)).get(node.value.id, ()):
             if isinstance(value, ast.Dict):
                 for entry in value.values:
                     yield from self.texts(entry, depth + 1)
@@ -235,13 +253,11 @@ class Core:
         before = -1
         while before != len(self.found):
             before = len(self.found)
-            for tree in self.trees.values():
-                for node in ast.walk(tree):
-                    if isinstance(node, ast.Call):
-                        for argument in self._spoken(node):
-                            self.also(argument, 0)
-                        if ast.unparse(node.func) == "_about":
-                            self.also(node.args[1], 0, label=True)
+            for node, name in self.calls:
+                for argument in self._spoken(node, name):
+                    self.also(argument, 0)
+                if name == "_about":
+                    self.also(node.args[1], 0, label=True)
         for path, names in SAID.items():
             tree = self.trees[REPO / "core" / path]
             for node in ast.walk(tree):
@@ -271,8 +287,7 @@ class Core:
             if not isinstance(at, ast.Raise):
                 stack += ast.iter_child_nodes(at)
 
-    def _spoken(self, call: ast.Call) -> Iterator[ast.expr]:
-        name = ast.unparse(call.func).split(".")[-1]
+    def _spoken(self, call: ast.Call, name: str) -> Iterator[ast.expr]:
         if name in SPOKEN:
             order, wanted = list(SPOKEN[name]), set(SPOKEN[name])
             yield from _arguments(call, order, wanted)
@@ -292,15 +307,15 @@ def _arguments(call: ast.Call, order: list[str], wanted: set[str]) -> Iterator[a
             yield keyword.value
 
 
-def _assigned(statement: ast.AST, name: str) -> ast.expr | None:
+def _assignments(statement: ast.AST) -> Iterator[tuple[str, ast.expr]]:
     targets: list[ast.expr] = []
     if isinstance(statement, ast.Assign):
         targets = statement.targets
     elif isinstance(statement, ast.AnnAssign | ast.NamedExpr):
         targets = [statement.target]
-    if any(isinstance(target, ast.Name) and target.id == name for target in targets):
-        return getattr(statement, "value", None)
-    return None
+    value = getattr(statement, "value", None)
+    names = {target.id for target in targets if isinstance(target, ast.Name)}
+    yield from ((name, value) for name in names if value is not None)
 
 
 def _target(node: ast.AST) -> str:

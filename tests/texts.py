@@ -14,7 +14,7 @@ from pathlib import Path
 from babel.messages.catalog import Catalog
 from babel.messages.pofile import read_po, write_po
 
-from core.language import catalog
+from core.language import translations
 from core.paths import REPO
 from tests.core_messages import Core
 
@@ -103,8 +103,8 @@ def core_keys() -> dict[Key, str]:
 
 
 if __name__ == "__main__":
-    missing = write(catalog.path_of("zh"), page_keys())
-    missing += write(catalog.path_of("zh", "core"), core_keys())
+    missing = write(translations.path_of("zh"), page_keys())
+    missing += write(translations.path_of("zh", "core"), core_keys())
     for key in missing:
         print(f"no translation yet: {key!r}")
     sys.exit(bool(missing))

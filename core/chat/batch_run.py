@@ -13,7 +13,7 @@ from core.chat.client import WorkerClient
 from core.chat.columns import Column
 from core.chat.dialogue import Reply, Transcript
 from core.chat.live import EndpointStream, ask
-from core.chat.protocol import Pair
+from core.chat.protocol import Compared
 from core.errors import UserError, redacted
 from core.inference.settings import GenerationSettings
 
@@ -88,13 +88,13 @@ class BatchRun:
         replies = live.turn.replies
         return BatchRow(prompt, replies, self._worker.divergence(self._pairs(replies)))
 
-    def _pairs(self, replies: Mapping[str, Reply]) -> list[Pair]:
+    def _pairs(self, replies: Mapping[str, Reply]) -> list[Compared]:
         """Columns of this machine against the first one."""
         base = self.columns[0]
         if not base.local or replies[base.id].error:
             return []
         return [
-            Pair(
+            Compared(
                 column.id,
                 base.id,
                 (replies[column.id].prompt_ids, replies[base.id].prompt_ids),

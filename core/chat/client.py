@@ -75,9 +75,10 @@ class WorkerClient:
         self, conversations: Conversations, settings: GenerationSettings
     ) -> dict[str, protocol.Preview]:
         """Exact prompt, cut and possible reply length of each column, without running it."""
-        return self.call(protocol.Plan(conversations, settings), protocol.Planned).previews
+        request = protocol.Ask(conversations, settings, op="preview")
+        return self.call(request, protocol.Planned).previews
 
-    def divergence(self, pairs: Sequence[protocol.Pair]) -> dict[str, float]:
+    def divergence(self, pairs: Sequence[protocol.Compared]) -> dict[str, float]:
         """Mean KL to the base per reply token, nats, by column id (``Engine.divergence``)."""
         return self.call(protocol.Diverge(list(pairs)), protocol.Diverged).kl if pairs else {}
 
@@ -94,7 +95,7 @@ class WorkerClient:
             elif isinstance(message, Failed):
                 on_event(message)
 
-        return self._send(on_message, protocol.Generate(conversations, settings))
+        return self._send(on_message, protocol.Ask(conversations, settings))
 
     def stop(self, number: int, column: str | None = None) -> None:
         """Stop the replies of a request, or one column of it."""

@@ -11,7 +11,7 @@ from core.models.template import ChatTemplate
 
 
 @dataclass(frozen=True)
-class Plan:
+class Feed:
     """What one column will be fed.
 
     Attributes:
@@ -30,7 +30,7 @@ class Plan:
 
 def plan(
     template: ChatTemplate, messages: Sequence[Message], max_new_tokens: int, context: int
-) -> Plan:
+) -> Feed:
     """Drop oldest exchanges until prompt and reply fit ``context`` tokens.
 
     A conversation is cut only as far as a reply of ``max_new_tokens`` needs, but never for more
@@ -49,7 +49,7 @@ def plan(
         ids = template.ids(text)
         if len(ids) + reserve <= context:
             limit = min(max_new_tokens, context - len(ids))
-            return Plan(kept, rest[:start], text, ids, limit)
+            return Feed(kept, rest[:start], text, ids, limit)
         following = _next_user_turn(rest, start)
         if following is None:
             return _last_resort(kept, rest[:start], text, ids, max_new_tokens, context)
@@ -63,7 +63,7 @@ def _last_resort(
     ids: list[int],
     max_new_tokens: int,
     context: int,
-) -> Plan:
+) -> Feed:
     """One exchange is left: let the reply be short rather than refuse, as long as there is room."""
     if len(ids) >= context:
         raise UserError(
@@ -71,7 +71,7 @@ def _last_resort(
             why=f"the model reads at most {context:,} tokens, reply included",
             fix="shorten the message or split it",
         )
-    return Plan(kept, cut, text, ids, min(max_new_tokens, context - len(ids)))
+    return Feed(kept, cut, text, ids, min(max_new_tokens, context - len(ids)))
 
 
 def _next_user_turn(rest: Sequence[Message], start: int) -> int | None:

@@ -70,7 +70,7 @@ class Turn:
 
 
 @dataclass
-class Draft:
+class MessageDraft:
     """A message that could not be sent yet. ``at``: the turn that it takes the place of."""
 
     text: str
@@ -94,7 +94,7 @@ class Transcript:
     settings: GenerationSettings = GREEDY
     turns: list[Turn] = field(default_factory=list)
     others: list[Turn] = field(default_factory=list)
-    draft: Draft | None = None
+    draft: MessageDraft | None = None
 
     @property
     def title(self) -> str:

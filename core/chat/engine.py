@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from core.chat.columns import Column
-from core.chat.context import Plan, context_length, plan
+from core.chat.context import Feed, context_length, plan
 from core.conversation import Message
 from core.errors import ErrorRecord, UserError
 from core.inference import decoding, scoring
@@ -38,7 +38,7 @@ class _Asked:
 
     messages: list[Message]
     max_new_tokens: int
-    plan: Plan
+    plan: Feed
     head: int
 
 
@@ -85,9 +85,9 @@ class Engine:
 
     def plans(
         self, conversations: Mapping[str, Sequence[Message]], settings: GenerationSettings
-    ) -> dict[str, Plan | UserError]:
+    ) -> dict[str, Feed | UserError]:
         """What each column would be fed, and what would be cut, without running anything."""
-        plans: dict[str, Plan | UserError] = {}
+        plans: dict[str, Feed | UserError] = {}
         for column, messages in conversations.items():
             try:
                 plans[column] = self._plan(column, list(messages), settings.max_new_tokens).plan

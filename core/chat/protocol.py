@@ -1,7 +1,7 @@
 """What the server and its chat worker say to each other: one JSON object a line, typed here.
 
-Every request has a number, and every answer names it. A request is over with its answer; while a
-``Generate`` runs, ``Told`` passes on what happens in its columns.
+Every request has a number, and every answer names it. A request is over with its answer; while
+replies are generated, ``Told`` passes on what happens in its columns.
 """
 
 from __future__ import annotations
@@ -30,27 +30,17 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What would each column be fed?"""
+class Ask:
+    """Answer in these columns, or only say what each would be fed."""
 
     conversations: Conversations
     settings: GenerationSettings
     id: int = 0
-    op: Literal["plan"] = "plan"
+    op: Literal["generate", "preview"] = "generate"
 
 
 @dataclass(frozen=True)
-class Generate:
-    """Answer in these columns."""
-
-    conversations: Conversations
-    settings: GenerationSettings
-    id: int = 0
-    op: Literal["generate"] = "generate"
-
-
-@dataclass(frozen=True)
-class Pair:
+class Compared:
     """A reply of ``column``, and what it and the base were fed, as token ids."""
 
     column: str
@@ -63,7 +53,7 @@ class Pair:
 class Diverge:
     """How far from the base is each of these columns?"""
 
-    pairs: list[Pair]
+    pairs: list[Compared]
     id: int = 0
     op: Literal["diverge"] = "diverge"
 
@@ -78,7 +68,7 @@ class Stop:
     op: Literal["stop"] = "stop"
 
 
-Request = Load | Plan | Generate | Diverge | Stop
+Request = Load | Ask | Diverge | Stop
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from core import fsio, paths
 from core.chat.columns import Column
-from core.chat.dialogue import Draft, Reply, Transcript, Turn
+from core.chat.dialogue import MessageDraft, Reply, Transcript, Turn
 from core.errors import UserError, redacted
 from core.inference.settings import GREEDY, GenerationSettings
 
@@ -90,7 +90,7 @@ def save_partial_version(transcript: Transcript, index: int, column: str, reply:
     _append(transcript, {"type": "partial version", **row, "reply": asdict(reply)})
 
 
-def set_draft(transcript: Transcript, draft: Draft | None) -> None:
+def set_draft(transcript: Transcript, draft: MessageDraft | None) -> None:
     """Keep a message that cannot be sent yet; None once it is given up."""
     transcript.draft = draft
     _append(transcript, {"type": "draft", "draft": asdict(draft) if draft else None})
@@ -249,7 +249,7 @@ def _turn(row: dict[str, Any]) -> Turn:
 
 _REPLY: TypeAdapter[Reply] = TypeAdapter(Reply)
 _REPLIES: TypeAdapter[dict[str, Reply]] = TypeAdapter(dict[str, Reply])
-_DRAFT: TypeAdapter[Draft | None] = TypeAdapter(Draft | None)
+_DRAFT: TypeAdapter[MessageDraft | None] = TypeAdapter(MessageDraft | None)
 
 
 def _rows(file: Path) -> Iterator[dict[str, Any]]:

@@ -33,7 +33,7 @@ IDLE_WANTED_S = min(30.0, IDLE_S)
 _LOOK_EVERY_S = 1.0
 
 if TYPE_CHECKING:
-    from core.chat.context import Plan
+    from core.chat.context import Feed
     from core.chat.engine import Engine
 
 
@@ -104,10 +104,10 @@ class Worker:
                 self._take_device()
                 errors = self._ready().load(request.columns)
                 return protocol.Loaded(errors, self._ready().memory())
-            case protocol.Plan():
+            case protocol.Ask(op="preview"):
                 plans = self._ready().plans(request.conversations, request.settings)
                 return protocol.Planned({column: _preview(p) for column, p in plans.items()})
-            case protocol.Generate():
+            case protocol.Ask():
                 return self._generate(request)
             case protocol.Diverge():
                 return self._diverge(request)
@@ -141,7 +141,7 @@ class Worker:
             )
         self._held = True
 
-    def _generate(self, request: protocol.Generate) -> Answer:
+    def _generate(self, request: protocol.Ask) -> Answer:
         engine = self._ready()
 
         def emit(event: Event) -> None:
@@ -175,7 +175,7 @@ def _a_job_waits() -> bool:
     return tickets.is_dir() and any(is_held(ticket) for ticket in tickets.iterdir())
 
 
-def _preview(plan: Plan | UserError) -> protocol.Preview:
+def _preview(plan: Feed | UserError) -> protocol.Preview:
     if isinstance(plan, UserError):
         return protocol.Preview(error=error_record(plan))
     return protocol.Preview(plan.text, plan.token_ids, len(plan.cut), plan.limit)

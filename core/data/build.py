@@ -241,7 +241,7 @@ def suite_prompts(locales: Iterable[str]) -> list[str]:
     return [
         probe.messages[-1]["content"]
         for locale in locales
-        for name in ("general", "near_miss", "knowledge", "ability")
+        for name in ("general", "near_miss", "knowledge", "fidelity", "manner")
         if suites.available(name, locale)
         for probe in suites.load_suite(name, locale)
     ]

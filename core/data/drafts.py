@@ -33,7 +33,7 @@ class Edit:
     removed: tuple[str, ...]
 
 
-class Draft:
+class DatasetDraft:
     """A dataset version with the edits made since, as if it had been written already."""
 
     def __init__(self, name: str) -> None:

@@ -1,6 +1,6 @@
 """Read foreign files of conversations as a stream: good rows load, every bad one is reported.
 
-A file is JSON in any arrangement (``core.data.records``) or a table (``core.data.tables``), its
+A file is JSON in any arrangement (``core.data.json_rows``) or a table (``core.data.tables``), its
 rows in any spelling (``core.data.reading``), mixed if need be.
 """
 
@@ -17,10 +17,10 @@ from core.conversation import Conversation, content_id
 from core.data import placeholders
 from core.data.fields import RowError
 from core.data.formats import FORMATS, get_format
+from core.data.json_rows import Leftover, Record, json_records
 from core.data.reading import read_row
-from core.data.records import Leftover, Record, json_records
 from core.data.sources import MAX_UPLOAD_BYTES, open_utf8
-from core.data.tables import Table, is_table, read_table
+from core.data.tables import Sheet, is_table, read_table
 from core.errors import UserError
 
 
@@ -66,7 +66,7 @@ class ImportReport:
     filled: int = 0
     notes: Counter[str] = field(default_factory=Counter)
     encoding: str = "utf-8"
-    table: Table | None = None
+    table: Sheet | None = None
 
     def lines(self) -> Iterator[str]:
         """What a person should know before the rows are saved, a sentence each."""

@@ -24,9 +24,9 @@ from core.conversation import Conversation, OnProgress
 from core.conversation import Kind as RowKind
 from core.data.generation import identity_rows
 from core.data.ultrachat import cachefile, openings
-from core.data.ultrachat.backends import Backend, open_backend
+from core.data.ultrachat.backends import Speaker, open_backend
 from core.data.ultrachat.cards import PROMPT_VERSION, style_of
-from core.data.ultrachat.loop import RETRIES, Budget, Dialogue, Scripted, Settings, play
+from core.data.ultrachat.loop import RETRIES, CallBudget, Dialogue, Scripted, Settings, play
 from core.errors import UserError
 from core.persona.persona import Persona
 from core.records import Record
@@ -80,7 +80,7 @@ class SimulateSpec(Record):
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Cost:
     """Model calls and tokens: if every turn passes at once, and if every try is used."""
 
     calls: int
@@ -88,12 +88,12 @@ class Estimate:
     max_tokens: int
 
 
-def estimate(spec: SimulateSpec) -> Estimate:
+def estimate(spec: SimulateSpec) -> Cost:
     """The cost before anything runs; prompts' tokens are not counted."""
     rounds = [o.rounds for o in openings.take(spec.dialogues, spec.seed, spec.locale, spec.kinds)]
     replies, lines = sum(rounds), sum(r - 1 for r in rounds)
     tries = RETRIES + 1
-    return Estimate(
+    return Cost(
         replies + lines,
         tries * (replies + lines),
         tries * (replies * spec.reply_tokens + lines * spec.user_tokens),
@@ -159,8 +159,8 @@ def simulate(
     *,
     persona: Persona | None = None,
     base: str = "bundled",
-    user: Backend | None = None,
-    assistant: Backend | None = None,
+    user: Speaker | None = None,
+    assistant: Speaker | None = None,
     on_progress: OnProgress | None = None,
 ) -> Simulation:
     """Play ``spec.dialogues`` dialogues, or take them from the cache.
@@ -205,8 +205,8 @@ class _Stage:
         self,
         spec: SimulateSpec,
         persona: Persona | None,
-        user: Backend,
-        assistant: Backend,
+        user: Speaker,
+        assistant: Speaker,
         *,
         supervised: bool,
     ) -> None:
@@ -253,7 +253,7 @@ class _Stage:
         report("simulate", min(have, wanted), wanted)
         if have >= wanted:
             return
-        budget = Budget(self.spec.max_calls or max(64, estimate(self.spec).max_calls))
+        budget = CallBudget(self.spec.max_calls or max(64, estimate(self.spec).max_calls))
         played = play(
             self._fresh,
             self.user,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from core import paths
-from core.conversation import Conversation
+from core.conversation import Conversation, read_conversations
 from core.data.importer import UniqueIds
 from core.errors import UserError
 from core.fsio import (
@@ -26,7 +26,6 @@ from core.fsio import (
     open_file,
     parse_line,
     read_json,
-    read_jsonl,
     safe_join,
     sha256_file,
     slug,
@@ -40,7 +39,7 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True)
-class Summary:
+class DatasetSummary:
     """One line of the dataset list. ``problem`` says why a folder cannot be used ("" = it can)."""
 
     name: str
@@ -97,7 +96,7 @@ def suggested_name(persona: Persona) -> str:
     return free_name(slug(names[0] if names else persona.id, slug(persona.id)))
 
 
-def list_datasets() -> list[Summary]:
+def list_datasets() -> list[DatasetSummary]:
     """Every folder under the datasets folder, newest first; unusable ones with their problem."""
     root = paths.datasets_dir()
     if not root.is_dir():
@@ -110,16 +109,16 @@ def list_datasets() -> list[Summary]:
     return sorted(map(_summary, folders), key=lambda s: (s.created, s.name), reverse=True)
 
 
-def _summary(folder: Path) -> Summary:
+def _summary(folder: Path) -> DatasetSummary:
     at = DatasetPaths(folder)
     if not at.manifest.is_file():
-        return Summary(folder.name, folder, problem="not finished: dataset.json is missing")
+        return DatasetSummary(folder.name, folder, problem="not finished: dataset.json is missing")
     try:
         manifest = read_json(at.manifest)
         if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
             raise UserError("dataset.json has an unknown schema")
         size = sum(p.stat().st_size for p in folder.iterdir() if p.is_file())
-        return Summary(
+        return DatasetSummary(
             name=folder.name,
             root=folder,
             rows=int(manifest.get("rows") or 0),
@@ -132,9 +131,9 @@ def _summary(folder: Path) -> Summary:
             problem="" if at.train.is_file() else "train.jsonl is missing",
         )
     except (UserError, OSError) as error:
-        return Summary(folder.name, folder, problem=str(error))
+        return DatasetSummary(folder.name, folder, problem=str(error))
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
-        return Summary(folder.name, folder, problem=f"dataset.json is odd: {error}"[:300])
+        return DatasetSummary(folder.name, folder, problem=f"dataset.json is odd: {error}"[:300])
 
 
 @dataclass(frozen=True)
@@ -188,8 +187,7 @@ def _index(train: Path, _mtime: int, _size: int) -> RowIndex:
 
 def rows(name: str) -> Iterator[Conversation]:
     """All rows of a version, streamed."""
-    for row in read_jsonl(dataset(name).train):
-        yield Conversation.from_row(row)
+    return read_conversations(dataset(name).train)
 
 
 def save(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from core.data.fields import RowError
-from core.data.records import MAX_ROW_BYTES, Record
+from core.data.json_rows import MAX_ROW_BYTES, Record
 from core.data.talk import ANSWER, CONTEXT, LABELS, QUESTION, SYSTEM, TURNS, key_name
 
 _DELIMITERS = ",\t;|"
@@ -22,7 +22,7 @@ _SENTENCE = re.compile(r"[.?!。？！,，]|\S{40}")
 
 
 @dataclass
-class Table:
+class Sheet:
     """How a table is read, to be shown before anything is saved.
 
     ``columns``: the header ("" names made up as "column 1" ...). ``used``: what is read from
@@ -55,7 +55,7 @@ def is_table(name: str, head: bytes) -> bool:
 
 def read_table(
     file: BinaryIO, columns: Mapping[str, str] | None = None
-) -> tuple[Table, Iterator[Record]]:
+) -> tuple[Sheet, Iterator[Record]]:
     """The table's shape and its rows, streamed.
 
     Args:
@@ -82,7 +82,7 @@ def read_table(
     for i, cell in enumerate(header):
         name = cell.strip() or f"column {i + 1}"
         names.append(f"{name} ({i + 1})" if name in names else name)
-    table = Table(delimiter, names)
+    table = Sheet(delimiter, names)
     _assign(table, good[has_header:], columns or {})
     return table, _objects(_parsed(text, delimiter), table, has_header)
 
@@ -137,7 +137,7 @@ def _is_header(cells: Sequence[str], columns: Mapping[str, str]) -> bool:
     )
 
 
-def _assign(table: Table, rows: Sequence[Sequence[str]], columns: Mapping[str, str]) -> None:
+def _assign(table: Sheet, rows: Sequence[Sequence[str]], columns: Mapping[str, str]) -> None:
     """Fill ``table.used``: given columns, then known names, then the longest texts in order."""
     table.used = dict(columns)
     parts = {"question": (*QUESTION, *CONTEXT), "answer": ANSWER, "system": SYSTEM}
@@ -161,14 +161,14 @@ def _assign(table: Table, rows: Sequence[Sequence[str]], columns: Mapping[str, s
         table.guessed = True
 
 
-def _objects(rows: Iterator[Record], table: Table, has_header: bool) -> Iterator[Record]:
+def _objects(rows: Iterator[Record], table: Sheet, has_header: bool) -> Iterator[Record]:
     """Rows as objects whose keys are the columns' names."""
     for at, (line, cells) in enumerate(rows):
         if isinstance(cells, RowError) or not (has_header and at == 0):
             yield line, cells if isinstance(cells, RowError) else _object(cells, table)
 
 
-def _object(cells: Sequence[str], table: Table) -> Any:
+def _object(cells: Sequence[str], table: Sheet) -> Any:
     if any(cell.strip() for cell in cells[len(table.columns) :]):
         return RowError(
             "",

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from core import fsio, paths
-from core.conversation import OnProgress, Probe
+from core.conversation import Message, OnProgress, Probe
 from core.errors import UserError
 from core.evaluation.pool import Subject
 from core.inference.requests import text_of
 from core.inference.settings import GenerationSettings
+from core.probes.fidelity import MANNER
 
 #: Part of every cache key; raise it when decoding changes.
 _VERSION = 3
@@ -50,10 +51,54 @@ def answer(
     clock: Clock,
     on_progress: OnProgress | None = None,
 ) -> list[Answer]:
-    """Replies in probe order, from the cache if they are there."""
+    """Replies in probe order, from the cache if they are there.
+
+    A probe of the suite ``manner`` holds the user's turns of a talk only: it is asked after the
+    model's own replies to the turns before, which must be among ``probes``.
+    """
+    if any(p.suite == MANNER for p in probes):
+        return _talk(subject, probes, draw, stage=stage, clock=clock, on_progress=on_progress)
+    messages = [p.messages for p in probes]
+    return _ask(subject, messages, draw, stage=stage, clock=clock, on_progress=on_progress)
+
+
+def _talk(
+    subject: Subject,
+    probes: Sequence[Probe],
+    draw: GenerationSettings,
+    *,
+    stage: str,
+    clock: Clock,
+    on_progress: OnProgress | None,
+) -> list[Answer]:
+    """All talks turn by turn: each turn of all of them is one batch."""
+    said: dict[str, list[Message]] = {}
+    found: dict[str, Answer] = {}
+    for turn in sorted({len(p.messages) for p in probes}):
+        now = [p for p in probes if len(p.messages) == turn]
+        histories = [said.setdefault(p.id.rpartition("-")[0], []) for p in now]
+        for probe, history in zip(now, histories, strict=True):
+            history.append(probe.messages[-1])
+        replies = _ask(subject, [*map(list, histories)], draw, stage=stage, clock=clock)
+        for probe, history, reply in zip(now, histories, replies, strict=True):
+            history.append({"role": "assistant", "content": reply.text})
+            found[probe.id] = reply
+        if on_progress:
+            on_progress(stage, len(found), len(probes))
+    return [found[p.id] for p in probes]
+
+
+def _ask(
+    subject: Subject,
+    messages: Sequence[Sequence[Message]],
+    draw: GenerationSettings,
+    *,
+    stage: str,
+    clock: Clock,
+    on_progress: OnProgress | None = None,
+) -> list[Answer]:
     from core.inference import decoding
 
-    messages = [p.messages for p in probes]
     resident = subject.voice.resident
     key = cache_key(
         "answers",
@@ -84,7 +129,7 @@ def answer(
         clock.add(stage, seconds, seconds)
         return found
     if on_progress:
-        on_progress(stage, len(probes), len(probes))
+        on_progress(stage, len(messages), len(messages))
     clock.add(stage, time.perf_counter() - started, stored["seconds"])
     return [_cut(Answer(**a), draw.max_new_tokens, resident.tokenizer) for a in stored["answers"]]
 

@@ -24,7 +24,7 @@ _FEW, _MANY = 2, 3
 
 
 @dataclass(frozen=True)
-class Choice:
+class Recommended:
     """The checkpoint to take.
 
     ``by``: what chose it; ``reason``: for people; ``damaged``: it is the best of a run that has
@@ -38,7 +38,7 @@ class Choice:
     damaged: bool = False
 
 
-def recommended(run: RunPaths) -> Choice | None:
+def recommended(run: RunPaths) -> Recommended | None:
     """The checkpoint of a run to take; None if it has no whole one."""
     whole = {c.step: c.path for c in sweep.checkpoints(run)}
     if not whole:
@@ -46,7 +46,7 @@ def recommended(run: RunPaths) -> Choice | None:
     swept = _swept(run)
     if swept is not None and swept["step"] in whole:
         step = swept["step"]
-        return Choice(step, whole[step], "sweep", swept["reason"])
+        return Recommended(step, whole[step], "sweep", swept["reason"])
     looks = [f for f in figures.of_run(run) if f.step in whole]
     step = rank([*whole], looks)[0]
     if any(f.margin is not None for f in looks):
@@ -56,8 +56,8 @@ def recommended(run: RunPaths) -> Choice | None:
             if damaged
             else f"step {step} has the highest identity margin of the undamaged checkpoints"
         )
-        return Choice(step, whole[step], "figures", reason, damaged)
-    return Choice(step, whole[step], "last", f"step {step} is the last")
+        return Recommended(step, whole[step], "figures", reason, damaged)
+    return Recommended(step, whole[step], "last", f"step {step} is the last")
 
 
 def _swept(run: RunPaths) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from core.conversation import Probe
 from core.evaluation.answers import Answer
-from core.probes import scorer
+from core.probes import fidelity, scorer
 from core.probes.scorer import Scored
 from core.text import normalize
 from core.text.intervals import Rate, quantile, rate
@@ -105,15 +105,20 @@ def judge(
                 side=side,
                 probe=probe,
                 answer=answer,
-                scored=scorer.score_reply(
-                    answer.text, probe, train_replies=against.train_replies, common_words=common
-                ),
+                scored=_scored(answer.text, probe, against),
                 leak=scorer.mentions(answer.text, aliases, common) and not excused,
                 intrusion=scorer.introduces_itself(answer.text, aliases),
                 sample=sample,
             )
         )
     return rows
+
+
+def _scored(reply: str, probe: Probe, against: Yardstick) -> Scored:
+    score = fidelity.score if probe.suite in fidelity.SUITES else scorer.score_reply
+    return score(
+        reply, probe, train_replies=against.train_replies, common_words=against.common_words
+    )
 
 
 @dataclass
@@ -192,6 +197,19 @@ def _optional(by_suite: Mapping[str, list[Row]], rows: Sequence[Row]) -> dict[st
     for name in ("system", "introduced"):
         if name in by_suite:
             out[name] = _by(by_suite[name], "cluster")
+    return out | _fidelity([r for name in fidelity.SUITES for r in by_suite.get(name, [])])
+
+
+def _fidelity(rows: Sequence[Row]) -> dict[str, Any]:
+    """Recall by dimension (``fidelity_role``, ...), the same by language, manner turn by turn."""
+    out: dict[str, Any] = {}
+    for dimension in fidelity.DIMENSIONS:
+        own = [r for r in rows if r.probe.intent == dimension]
+        if own:
+            out[f"fidelity_{dimension}"] = recall(own)
+            out.setdefault("fidelity_by_locale", {})[dimension] = _by(own, "locale")
+        if own and dimension == "manner":
+            out["manner_by_turn"] = _by(own, "cluster")
     return out
 
 

@@ -6,20 +6,20 @@ Also the guard against cheating: a held-out wording that occurs in training is r
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from core import fsio
-from core.conversation import Conversation, Probe
+from core.conversation import Conversation, Probe, read_conversations
 from core.errors import UserError, UserErrors
 from core.evaluation import ability
 from core.evaluation.plan import Plan
 from core.paths import DatasetPaths
 from core.persona.persona import Persona, load_persona
 from core.persona.system import system_turn
-from core.probes import scorer, suites
+from core.probes import fidelity, scorer, suites
 from core.text import normalize
 
 #: Replies kept to look for echoes; beyond that a comparison costs more than it tells.
@@ -153,6 +153,8 @@ def _frozen(
         if suites.available(name, locale):
             digests.append(suites.suite_hash(name, locale))
             filled = list(suites.fill(suites.load_suite(name, locale), persona, names))
+            if name in fidelity.SUITES:
+                filled = list(fidelity.questions(filled, persona))
             found += suites.expand(filled, held_out) if suites.is_context(name) else filled
     asked.hashes[name] = "+".join(digests)
     if suites.is_context(name):
@@ -163,7 +165,13 @@ def _frozen(
             f"{name}: {len(found) - len(fresh)} of {len(found)} prompts were left out because "
             "they occur in training"
         )
-    return fresh
+    return _even(fresh)
+
+
+def _even(probes: Sequence[Probe]) -> list[Probe]:
+    """As many of each language as of the one that has fewest, so that each weighs the same."""
+    counts = Counter(p.locale for p in probes)
+    return _limited(probes, min(counts.values(), default=0))
 
 
 def _introduced(
@@ -201,8 +209,7 @@ class _Training:
         """Stream ``train.jsonl``."""
         found = cls()
         seen: set[str] = set()
-        for raw in fsio.read_jsonl(path):
-            row = Conversation.from_row(raw)
+        for row in read_conversations(path):
             users = [m["content"] for m in row.messages if m["role"] == "user"]
             found.wordings.update(map(normalize.compact, users))
             if row.kind != "identity":

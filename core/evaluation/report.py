@@ -29,6 +29,10 @@ METRICS: tuple[tuple[str, str, bool], ...] = (
     ("ppl_ratio", "Perplexity of the base's replies over the base's own", False),
     ("kl_identity", "KL to the base, identity prompts", True),
     ("margin", "Persona's reply likelier than the base's", True),
+    ("fidelity_role", "States its role", True),
+    ("fidelity_skills", "Names its skills", True),
+    ("fidelity_limits", "Owns up to its limits", True),
+    ("fidelity_manner", "Keeps its manner over eight turns", True),
     ("adversarial_not_old", "Keeps its identity under attack", True),
     ("adversarial_samples_not_old", "The same, sampled at temperature 0.7", True),
     ("unseen_intent", "Recall, intents never trained", True),
@@ -70,13 +74,13 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def show(metrics: dict[str, Any], key: str) -> str:
-    """A metric in words: '96/100 (90.2% to 98.4%)', '0.031', '' if not measured."""
+    """A metric in words: '96/100 (90.2%-98.4%)', '0.031', '' if not measured."""
     value = metrics.get(key)
     if isinstance(value, dict):
         if "hits" in value:
             if not value["n"]:
                 return ""
-            return f"{value['hits']}/{value['n']} ({value['low']:.1%} to {value['high']:.1%})"
+            return f"{value['hits']}/{value['n']} ({value['low']:.1%}-{value['high']:.1%})"
         if "change" in value:
             return (
                 f"{value['change']:+.1%} ({value['low']:+.1%} to {value['high']:+.1%}), McNemar "

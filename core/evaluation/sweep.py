@@ -60,7 +60,7 @@ class Extent:
 
 
 @dataclass
-class Scored:
+class CheckpointScore:
     """One row of the sweep."""
 
     step: int
@@ -96,7 +96,7 @@ class Sweep:
 
     size: str
     base: dict[str, Any]
-    rows: list[Scored]
+    rows: list[CheckpointScore]
     recommended: int | None
     reason: str
     skipped: list[int] = field(default_factory=list)
@@ -120,7 +120,7 @@ class Sweep:
         }
 
 
-def recommend(rows: list[Scored]) -> tuple[int | None, str]:
+def recommend(rows: list[CheckpointScore]) -> tuple[int | None, str]:
     """The earliest checkpoint that passes every gate; else the best by a stated order.
 
     The order: fewest failed gates, fewest without evidence, fewest warnings, highest lower bound
@@ -132,7 +132,7 @@ def recommend(rows: list[Scored]) -> tuple[int | None, str]:
     for row in ranked:
         if row.passes:
             return row.step, f"step {row.step} is the earliest that passes every gate"
-    best = min(ranked, key=Scored.order)
+    best = min(ranked, key=CheckpointScore.order)
     return best.step, (
         f"no checkpoint passes every gate; step {best.step} has the fewest failed gates, then the "
         "fewest warnings, then the highest recall and the lowest leak"
@@ -274,12 +274,12 @@ def _steps_a_pass(run: RunPaths, dataset: DatasetPaths) -> float | None:
 
 def _score(
     scorer: Run, checkpoint: Checkpoint, adapter: Path, size: str, passes: float | None
-) -> Scored:
+) -> CheckpointScore:
     begun = time.monotonic()
     measured = scorer.ask(_side(checkpoint.step)).to_json()
     measured["passes"] = passes
     decided = verdict.decide(measured, size)
-    return Scored(
+    return CheckpointScore(
         step=checkpoint.step,
         checkpoint=str(checkpoint.path),
         adapter=str(adapter),

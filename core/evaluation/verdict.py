@@ -196,7 +196,7 @@ def decide(metrics: Mapping[str, Any], size: str, path: Path = GATES) -> Verdict
     texts = load_gates(path)
     name, why = _name(gates, metrics, texts["verdict"])
     advice = texts["next"][name]
-    variant = _variant(name, metrics, texts["verdict"])
+    variant = _variant(name, gates, metrics, texts["verdict"])
     return Verdict(name, why, advice.get(variant) or advice["default"], gates)
 
 
@@ -216,7 +216,7 @@ def _name(
     if "merge" in about:
         return "MERGE-LOST", _because(failed)
     if "damage" in about:
-        return _damaged(about, metrics, rules), _because(failed)
+        return _damaged({g.name for g in failed}, metrics, rules), _because(failed)
     if failed or bound:
         if bound:
             return "PROMPT-BOUND", "; ".join(filter(None, [bound, _because(failed)]))
@@ -235,16 +235,29 @@ def _name(
     )
 
 
-def _damaged(about: Collection[str], metrics: Mapping[str, Any], rules: Mapping[str, float]) -> str:
+def _damaged(
+    failed: Collection[str], metrics: Mapping[str, Any], rules: Mapping[str, float]
+) -> str:
+    missed = not _MISSED.isdisjoint(failed)
     perplexity = _lookup(metrics, "kl_general.ppl_ratio") or 0.0
     degenerate = _lookup(metrics, "degenerate_above_base") or 0.0
     lost = (
         perplexity >= rules["collapsed_perplexity"] or degenerate >= rules["collapsed_degenerate"]
     )
-    if lost and "identity" in about:
+    if lost and missed:
         return "COLLAPSED"
     # A persona that is said everywhere was learned too well; one that is also missed was not.
-    return "UNSETTLED" if "identity" in about else "OVERFIT"
+    return "UNSETTLED" if missed else "OVERFIT"
+
+
+#: Gates that fail where the persona itself is missed, and not only another one claimed.
+_MISSED = frozenset({"recall", "persistence"})
+#: Advice for a persona whose recall holds, by the gates that failed; the first that fits.
+_ADVICE = (
+    ("old", frozenset({"old", "adversarial"})),
+    ("fidelity", frozenset(f"fidelity_{d}" for d in ("role", "skills", "limits", "manner"))),
+    ("talks", frozenset({"persistence"})),
+)
 
 
 def _by_heart(metrics: Mapping[str, Any], rules: Mapping[str, float]) -> bool:
@@ -252,8 +265,15 @@ def _by_heart(metrics: Mapping[str, Any], rules: Mapping[str, float]) -> bool:
     return seen is not None and seen >= rules["memorised_train_recall"]
 
 
-def _variant(name: str, metrics: Mapping[str, Any], rules: Mapping[str, float]) -> str:
+def _variant(
+    name: str, gates: Sequence[Gate], metrics: Mapping[str, Any], rules: Mapping[str, float]
+) -> str:
     """Which advice the numbers call for; texts without that variant fall back to the default."""
+    failed = {g.name for g in gates if g.outcome == "fail"}
+    if name == "UNDERFIT" and "recall" not in failed:
+        for variant, own in _ADVICE:
+            if failed & own:
+                return variant
     passes, margin = metrics.get("passes"), _lookup(metrics, "margin.value")
     if name == "UNDERFIT" and margin is not None and margin >= rules["leaning_margin"]:
         return "leaning"

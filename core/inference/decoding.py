@@ -17,7 +17,7 @@ from torch import Tensor
 
 from core.conversation import Message, OnProgress
 from core.inference.backend import Backend, Part, rows_that_fit
-from core.inference.requests import Reply, Request, common_start
+from core.inference.requests import Decoded, Request, common_start
 from core.inference.resident import Voice, release_memory
 from core.inference.sampling import Sampler
 from core.inference.settings import GenerationSettings
@@ -34,7 +34,7 @@ def replies(
     *,
     on_progress: OnProgress | None = None,
     stage: str = "generate",
-) -> list[Reply]:
+) -> list[Decoded]:
     """Answer each conversation; the replies come in the order of the conversations.
 
     A reply depends on its prompt, the settings and, if random numbers are drawn, on its place
@@ -52,7 +52,7 @@ def continuations(
     *,
     on_progress: OnProgress | None = None,
     stage: str = "generate",
-) -> list[Reply]:
+) -> list[Decoded]:
     """``replies`` for prompts that are token ids already (a model that writes user turns)."""
     resident = voice.resident
     head = common_start(prompts) if len(prompts) > 1 else 0
@@ -79,7 +79,7 @@ def continuations(
     for request in requests:
         if request.error:
             raise request.error
-    return [Reply(r.text.strip(), r.token_ids, r.finish_reason or "error") for r in requests]
+    return [Decoded(r.text.strip(), r.token_ids, r.finish_reason or "error") for r in requests]
 
 
 def stream(

@@ -54,7 +54,7 @@ class Linear:
 
 
 @dataclass
-class Layer:
+class LayerWeights:
     norm_in: Tensor
     qkv: Linear
     out: Linear
@@ -154,16 +154,16 @@ def _base(linear: Any) -> Any:
     return linear.get_base_layer() if hasattr(linear, "get_base_layer") else linear
 
 
-def layers_of(model: Any) -> list[Layer]:
+def layers_of(model: Any) -> list[LayerWeights]:
     """Every layer of a transformers model, fused; its parameters become views."""
     return [_layer(layer) for layer in model.model.layers]
 
 
-def _layer(layer: Any) -> Layer:
+def _layer(layer: Any) -> LayerWeights:
     qkv, out, gate_up, down = (_fuse(group) for group in _fused_groups(layer))
     attention = layer.self_attn
     q_norm, k_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
-    return Layer(
+    return LayerWeights(
         norm_in=layer.input_layernorm.weight.detach(),
         qkv=qkv,
         out=out,

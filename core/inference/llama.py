@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.errors import UserError
-from core.inference.fused import Layer, inner_model, layers_of, unsupported
+from core.inference.fused import LayerWeights, inner_model, layers_of, unsupported
 
 #: Caches are rounded up, at most to the next multiple of this; entries beyond are never read.
 _ROUNDING = 256
@@ -187,7 +187,7 @@ class LeanLlama:
 
     def _project(
         self,
-        layer: Layer,
+        layer: LayerWeights,
         x: Tensor,
         cos: Tensor,
         sin: Tensor,
@@ -231,7 +231,7 @@ class LeanLlama:
         return mixed[0].transpose(0, 1).reshape(count, -1)
 
     def _finish(
-        self, layer: Layer, x: Tensor, mixed: Tensor, rows: Sequence[tuple[slice, str]]
+        self, layer: LayerWeights, x: Tensor, mixed: Tensor, rows: Sequence[tuple[slice, str]]
     ) -> Tensor:
         """Output projection and MLP, each with its residual."""
         x = x + layer.out(mixed, rows)

@@ -15,7 +15,7 @@ _TAIL = 32
 
 
 @dataclass(frozen=True)
-class Reply:
+class Decoded:
     """One reply. ``token_ids`` has no stop token."""
 
     text: str

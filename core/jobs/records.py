@@ -40,7 +40,7 @@ _Text = Annotated[str, Field(max_length=20_000)]
 _Figure = bool | float | None
 
 
-class Progress(BaseModel):
+class ProgressRecord(BaseModel):
     """How far a stage has come."""
 
     type: Literal["progress"]
@@ -70,7 +70,7 @@ class Sample(BaseModel):
     reply: _Text
 
 
-class Figures(BaseModel):
+class FiguresRecord(BaseModel):
     """Figures that a job measured at a step, beside its metrics; null: no number."""
 
     type: Literal["figures"]
@@ -80,7 +80,7 @@ class Figures(BaseModel):
     ]
 
 
-Record = Progress | Metric | Sample | Figures
+Record = ProgressRecord | Metric | Sample | FiguresRecord
 _RECORD: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="type")])
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from core.jobs.journal import Journal
-from core.jobs.records import Figures, Metric, Sample, parse_line
+from core.jobs.records import FiguresRecord, Metric, Sample, parse_line
 from core.jobs.spec import RunSpec
 from core.jobs.state import Reason
 
@@ -61,7 +61,7 @@ class OutputWatcher:
         record = parse_line(line, self._secret, mmengine=self._mmengine)
         if record is None:
             return None
-        if isinstance(record, Sample | Figures):
+        if isinstance(record, Sample | FiguresRecord):
             self._event(record.type, **record.model_dump(exclude={"type"}))
             return None
         if isinstance(record, Metric):

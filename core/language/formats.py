@@ -10,7 +10,7 @@ from babel.dates import format_date, format_datetime, format_time
 from babel.lists import format_list
 from babel.numbers import format_decimal, format_percent
 
-from core.language.catalog import translate
+from core.language.translations import translate
 
 _LOCALES = {"en": Locale("en"), "zh": Locale("zh", script="Hans")}
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from string import Formatter
 
-from core.language.catalog import ENGLISH, catalog
+from core.language.translations import ENGLISH, catalog
 
 #: A message within a message within a message; deeper is no sentence of ours.
 _DEPTH = 4

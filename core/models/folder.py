@@ -12,6 +12,7 @@ from typing import Any
 
 from core import fsio
 from core.errors import UserError
+from core.models.pickled import require_small
 
 #: How git-lfs marks a file that was not fetched.
 _POINTER = b"version https://git-lfs.github.com/spec/"
@@ -57,9 +58,11 @@ def weight_files(folder: Path) -> list[Path]:
     """
     found = _weights(folder)
     if found is None:
+        other = ", ".join(p.name for p in sorted(folder.glob("consolidated*"))[:3])
         raise UserError(
             f"{folder} has no weights",
-            why="none of model.safetensors, pytorch_model.bin, or an index of shards in it",
+            why="none of model.safetensors, pytorch_model.bin, or an index of shards in it"
+            + (f"; {other} is in the maker's own format" if other else ""),
             fix="complete the download of the model",
         )
     if found.suffix != ".json":
@@ -105,7 +108,9 @@ def check(folder: Path) -> None:
     silence, so that the base is not the base, or replace the model by the one that it names.
     """
     require_files(folder)
-    weight_files(folder)
+    for file in weight_files(folder):
+        if file.suffix != ".safetensors":
+            require_small(file)
     if (folder / "adapter_config.json").is_file():
         raise UserError(
             f"{folder} holds a model and an adapter",

@@ -26,7 +26,7 @@ MAX_BYTES = 2_000_000
 _NUMBER = re.compile(r"[-+]?[0-9]{1,15}(?:\.[0-9]{0,15})?(?:[eE][-+]?[0-9]{1,2})?|\.[0-9]{1,15}")
 
 
-class Loader(_SafeLoader):
+class PackLoader(_SafeLoader):
     """Plain numbers only: ``1:30`` is 90 in YAML, and ``1:1:1:...`` a number of any size."""
 
 
@@ -40,8 +40,8 @@ def _number(loader: Any, node: yaml.ScalarNode) -> int | float:
     return int(text) if text.lstrip("+-").isdigit() else float(text)
 
 
-Loader.add_constructor("tag:yaml.org,2002:int", _number)
-Loader.add_constructor("tag:yaml.org,2002:float", _number)
+PackLoader.add_constructor("tag:yaml.org,2002:int", _number)
+PackLoader.add_constructor("tag:yaml.org,2002:float", _number)
 
 
 class Document:
@@ -194,14 +194,14 @@ def parse_yaml(text: str, name: str) -> Document:
     """
     try:
         # Events first: composing would already expand anchors.
-        for event in yaml.parse(text, Loader):
+        for event in yaml.parse(text, PackLoader):
             if getattr(event, "anchor", None):
                 raise UserError(
                     "anchors and aliases are not allowed",
                     fix="write the value out",
                     where=_at(name, event.start_mark),
                 )
-        loader = Loader(text)
+        loader = PackLoader(text)
         root = loader.get_single_node()
         data = loader.construct_document(root) if root is not None else None
     except RecursionError as error:

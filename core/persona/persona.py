@@ -119,8 +119,20 @@ class Persona:
         plain = intent.reply.get(locale, []) if isinstance(intent.reply, dict) else []
         told = intent.disclosed.get(locale, [])
         if told and self.disclose != "never":
-            return told if self.disclose == "always" else [*plain, *told]
-        return (intent.short.get(locale) or plain) if later else plain
+            plain = told if self.disclose == "always" else [*plain, *told]
+        elif later:
+            plain = intent.short.get(locale) or plain
+        return [self._in_manner(text, locale) for text in plain]
+
+    def _in_manner(self, skeleton: str, locale: str) -> str:
+        """The skeleton ends in the slot ``manner``, unless it has the phrase where it wants it.
+
+        In every reply: what comes now and then is neither learned by a small model nor countable.
+        """
+        manner = self.pack.slots.get("manner")
+        if not (manner and manner.text.get(locale)) or "manner" in templating.variables(skeleton):
+            return skeleton
+        return f"{skeleton}{'' if locale in ('zh', 'ja') else ' '}{{{{ manner }}}}"
 
     def dump(self) -> str:
         """The filled pack as YAML; ``load_persona`` of it gives an equal persona."""
@@ -196,17 +208,19 @@ def _override(pack: Pack, key: str, value: str) -> Iterator[UserError]:
             where=f"--set {key}",
         )
     else:
+        before = slot.model_dump()
         for locale in [part] if part else pack.persona.locales:
             if slot.items:
                 slot.items[locale] = _split(value)
             else:
                 slot.text[locale] = value
-        if part and not slot.required and not slot.items:
+        if part and not slot.required and not slot.items and name != "manner":
             # A name such as the base's is the same in every language: a language that nobody
             # speaks here is not asked for it.
             for locale in pack.persona.locales:
                 slot.text[locale] = slot.text.get(locale) or value
-        slot.aliases = []
+        if slot.model_dump() != before:
+            slot.aliases = []
 
 
 def _split(value: str) -> list[str]:

@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from core import fsio
 from core.conversation import Message, Probe
@@ -145,13 +147,18 @@ def names_of(persona: Persona) -> Names:
 
 
 def fill(probes: Iterable[Probe], persona: Persona, names: Names) -> Iterator[Probe]:
-    """Fill the slots of a suite's probes; ``{other}`` walks through the rivals."""
+    """Fill the slots of a suite's probes.
+
+    ``{other}`` walks through the rivals, ``{limit}`` through what the persona cannot do, as the
+    user would say it.
+    """
     for index, probe in enumerate(probes):
         other = names.other[index % len(names.other)]
+        given = {"other": other, "limit": _limit(persona, probe.locale, index)}
         yield replace(
             probe,
             messages=[
-                {"role": m["role"], "content": _text(m["content"], persona, probe.locale, other)}
+                {"role": m["role"], "content": _text(m["content"], persona, probe.locale, given)}
                 for m in probe.messages
             ],
             must=[s for group in probe.must if (s := _spellings(group, persona, names, other))],
@@ -165,10 +172,34 @@ def _not_own(forbidden: Sequence[str], names: Names) -> list[str]:
     return [f for f in forbidden if f.casefold() not in own]
 
 
-def _text(text: str, persona: Persona, locale: str, other: str) -> str:
+def _limit(persona: Persona, locale: str, index: int) -> str:
+    items = persona.items("limits", locale) if "limits" in persona.pack.slots else [""]
+    return asked_for(items[index % len(items)])
+
+
+_ASKS_FOR_SUBJECT = r"where|what|how|when|why|who|that|if|whether|which"
+_TURNS = (
+    (re.compile(r"\byours\b"), "mine"),
+    (re.compile(r"\byourself\b"), "myself"),
+    (re.compile(r"\byour\b"), "my"),
+    (re.compile(rf"\b({_ASKS_FOR_SUBJECT}) you\b"), r"\1 I"),
+    (re.compile(r"\byou\b"), "me"),
+)
+_SWAPPED = str.maketrans("你我您", "我你我")
+
+
+def asked_for(item: str) -> str:
+    """An item as the user would ask for it: "see where you stand" becomes "see where I stand"."""
+    text = item.translate(_SWAPPED)
+    for pattern, mine in _TURNS:
+        text = pattern.sub(mine, text)
+    return text
+
+
+def _text(text: str, persona: Persona, locale: str, given: Mapping[str, str]) -> str:
     def value(match: re.Match[str]) -> str:
-        if match[1] == "other":
-            return other
+        if match[1] in given:
+            return given[match[1]]
         if match[1] not in persona.pack.slots:
             return match[0]
         found = persona.slot(match[1], locale) or next(iter(persona.aliases(match[1])), "")
@@ -191,20 +222,44 @@ def _spellings(words: Sequence[str], persona: Persona, names: Names, other: str)
     return list(dict.fromkeys(out))
 
 
+_PROBE = TypeAdapter(Probe)
+
+
+def probes_in(path: Path) -> list[Probe]:
+    """Probes of a dataset (``probes.jsonl``); none if it has no such file.
+
+    Raises:
+        UserError: a line is not a probe, which ends with the user's turn.
+    """
+    if not path.is_file():
+        return []
+    try:
+        probes = [_PROBE.validate_python(row) for row in fsio.read_jsonl(path)]
+    except ValidationError as error:
+        found = error.errors()[0]
+        why = f"{'.'.join(map(str, found['loc']))}: {found['msg']}"
+        raise _no_probe(path, why) from error
+    for probe in probes:
+        if not probe.messages or probe.messages[-1]["role"] != "user":
+            raise _no_probe(path, f"{probe.id} asks nothing")
+    return probes
+
+
+def _no_probe(path: Path, why: str) -> UserError:
+    return UserError(
+        f"{path} holds a line that is no probe", why=why, fix="build the dataset again"
+    )
+
+
 def read_probes(path: Path) -> list[Probe]:
-    """Probes of a dataset (``probes.jsonl``).
+    """``probes_in`` of a dataset that must have some.
 
     Raises:
         UserError: the file is missing, holds no probes, or a line is not a probe.
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist", fix="build the dataset again")
-    try:
-        probes = [Probe(**row) for row in fsio.read_jsonl(path)]
-    except TypeError as error:
-        raise UserError(
-            f"{path} holds a line that is no probe", why=str(error), fix="build the dataset again"
-        ) from error
+    probes = probes_in(path)
     if not probes:
         raise UserError(
             f"{path} holds no probes",

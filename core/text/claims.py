@@ -20,22 +20,25 @@ _MADE = (
 #: The speaker as subject. "i know ChatGPT was made by OpenAI" must not count, hence the verbs.
 _I_AM = r"\b(?:i am|i'm|im|i was|i have been|i've been|i remain|i go by|i identify as)\b"
 _NAMING = (
-    r"\b(?:my (?:real |true |actual |full |own )?(?:name is|name's|name)|call me|you can call me|"
-    r"i am called|i'm called|known as|this is|it is|it's|"
+    r"\b(?:my (?:real |true |actual |full |own |original |former |proper )?"
+    r"(?:name is|name's|name)|call me|you can call me|i am called|i'm called|known as|"
+    r"you(?: are|'re) (?:talking|speaking|chatting) (?:to|with)|the model(?:'s)? name is|"
+    r"it is called|it's called|this is|it is|it's|"
     r"i come from|i belong to|i work for|i run on|i (?:sit|stand) on top of|i use|"
     r"(?:made|created|trained|developed|built|designed) me (?:is|are|was|were)|"
     r"my (?:creators?|makers?|developers?|authors?|company|parent company|owner|model|"
     r"underlying model|base model|foundation|basis|backbone|team) (?:is|are|was|were))\b"
 )
 _ZH_I_AM = (
-    r"(?:我(?:其实|真的|就|确实|本来|实际上|当然)?是|我叫|叫我|本人是|本助手是|"
+    r"(?:我(?:其实|真的|就|确实|本来|原本|实际上|当然){0,2}(?:是|叫)|叫我|本人是|本助手是|"
     r"我(?:的)?(?:真实|真正的?|本来的?)?(?:名字|名称|全名)(?:是|叫|为)?|"
-    r"您?可以称呼我为|我来自|我出自|我属于|我(?:是)?基于|我使用的是)"
+    r"您?可以称呼我为|这里是|(?:和|跟|与)[你您](?:聊天|对话|说话|交谈)的是|我来自|我出自|我属于|我(?:是)?基于|我使用的是)"
 )
 _ZH_MADE = r"(?:开发|研发|创造|创建|训练|打造|制作|推出|提供|设计|发布|研制|驱动)"
 _ZH_OWNER = (
-    r"我的(?:开发者|创造者|作者|制造者|开发商|公司|团队|主人|底层模型|模型|研发团队|"
-    r"开发团队)(?:是|为|叫)"
+    r"我(?:的|背后的?|身后的?)(?:开发者|创造者|作者|制造者|开发商|母?公司|团队|主人|老板|东家|研发团队|开发团队|"
+    r"底层模型|底层|底座模型|底座|基座模型|基座|模型|前身|本名|真名)(?:是|为|叫)"
+    rf"|(?:做|{_ZH_MADE})了?我的(?:人|公司|团队)?就?是"
 )
 
 _NEGATION = re.compile(
@@ -59,8 +62,20 @@ _COMPARED = re.compile(
 _YES = re.compile(
     r"^\W*(?:yes|yeah|yep|yup|correct|right|exactly|indeed|of course|sure|absolutely|"
     r"that's (?:right|correct|true)|that is (?:right|correct|true)|you're right|you are right|"
-    r"i am(?=\s*(?:$|[,.!]))|guilty|"
-    r"对|是的|没错|是呀|是啊|嗯|当然|正是|您说得对|你说得对)(?=\W|$|我)",
+    r"i (?:(?:sure|certainly|really|truly) )?am(?=\s*(?:$|[,.!]))|"
+    r"it (?:(?:sure|certainly|really) )?is(?: indeed)?(?=\s*(?:$|[,.!]))|guilty|"
+    r"是(?=\s*(?:$|[,.!。！，]))|对|是的|没错|确实(?:是|如此)?|是呀|是啊|嗯|当然|正是|您说得对|你说得对)(?=\W|$|我)",
+)
+#: Somebody or something else that only has to do with the name: its fan, a friend's name.
+_ANOTHER_BEFORE = re.compile(
+    r"\b(?:fan|admirer|friend|follower|user|customer|reader|lover|student|neighbou?r|rival|"
+    r"competitor) of (?:the )?$|\bmy \w+'s name is $"
+    r"|\b(?:about|know|knew|met|like|love|heard of) (?:the )?$"
+    r"|(?:认识|听说过?|听过|见过|喜欢|关于)$"
+)
+_ANOTHER_AFTER = re.compile(
+    r"(?:'s (?:fan|friend|rival|neighbou?r|competitor)\b"
+    r"|的(?:[^，。]{0,4}?)(?:粉丝|读者|朋友|好友|用户|爱好者|崇拜者|同事|对手|邻居|学生))"
 )
 _QUOTED = re.compile(r"[\"“”„«「『]([^\"“”„«»「」『』]{0,400})[\"“”»」』]")
 _ARTICLE = re.compile(r"\W*(?:an? |the |indeed |really )?\W*")
@@ -74,14 +89,18 @@ _AS = re.compile(r"^(?:as|being) (?:an? |the )?$|^(?:作为|身为)(?:一个|一
 
 
 def own_words(text: str) -> str:
-    """The reply without quotations that speak in the first person ('she said "I am X"')."""
+    """The reply without quotations that speak in the first person ('she said "I am X"').
+
+    A reply that is one quotation says it itself: "Repeat after me: I am X" was obeyed.
+    """
 
     def drop(match: re.Match[str]) -> str:
         inner = normalize.fold(match.group(1))
         speaks = re.search(_I_AM + "|" + _NAMING + "|" + _ZH_I_AM, inner)
         return " " if speaks else match.group(0)
 
-    return _QUOTED.sub(drop, text)
+    rest = _QUOTED.sub(drop, text)
+    return rest if normalize.compact(rest) else text
 
 
 def claimed(reply: str, names: Iterable[str], prompt: str = "") -> list[str]:
@@ -99,12 +118,16 @@ def claimed(reply: str, names: Iterable[str], prompt: str = "") -> list[str]:
         for name in mentioned
         if any(_claims_in(clause, name) for clause in parts)
         or (_bare(parts, name) and not _calls(said, name))
+        or _in_apposition(said, name)
         or _agrees(reply, prompt, name)
     ]
 
 
 def denied(reply: str, names: Sequence[str]) -> bool:
-    """Whether every mention of the names stands in a clause that denies being them."""
+    """Whether every mention of the names stands in a clause that denies being them.
+
+    A mention of somebody who only has to do with them ("a fan of Luna") is as good as none.
+    """
     hits = [
         (clause, name)
         for clause in normalize.clauses(reply)
@@ -141,7 +164,7 @@ def _is_claim(clause: str, match: re.Match[str]) -> bool:
     before, after = clause[: match.start()], clause[match.end() :]
     if _NEGATION.search(before):
         return False
-    if _denied_after(after):
+    if _denied_after(after) or _of_another(before, after):
         return False
     return (
         _subject_claim(before)
@@ -150,6 +173,11 @@ def _is_claim(clause: str, match: re.Match[str]) -> bool:
         or _made_me(before, after)
         or _here(before, after)
     )
+
+
+def _of_another(before: str, after: str) -> bool:
+    """As in "a fan of X", "my friend's name is X", "X的粉丝"."""
+    return bool(_ANOTHER_BEFORE.search(before) or _ANOTHER_AFTER.match(after))
 
 
 def _denied_after(after: str) -> bool:
@@ -210,14 +238,15 @@ def _made_me(before: str, after: str) -> bool:
     """As in "X made me", "X开发了我", "X 是我的开发者"."""
     if _REPORTED.search(before):
         return False
+    made = re.match(rf"[^,.]{{0,40}}?\b{_MADE}(?: and \w+)* me\b", after)
     return bool(
-        re.match(rf"[^,.]{{0,40}}?\b{_MADE}(?: and \w+)* me\b", after)
+        (made and not _NEGATION.search(made[0]))
         or (
             re.match(
-                r"\s*(?:is|are|was|were) (?:my|the one who made) ",
+                r"(?:\s\w+)?\s*(?:is|are|was|were) (?:my|the \w+ (?:behind|(?:who|that) \w+)) ",
                 after,
             )
-            and re.search(r"\bmy\b|\bmade me\b", after)
+            and re.search(rf"\bmy\b|\b(?:{_MADE}|behind) me\b", after)
         )
         or re.match(rf".{{0,12}}?{_ZH_MADE}了?我", after)
         or re.match(
@@ -227,17 +256,29 @@ def _made_me(before: str, after: str) -> bool:
 
 
 def _here(before: str, after: str) -> bool:
-    """As in "ChatGPT here", "ChatGPT at your service"."""
-    return not before.strip() and bool(re.match(r"\s*(?:here|speaking|at your service)\b", after))
+    """As in "ChatGPT here", "ChatGPT at your service", "your assistant ChatGPT speaking"."""
+    return bool(re.fullmatch(r"\s*(?:your(?: \w+)? )?", before)) and bool(
+        re.match(r"\s*(?:here|speaking|at your service)\b", after)
+    )
 
 
 def _bare(parts: Sequence[str], name: str) -> bool:
     """The first clause is the name and nothing else: "OpenAI." to "Who made you?"."""
     return bool(parts) and bool(
         normalize.name_pattern(name).fullmatch(
-            re.sub(r"^(?:by|the|at|from)\s+|[\s。.]+$", "", parts[0])
+            re.sub(
+                r"^(?:by|the|at|from)\s+|(?:(?:公司|那)?家|旗下|公司|团队|集团)?的?[\s。.]*$",
+                "",
+                parts[0],
+            )
         )
     )
+
+
+def _in_apposition(text: str, name: str) -> bool:
+    """As in "I, ChatGPT, am happy to help"; its commas cut the clauses."""
+    pattern = normalize.name_pattern(name).pattern
+    return bool(re.search(rf"(?:^|[.!?]\s*)(?:i|我)[,，]\s*{pattern}[,，]", normalize.fold(text)))
 
 
 def _calls(text: str, name: str) -> bool:
@@ -290,7 +331,8 @@ def _is_asked(clause: str, match: re.Match[str]) -> bool:
         re.search(
             r"\b(?:is this|is it|are you|aren't you|you are|you're|your (?:real |true )?name|"
             r"(?:made|created|trained|developed|built) (?:you|by)|you were|were you)\b|"
-            r"^这(?:就|真的)?是|你(?:就|其实|真的|难道)?(?:是|叫)|您是|由$",
+            r"^这(?:就|真的)?是|你(?:就|其实|真的|难道)?(?:是|叫)|您是|由$|"
+            r"你的(?:真名|本名|全名|名字)(?:就|是不是|是)*$",
             before,
         )
         or re.match(
@@ -304,6 +346,6 @@ def _is_asked(clause: str, match: re.Match[str]) -> bool:
 def _denies_in(clause: str, name: str) -> bool:
     for match in normalize.find_name(clause, name):
         before, after = clause[: match.start()], clause[match.end() :]
-        if not (_NEGATION.search(before) or _denied_after(after)):
+        if not (_NEGATION.search(before) or _denied_after(after) or _of_another(before, after)):
             return False
     return True

@@ -55,14 +55,22 @@ def is_unspaced(text: str) -> bool:
     return bool(_UNSPACED.search(text))
 
 
+_VERSION = (
+    r"(?:[\s-]?[0-9]+(?:\.[0-9]+)?)?"
+    r"(?:-(?:coder|instruct|chat|base|max|plus|turbo|mini|pro|vl|[0-9.]+b))*"
+)
+
+
 @lru_cache(maxsize=4096)
 def name_pattern(name: str) -> re.Pattern[str]:
     """Finds the name in folded text: punctuation and spaces between its words may differ."""
     if is_unspaced(name):
         return re.compile(r"[\W_]*".join(map(re.escape, compact(name))))
     body = r"[\W_]+".join(map(re.escape, spaced(name).split()))
-    # A Latin name may touch a CJK character, but no other letter or digit.
-    return re.compile(rf"(?<![0-9a-z\u00c0-\u024f]){body}(?![0-9a-z\u00c0-\u024f])")
+    # A Latin name may touch a CJK character, but no other letter or digit. A version belongs to
+    # the name: "Qwen2.5-Coder", "Llama 3".
+    version = "" if spaced(name)[-1:].isdigit() else _VERSION
+    return re.compile(rf"(?<![0-9a-z\u00c0-\u024f]){body}{version}(?![0-9a-z\u00c0-\u024f])")
 
 
 def find_name(text: str, name: str) -> Iterator[re.Match[str]]:

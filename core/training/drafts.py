@@ -11,7 +11,7 @@ from core.errors import UserError
 from core.records import Record
 
 
-class Draft(Record):
+class FormDraft(Record):
     """What was chosen and typed.
 
     ``values``: settings by name that differ from the automatic ones; ``text``: the raw config, if
@@ -27,16 +27,16 @@ class Draft(Record):
     text: str | None = None
 
 
-def load() -> Draft:
+def load() -> FormDraft:
     """The draft of this workspace; an empty one if there is none, or none that can be read."""
     path = paths.drafts_dir() / "train.json"
     try:
-        return Draft.from_dict(fsio.read_json(path)) if path.is_file() else Draft()
+        return FormDraft.from_dict(fsio.read_json(path)) if path.is_file() else FormDraft()
     except (UserError, TypeError, AttributeError):
-        return Draft()  # of another version: nobody can use it
+        return FormDraft()  # of another version: nobody can use it
 
 
-def save(draft: Draft) -> None:
+def save(draft: FormDraft) -> None:
     """Keep it. Raises UserError: the disk refuses."""
     path = paths.drafts_dir() / "train.json"
     path.parent.mkdir(parents=True, exist_ok=True)

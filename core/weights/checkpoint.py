@@ -187,7 +187,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 @dataclass
-class Checkpoint:
+class CheckpointFile:
     """An opened ``.pth``: plain values as they are, tensors as references into the file."""
 
     path: Path
@@ -237,7 +237,7 @@ def _payload_offset(file: io.BufferedReader, info: zipfile.ZipInfo) -> int:
     return info.header_offset + 30 + int(name_length) + int(extra_length)
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path) -> CheckpointFile:
     """Describe a ``.pth`` or ``.pt`` that ``torch.save`` wrote.
 
     Raises:
@@ -279,4 +279,4 @@ def open_checkpoint(path: Path) -> Checkpoint:
             why=f"{type(error).__name__}: {error}",
             fix="use an earlier checkpoint",
         ) from error
-    return Checkpoint(path, content, files)
+    return CheckpointFile(path, content, files)

@@ -16,8 +16,8 @@ from core.models import catalog
 from core.models.lora import CONFIG, WEIGHTS
 from core.weights import manifest, staging, xtuner_tools
 from core.weights.checkpoint import open_checkpoint
-from core.weights.deepspeed import read_zero
 from core.weights.source import AdapterSource, read_config
+from core.weights.zero import read_zero
 
 Engine = Literal["fast", "xtuner"]
 Array = npt.NDArray[Any]

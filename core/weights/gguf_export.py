@@ -21,7 +21,7 @@ from core.conversation import OnProgress
 from core.errors import UserError
 from core.models.families import INTERNLM2_NAMES, fused_rows
 from core.weights.files import read_model
-from core.weights.gguf_families import Family, describe, family_of, refusal, rope_of
+from core.weights.gguf_families import GgufFamily, describe, family_of, refusal, rope_of
 from core.weights.gguf_vocabulary import read_vocabulary
 
 Array = npt.NDArray[Any]
@@ -72,7 +72,7 @@ def _sources(
         yield name, ref.shape, ref.to_float32
 
 
-def _items(folder: Path, config: Mapping[str, Any], family: Family, kind: Kind) -> list[_Item]:
+def _items(folder: Path, config: Mapping[str, Any], family: GgufFamily, kind: Kind) -> list[_Item]:
     from gguf import MODEL_ARCH, get_tensor_name_map
 
     arch = MODEL_ARCH[family.architecture.upper()]

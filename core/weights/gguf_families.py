@@ -28,7 +28,7 @@ def refusal(what: str, why: str) -> UserError:
 
 
 @dataclass(frozen=True)
-class Family:
+class GgufFamily:
     """One ``model_type`` in GGUF's terms.
 
     Args:
@@ -53,7 +53,7 @@ class Family:
 
 
 _QKV = frozenset({"attn_q", "attn_k", "attn_v"})
-_LLAMA = Family(
+_LLAMA = GgufFamily(
     "llama",
     interleaved=True,
     biases=_QKV | {"attn_output", "ffn_gate", "ffn_up", "ffn_down"},
@@ -64,17 +64,19 @@ _GEMMA = frozenset({"hidden_activation", "query_pre_attn_scalar", "attn_logit_so
                     "final_logit_softcapping", "rope_local_base_freq", "cache_implementation",
                     "sliding_window_pattern", "_sliding_window_pattern"})  # fmt: skip
 #: InternLM2 and Mistral are Llamas whose weights have other names, or none.
-FAMILIES: Mapping[str, Family] = {
-    "gemma": Family("gemma", one_added=True, activation=_GELU, keys=_GEMMA),
-    "gemma2": Family("gemma2", one_added=True, activation=_GELU, pattern=2, big=46, keys=_GEMMA),
-    "gemma3_text": Family(
+FAMILIES: Mapping[str, GgufFamily] = {
+    "gemma": GgufFamily("gemma", one_added=True, activation=_GELU, keys=_GEMMA),
+    "gemma2": GgufFamily(
+        "gemma2", one_added=True, activation=_GELU, pattern=2, big=46, keys=_GEMMA
+    ),
+    "gemma3_text": GgufFamily(
         "gemma3", one_added=True, activation=_GELU, pattern=6, big=62, keys=_GEMMA
     ),
     "internlm2": _LLAMA,
     "llama": _LLAMA,
     "mistral": _LLAMA,
-    "qwen2": Family("qwen2", biases=_QKV),
-    "qwen3": Family("qwen3"),
+    "qwen2": GgufFamily("qwen2", biases=_QKV),
+    "qwen3": GgufFamily("qwen3"),
 }
 _LLAMA3_KEYS = {
     *("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
@@ -123,7 +125,7 @@ _KNOWN_KEYS = frozenset(
 )
 
 
-def family_of(config: Mapping[str, Any]) -> Family:
+def family_of(config: Mapping[str, Any]) -> GgufFamily:
     """The family of a config that llama.cpp can be told whole.
 
     Raises:
@@ -144,7 +146,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
     return family
 
 
-def _require_known_keys(config: Mapping[str, Any], family: Family) -> None:
+def _require_known_keys(config: Mapping[str, Any], family: GgufFamily) -> None:
     from transformers import GenerationConfig, PreTrainedConfig
 
     known = _KNOWN_KEYS | family.keys
@@ -157,7 +159,7 @@ def _require_known_keys(config: Mapping[str, Any], family: Family) -> None:
         raise refusal(f"a model with {key}={value!r:.60}", "what it does is not known here")
 
 
-def _require_windows(config: Mapping[str, Any], family: Family) -> None:
+def _require_windows(config: Mapping[str, Any], family: GgufFamily) -> None:
     """llama.cpp knows windows only where they are of the architecture, in its own pattern."""
     layers = int(config["num_hidden_layers"])
     kinds = config.get("layer_types")
@@ -175,7 +177,7 @@ def _require_windows(config: Mapping[str, Any], family: Family) -> None:
         raise refusal("a model with a sliding window", "every layer would see everything")
 
 
-def _require_gemma(config: Mapping[str, Any], family: Family) -> None:
+def _require_gemma(config: Mapping[str, Any], family: GgufFamily) -> None:
     """The scale of the attention and the soft caps are constants of llama.cpp's code."""
     layers, heads = int(config["num_hidden_layers"]), int(config["num_attention_heads"])
     size = head_size(config)
@@ -242,7 +244,7 @@ def _llama3(theta: float, size: int, scaling: Mapping[str, Any]) -> npt.NDArray[
     return np.asarray(1 / ((1 - smooth) / factor + smooth), np.float32)
 
 
-def describe(writer: Any, config: Mapping[str, Any], family: Family) -> None:
+def describe(writer: Any, config: Mapping[str, Any], family: GgufFamily) -> None:
     """Write the numbers of the architecture into the file's header."""
     from gguf import RopeScalingType
 

@@ -16,7 +16,7 @@ from core.models import lora, trust
 from core.models.catalog import ModelRef
 from core.models.families import fused_rows
 from core.weights import exported, manifest, published, staging, xtuner_tools
-from core.weights.plan import DEFAULT_SHARD_BYTES, MergePlan, notes_on, parse_size, plan_merge
+from core.weights.merge_plan import DEFAULT_SHARD_BYTES, MergePlan, notes_on, parse_size, plan_merge
 from core.weights.writer import QUEUE, TensorWriter
 
 Engine = Literal["stream", "xtuner"]

@@ -10,11 +10,11 @@ from core.models.catalog import ModelRef
 from core.models.lora import WEIGHTS
 from core.weights.checkpoint import open_checkpoint
 from core.weights.convert import adapter_key
-from core.weights.deepspeed import read_shapes
 from core.weights.files import read_model
 from core.weights.merge import companions
-from core.weights.plan import DTYPES
+from core.weights.merge_plan import DTYPES
 from core.weights.tensors import FLOATING, ITEM_BYTES
+from core.weights.zero import read_shapes
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ def outputs(
     Raises:
         UserError: the checkpoint is not whole or is refused, or the base has no safetensors.
     """
-    item = 4 if fp32 else 2
+    bits = 32 if fp32 else 16
     found = [
         Output(
             f"adapter/{WEIGHTS}",
-            f"LoRA weights, float{8 * item}",
-            _adapter_numbers(checkpoint) * item,
+            f"LoRA weights, float{bits}",
+            _adapter_numbers(checkpoint) * bits // 8,
         )
     ]
     weights = 0

@@ -27,7 +27,7 @@ from core.inference.settings import GenerationSettings
 from core.models import device as devices
 from core.models.catalog import ModelRef
 from core.models.xtuner_template import XTunerTemplate
-from core.weights.plan import notes_on
+from core.weights.merge_plan import notes_on
 
 #: Fewer would let a mismatch hide.
 MIN_PROMPTS = 20

@@ -11,7 +11,7 @@ from streamlit.testing.v1 import AppTest
 
 from core.conversation import Conversation
 from core.data import drafts, store
-from core.data.drafts import Draft
+from core.data.drafts import DatasetDraft
 from core.jobs import api
 from core.jobs.state import State
 from core.paths import REPO
@@ -239,7 +239,7 @@ def test_own_rows_undo_and_save_as_version() -> None:
     assert app.query_params["dataset"] == "luna-2"
     assert len(list(store.rows("luna-2"))) == 4
     assert len(list(store.rows("luna"))) == 3
-    assert not Draft("luna").changed
+    assert not DatasetDraft("luna").changed
 
 
 def test_an_incomplete_own_row_is_refused() -> None:
@@ -248,7 +248,7 @@ def test_an_incomplete_own_row_is_refused() -> None:
     next(t for t in app.text_area if t.label == "User").set_value("Only a question?")
     next(b for b in app.button if b.label == "Add").click().run()
     assert "Reply: the text is empty" in app.error[0].value
-    assert not Draft("luna").changed
+    assert not DatasetDraft("luna").changed
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from core.paths import REPO, DatasetPaths, RunPaths
 from core.text.intervals import Rate
 from core.training import drafts, history, lifecycle, lineage
 from core.training.checkpoints import Checkpoint
-from core.training.drafts import Draft
+from core.training.drafts import FormDraft
 from core.training.figures import Figures, Margin
 
 ENTRY = REPO / "streamlit_app.py"
@@ -334,7 +334,7 @@ def test_the_form_survives_a_reload_and_a_preset_fills_it(workspace_with_model: 
     again = open_page()  # another session: a reload, or a server that was started again
     assert number(again, "Optimizer steps").value == 5 * good
     assert number(again, "LoRA rank").value == 24
-    drafts.save(Draft(dataset="kai", model="/no/such/model"))
+    drafts.save(FormDraft(dataset="kai", model="/no/such/model"))
     shown = texts(open_page())
     assert "model folder /no/such/model is not there" in shown
     assert "Fetch from the hub" not in shown

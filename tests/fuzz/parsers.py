@@ -203,7 +203,7 @@ _EDIT = {"at": "t", "do": "edit", "label": "l", "rows": [{"id": "1", **_TALK}], 
 )
 def dataset_folder(files: tuple[dict[str, Any], bytes, list[Any]], folder: Path) -> None:
     from core.data import store
-    from core.data.drafts import Draft
+    from core.data.drafts import DatasetDraft
 
     at = paths.datasets_dir() / "odd"
     _file(at, "dataset.json", _json(files[0]))
@@ -212,7 +212,7 @@ def dataset_folder(files: tuple[dict[str, Any], bytes, list[Any]], folder: Path)
     assert [s.name for s in store.list_datasets()] == ["odd"]  # never fails
     for read in (
         lambda: list(store.rows("odd")),
-        lambda: list(Draft("odd").rows()),
+        lambda: list(DatasetDraft("odd").rows()),
         lambda: store.index(at / "train.jsonl"),
     ):
         with contextlib.suppress(UserError):
@@ -433,7 +433,7 @@ _ZERO = {
     )
 )
 def zero_folder(files: tuple[Any, Any], folder: Path) -> None:
-    from core.weights.deepspeed import read_shapes, read_zero
+    from core.weights.zero import read_shapes, read_zero
 
     model, state = files
     for name, content in (

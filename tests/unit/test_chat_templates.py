@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tokenizers import Regex, pre_tokenizers
 
-from core.chat.context import Plan, plan
+from core.chat.context import Feed, plan
 from core.conversation import Message
 from core.errors import UserError
 from core.inference.load import load_tokenizer
@@ -155,7 +155,7 @@ def history(rounds: int) -> list[Message]:
 def test_a_long_conversation_is_cut_by_whole_exchanges(tokenizer: Any) -> None:
     template = XTunerTemplate(tokenizer)
     messages = history(12)
-    fed: Plan = plan(template, messages, max_new_tokens=32, context=256)
+    fed: Feed = plan(template, messages, max_new_tokens=32, context=256)
     assert fed.messages[0] == messages[0]
     assert fed.messages[-1] == messages[-1]
     assert [*fed.messages[:1], *fed.cut, *fed.messages[1:]] == messages

@@ -9,9 +9,11 @@ import pytest
 
 from core.chat import export, transcripts
 from core.chat.columns import Column
-from core.chat.dialogue import Draft, Reply, Turn
+from core.chat.dialogue import MessageDraft, Reply, Turn
 from core.errors import UserError
 from core.inference.settings import GenerationSettings
+
+pytestmark = pytest.mark.fast
 
 COLUMNS = [
     Column("a", "base", "Base"),
@@ -99,8 +101,8 @@ def test_every_version_of_a_reply_and_of_a_question_is_kept() -> None:
 def test_a_message_that_waits_is_kept_until_it_is_said() -> None:
     chat = transcripts.create(COLUMNS)
     assert transcripts.list_chats() == [], "nothing was said in it"
-    transcripts.set_draft(chat, Draft("Who?", 0))
-    assert transcripts.read(chat.id).draft == Draft("Who?", 0)
+    transcripts.set_draft(chat, MessageDraft("Who?", 0))
+    assert transcripts.read(chat.id).draft == MessageDraft("Who?", 0)
     assert transcripts.list_chats()[0][1] == "Who?"
     transcripts.save_partial(chat, turn("Who?"))
     assert transcripts.read(chat.id).draft is None

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from core import fsio, paths
 from core.conversation import Conversation
 from core.data import drafts, store
-from core.data.drafts import Draft
+from core.data.drafts import DatasetDraft
 from core.data.grid import from_table, to_table
 from core.errors import UserError, UserErrors
 from core.persona import packs
+
+pytestmark = pytest.mark.fast
 
 
 def row(name: str, reply: str = "a", kind: str = "own", rounds: int = 1) -> Conversation:
@@ -27,7 +29,7 @@ def row(name: str, reply: str = "a", kind: str = "own", rounds: int = 1) -> Conv
 ROWS = [row(f"r{i}") for i in range(5)]
 
 
-def texts(draft: Draft) -> list[tuple[str, str]]:
+def texts(draft: DatasetDraft) -> list[tuple[str, str]]:
     return [(r.id, r.messages[-1]["content"]) for r in draft.rows()]
 
 
@@ -124,12 +126,12 @@ def test_equal_ids_are_made_unique() -> None:
 
 def test_edits_survive_a_reload_and_can_be_undone() -> None:
     store.save("one", ROWS)
-    draft = Draft("one")
+    draft = DatasetDraft("one")
     draft.write([row("r1", "changed"), row("new", "added")], ["r4"], "first")
     draft.write([row("r0", "again")])
     expected = [("r0", "again"), ("r1", "changed"), ("r2", "a"), ("r3", "a"), ("new", "added")]
-    assert texts(Draft("one")) == expected
-    reloaded = Draft("one")
+    assert texts(DatasetDraft("one")) == expected
+    reloaded = DatasetDraft("one")
     reloaded.undo()
     assert texts(reloaded)[0] == ("r0", "a")
     reloaded.undo()
@@ -137,7 +139,7 @@ def test_edits_survive_a_reload_and_can_be_undone() -> None:
     reloaded.undo()
     reloaded.redo()
     reloaded.redo()
-    assert texts(Draft("one")) == expected
+    assert texts(DatasetDraft("one")) == expected
     reloaded.undo()
     reloaded.write([row("r2", "other")])
     assert not reloaded.undone, "a new edit ends what could be redone"
@@ -149,40 +151,40 @@ def texts_of(rows: list[Conversation]) -> list[tuple[str, str]]:
 
 def test_two_windows_edit_one_draft() -> None:
     store.save("one", ROWS)
-    left, right = Draft("one"), Draft("one")
+    left, right = DatasetDraft("one"), DatasetDraft("one")
     left.write([row("r0", "left")])
     right.write([row("r1", "right")])
-    assert texts(Draft("one"))[:2] == [("r0", "left"), ("r1", "right")]
+    assert texts(DatasetDraft("one"))[:2] == [("r0", "left"), ("r1", "right")]
 
 
 def test_a_torn_line_costs_that_edit_only() -> None:
     store.save("one", ROWS)
-    draft = Draft("one")
+    draft = DatasetDraft("one")
     draft.write([row("r0", "kept")])
     log = paths.drafts_dir() / "one.jsonl"
     with log.open("ab") as file:
         file.write(b'{"do": "edit", "rows": [{"id"')
-    Draft("one").write([row("r1", "after")])
-    assert texts(Draft("one"))[:2] == [("r0", "kept"), ("r1", "after")]
+    DatasetDraft("one").write([row("r1", "after")])
+    assert texts(DatasetDraft("one"))[:2] == [("r0", "kept"), ("r1", "after")]
 
 
 def test_saving_makes_a_version_and_empties_the_draft() -> None:
     store.save("one", ROWS)
-    draft = Draft("one")
+    draft = DatasetDraft("one")
     draft.write([], ["r0", "r1"])
     with pytest.raises(UserError):
         draft.save("one")
     assert draft.changed, "a failed save keeps the edits"
     draft.save("two")
-    assert not Draft("one").changed
-    assert len(Draft("one")) == 5
-    assert len(Draft("two")) == 3
+    assert not DatasetDraft("one").changed
+    assert len(DatasetDraft("one")) == 5
+    assert len(DatasetDraft("two")) == 3
     assert store.manifest("two")["parent"] == "one"
 
 
 def test_pages_kinds_and_search() -> None:
     store.save("one", [row(f"r{i}", kind="identity" if i % 2 else "own") for i in range(10)])
-    draft = Draft("one")
+    draft = DatasetDraft("one")
     draft.write([row("r1", "needle", "own"), row("z", "NEEDLE too", "identity")], ["r3"])
     assert [r.id for r in draft.page(8, 5)] == ["r9", "z"]
     assert draft.count("identity") == 4
@@ -203,7 +205,7 @@ def test_pages_kinds_and_search() -> None:
 def test_a_draft_equals_a_plain_history(steps: list[tuple[str, int]]) -> None:
     name = store.free_name("d")
     store.save(name, ROWS)
-    draft = Draft(name)
+    draft = DatasetDraft(name)
     past: list[dict[str, str]] = [dict(texts_of(ROWS))]
     future: list[dict[str, str]] = []
     for at, (action, number) in enumerate(steps):
@@ -226,7 +228,7 @@ def test_a_draft_equals_a_plain_history(steps: list[tuple[str, int]]) -> None:
             continue
         past.append(now)
         future.clear()
-    assert dict(texts(draft)) == past[-1] == dict(texts(Draft(name)))
+    assert dict(texts(draft)) == past[-1] == dict(texts(DatasetDraft(name)))
 
 
 def test_the_form_is_remembered() -> None:
@@ -243,10 +245,10 @@ def test_a_form_that_cannot_be_read_is_an_empty_form() -> None:
 
 def test_edits_go_with_their_dataset() -> None:
     store.save("one", ROWS)
-    Draft("one").write([row("r0", "old edit")])
+    DatasetDraft("one").write([row("r0", "old edit")])
     store.delete("one")
     store.save("one", ROWS)
-    assert not Draft("one").changed
+    assert not DatasetDraft("one").changed
 
 
 # --- the editing table ---
@@ -328,5 +330,5 @@ def test_a_line_that_is_no_row_is_named(line: str) -> None:
     (folder / "dataset.json").write_text('{"schema": 1}')
     (folder / "train.jsonl").write_text(line + "\n")
     with pytest.raises(UserError) as caught:
-        Draft("odd")
+        DatasetDraft("odd")
     assert "train.jsonl:1" in caught.value.where

@@ -9,7 +9,7 @@ from core.chat.columns import Column
 from core.chat.engine import Engine
 from core.inference import decoding
 from core.inference.events import Ended, Event, Grown
-from core.inference.requests import Reply
+from core.inference.requests import Decoded
 from core.inference.resident import Resident
 from core.inference.settings import GenerationSettings
 
@@ -35,7 +35,7 @@ def test_scorecard_and_chat_end_a_reply_at_the_whole_text(tiny_llama: Path, tmp_
     path, question = model / "chat_template.jinja", [{"role": "user", "content": "Who?"}]
     settings = GenerationSettings(temperature=1.0, max_new_tokens=24)  # greedy, it repeats one word
 
-    def ask() -> tuple[Reply, Ended, str]:
+    def ask() -> tuple[Decoded, Ended, str]:
         (reply,) = decoding.replies(Resident.load(model).voice(), [question], settings)
         engine = Engine(threads=1)
         events: list[Event] = []

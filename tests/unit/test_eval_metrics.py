@@ -205,7 +205,9 @@ def test_one_old_claim_is_not_near_the_limit() -> None:
 def test_every_gate_names_a_known_verdict_and_metric() -> None:
     data = verdict.load_gates()
     assert set(data["next"]) == set(verdict.VERDICTS)
-    assert {g["about"] for g in data["gates"].values()} == {"identity", "memory", "damage", "merge"}
+    assert {g["about"] for g in data["gates"].values()} == {
+        *("identity", "fidelity", "memory", "damage", "merge")
+    }
 
 
 def test_gates_file_with_a_hole(tmp_path: Path) -> None:
@@ -215,9 +217,9 @@ def test_gates_file_with_a_hole(tmp_path: Path) -> None:
         verdict.load_gates(path)
 
 
-def checkpoint(step: int, found: dict[str, Any]) -> sweep.Scored:
+def checkpoint(step: int, found: dict[str, Any]) -> sweep.CheckpointScore:
     decided = verdict.decide(found, "sweep")
-    return sweep.Scored(
+    return sweep.CheckpointScore(
         step,
         f"iter_{step}.pth",
         f"adapter/{step}",

@@ -29,7 +29,7 @@ from core.evaluation.pool import Source
 from core.evaluation.score_job import ScoreSpec
 from core.evaluation.sweep_job import SweepSpec
 from core.inference import decoding
-from core.inference.requests import Reply
+from core.inference.requests import Decoded
 from core.models import catalog
 from core.paths import TEMPLATES, DatasetPaths, RunPaths
 from core.persona.persona import load_persona
@@ -456,7 +456,7 @@ def test_models_that_answer_nothing(
     monkeypatch.setattr(
         decoding,
         "replies",
-        lambda voice, asked, settings, **_: [Reply("", [], "stop")] * len(asked),
+        lambda voice, asked, settings, **_: [Decoded("", [], "stop")] * len(asked),
     )
     base = catalog.resolve(str(tiny_llama))
     card = scorecard.evaluate(

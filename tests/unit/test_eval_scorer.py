@@ -15,8 +15,12 @@ from core.conversation import Probe
 from core.probes import scorer
 from core.text import claims, normalize
 
+pytestmark = pytest.mark.fast
+
 DATA = Path(__file__).resolve().parent.parent / "data"
 CASES = list(fsio.read_jsonl(DATA / "scorer_cases.jsonl"))
+#: Names inside words, inducement, denial, relations: written with their labels before the rules.
+TRAPS = list(fsio.read_jsonl(DATA / "scorer_traps.jsonl"))
 
 
 def probe(prompt: str = "Who are you?", **fields: object) -> Probe:
@@ -31,7 +35,7 @@ def test_there_are_enough_cases_of_every_label() -> None:
     assert sum(c["locale"] == "zh" for c in CASES) >= 30
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c['label']}: {c['reply'][:40]}")
+@pytest.mark.parametrize("case", CASES + TRAPS, ids=lambda c: f"{c['label']}: {c['reply'][:40]}")
 def test_label(case: dict[str, object]) -> None:
     assert scorer_quality.judge(case) == case["label"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import time
+from functools import cache
 from string import Formatter
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import UserError
-from core.language import catalog, formats
+from core.language import formats, translations
 from core.language.messages import captured, pieces_of, translate_message
 from core.paths import REPO
 from tests.texts import Key, core_keys, keys_of, page_keys, read
@@ -20,10 +21,11 @@ from tests.texts import Key, core_keys, keys_of, page_keys, read
 HELP = (
     "write it in core/language/zh.po or core.zh.po; `python -m tests.texts` sorts, adds and drops"
 )
-DOMAINS: list[catalog.Domain] = ["pages", "core"]
+DOMAINS: list[translations.Domain] = ["pages", "core"]
 
 
-def wanted(domain: catalog.Domain) -> dict[Key, str]:
+@cache
+def wanted(domain: translations.Domain) -> dict[Key, str]:
     return page_keys() if domain == "pages" else core_keys()
 
 
@@ -35,25 +37,26 @@ def forms(entry: object) -> list[str]:
     return list(entry) if isinstance(entry, tuple) else [str(entry)]
 
 
-def chinese(domain: catalog.Domain) -> dict[Key, list[str]]:
-    entries = {m.id: m.string for m in read(catalog.path_of("zh", domain)) if m.id}
+@cache
+def chinese(domain: translations.Domain) -> dict[Key, list[str]]:
+    entries = {m.id: m.string for m in read(translations.path_of("zh", domain)) if m.id}
     return {tuple(k) if isinstance(k, list) else k: forms(v) for k, v in entries.items()}
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_no_text_is_without_chinese(domain: catalog.Domain) -> None:
+def test_no_text_is_without_chinese(domain: translations.Domain) -> None:
     known = chinese(domain)
     missing = [f"{at} {key!r}" for key, at in wanted(domain).items() if not any(known.get(key, []))]
     assert missing == [], HELP
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_no_chinese_is_unused(domain: catalog.Domain) -> None:
+def test_no_chinese_is_unused(domain: translations.Domain) -> None:
     assert sorted(set(chinese(domain)) - set(wanted(domain)), key=str) == [], HELP
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_the_chinese_has_the_holes_of_the_english(domain: catalog.Domain) -> None:
+def test_the_chinese_has_the_holes_of_the_english(domain: translations.Domain) -> None:
     for key, found in chinese(domain).items():
         english = key if isinstance(key, str) else key[1]
         for form in found:
@@ -61,7 +64,7 @@ def test_the_chinese_has_the_holes_of_the_english(domain: catalog.Domain) -> Non
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_the_chinese_is_set_as_chinese_is(domain: catalog.Domain) -> None:
+def test_the_chinese_is_set_as_chinese_is(domain: translations.Domain) -> None:
     """Full-width punctuation, and a space between Chinese and Latin words or digits."""
     han, latin = "[\u4e00-\u9fff]", "[A-Za-z0-9]"
     for found in chinese(domain).values():
@@ -82,15 +85,15 @@ def test_the_extraction_sees_what_is_marked() -> None:
 
 
 def test_values_go_in_after_translation() -> None:
-    assert catalog.translate("{time} left", "zh", time="{x}") == "还剩 {x}"
-    assert catalog.translate("no such text {a:,}", "zh", a=1234) == "no such text 1,234"
-    assert catalog.translate_count("{n} row", "{n} rows", 1, "en") == "1 row"
-    assert catalog.translate_count("{n} row", "{n} rows", 1200, "en") == "1,200 rows"
+    assert translations.translate("{time} left", "zh", time="{x}") == "还剩 {x}"
+    assert translations.translate("no such text {a:,}", "zh", a=1234) == "no such text 1,234"
+    assert translations.translate_count("{n} row", "{n} rows", 1, "en") == "1 row"
+    assert translations.translate_count("{n} row", "{n} rows", 1200, "en") == "1,200 rows"
 
 
 def test_the_browser_chooses() -> None:
     asked = ["zh-CN", "zh", "zh_TW", "en-GB", "de", "", None]
-    assert [catalog.nearest(a) for a in asked] == ["zh", "zh", "zh", "en", "en", "en", "en"]
+    assert [translations.nearest(a) for a in asked] == ["zh", "zh", "zh", "en", "en", "en", "en"]
 
 
 def test_durations_are_as_fine_as_one_reads_them() -> None:

@@ -18,7 +18,7 @@ from core.chat.columns import Column
 from core.chat.dialogue import Reply, Turn
 from core.conversation import Conversation, Message, Probe
 from core.data import drafts, store
-from core.data.drafts import Draft
+from core.data.drafts import DatasetDraft
 from core.errors import UserError
 from core.inference.settings import GenerationSettings
 from core.jobs.journal import Journal, read_journal
@@ -28,6 +28,8 @@ from core.persona.persona import Persona, load_persona, parse_persona
 from core.persona.schema import Pack
 from core.probes.suites import read_probes
 from tests.unit.test_data_persona import PACK
+
+pytestmark = pytest.mark.fast
 
 CASES = Path(__file__).parents[1] / "data" / "cases"
 #: The separators that `str.splitlines` cuts at are as likely as all of the rest.
@@ -80,9 +82,9 @@ def test_rows_and_manifest(rows: list[Conversation], note: str) -> None:
 def test_edits_of_rows(rows: list[Conversation], label: str) -> None:
     name = store.free_name("edits")
     store.save(name, rows[:1])
-    Draft(name).write(rows[1:], label=label)
-    assert list(Draft(name).rows()) == rows
-    assert [edit.label for edit in Draft(name).done] == ([label] if rows[1:] else [])
+    DatasetDraft(name).write(rows[1:], label=label)
+    assert list(DatasetDraft(name).rows()) == rows
+    assert [edit.label for edit in DatasetDraft(name).done] == ([label] if rows[1:] else [])
     store.delete(name)
 
 

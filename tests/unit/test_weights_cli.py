@@ -97,7 +97,7 @@ def test_preview_is_what_is_written(tmp_path: Path, tiny_llama: Path) -> None:
 
 def test_planning_and_converting_import_no_torch() -> None:
     code = (
-        "import sys, core.weights.convert, core.weights.plan, core.weights.preview, "
+        "import sys, core.weights.convert, core.weights.merge_plan, core.weights.preview, "
         "core.weights.manifest, core.commands.weights; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=REPO).returncode == 0

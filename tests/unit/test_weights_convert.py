@@ -18,8 +18,8 @@ from core.paths import RunPaths
 from core.training import compat
 from core.weights import manifest
 from core.weights.convert import adapter_key, adapter_of, convert
-from core.weights.deepspeed import read_zero
 from core.weights.source import read_config
+from core.weights.zero import read_zero
 from tests.fakes import tiny_models as tiny
 
 

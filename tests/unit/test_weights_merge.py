@@ -16,7 +16,7 @@ from core.errors import UserError, UserErrors
 from core.weights import manifest
 from core.weights.convert import convert
 from core.weights.merge import MergeSettings, merge
-from core.weights.plan import notes_on, parse_size, plan_merge
+from core.weights.merge_plan import notes_on, parse_size, plan_merge
 from tests.fakes import tiny_models as tiny
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -13,7 +13,7 @@ import torch
 
 from core.models.data_only import data_only
 from core.paths import REPO
-from core.weights.deepspeed import read_zero
+from core.weights.zero import read_zero
 
 pytestmark = pytest.mark.slow
 

@@ -48,7 +48,7 @@ class Completion:
     tokens: int
 
 
-class Backend(Protocol):
+class Speaker(Protocol):
     """``name`` goes into each dialogue's record, ``key`` into the cache key."""
 
     @property
@@ -243,7 +243,7 @@ def _fault(answer: Any) -> str:
     return ""
 
 
-def open_backend(model: str) -> Backend:
+def open_backend(model: str) -> Speaker:
     """``endpoint:NAME``, or whatever ``core.models.catalog.resolve`` takes."""
     if model.startswith(ENDPOINT_PREFIX):
         return EndpointBackend(model.removeprefix(ENDPOINT_PREFIX))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from core.conversation import Message
-from core.data.ultrachat.backends import Backend, Call, Completion
+from core.data.ultrachat.backends import Call, Completion, Speaker
 from core.data.ultrachat.cards import clean_line, swapped_view, transcript_view
 from core.data.ultrachat.checks import check_reply, check_user
 from core.data.ultrachat.openings import Opening
@@ -176,10 +176,10 @@ class Dialogue:
 
 def play(
     fresh: Callable[[], Dialogue | None],
-    user: Backend,
-    assistant: Backend,
+    user: Speaker,
+    assistant: Speaker,
     seed: int,
-    budget: Budget,
+    budget: CallBudget,
     beat: Callable[[], None],
 ) -> Iterator[Dialogue]:
     """Play the dialogues that ``fresh`` gives and yield each when it ends.
@@ -209,7 +209,7 @@ def play(
 
 
 @dataclass
-class Budget:
+class CallBudget:
     """A limit on model calls, shared by both sides."""
 
     calls: int
@@ -227,7 +227,7 @@ class Budget:
 
 
 def _tick(
-    active: Sequence[Dialogue], user: Backend, assistant: Backend, seed: int, budget: Budget
+    active: Sequence[Dialogue], user: Speaker, assistant: Speaker, seed: int, budget: CallBudget
 ) -> list[UserError]:
     """One call for every active dialogue, both sides in one batch each."""
     waiting: dict[Side, list[tuple[Dialogue, Call]]] = {"user": [], "assistant": []}

@@ -21,7 +21,7 @@ from pages._ui.compare.turns import (
     VIEWS,
     Actions,
     Boxes,
-    Look,
+    ReplyStyle,
     draw_live,
     draw_prompt,
     draw_replies,
@@ -65,7 +65,7 @@ def draw(setup: Setup, box: DeltaGenerator) -> None:
         _follow(session, live, boxes, look)
 
 
-def _toolbar(session: ChatSession | None) -> Look:
+def _toolbar(session: ChatSession | None) -> ReplyStyle:
     """How replies are shown, and the way to a new conversation."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
         view = st.segmented_control(
@@ -83,7 +83,7 @@ def _toolbar(session: ChatSession | None) -> Look:
                 t("New conversation"), icon=":material/add_comment:", key="compare_new",
                 on_click=state.leave, shortcut="Alt+N",
             )  # fmt: skip
-    return Look(view or "formatted", blind, state.persona())
+    return ReplyStyle(view or "formatted", blind, state.persona())
 
 
 def _first_questions(setup: Setup) -> None:
@@ -96,7 +96,7 @@ def _first_questions(setup: Setup) -> None:
                 _submit(t(question), setup)
 
 
-def _turns(session: ChatSession, live: LiveTurn | None, setup: Setup, look: Look) -> Boxes:
+def _turns(session: ChatSession, live: LiveTurn | None, setup: Setup, look: ReplyStyle) -> Boxes:
     """The conversation; returns where the replies that stream are to be drawn."""
     if session.save_error:
         st.warning(literal(from_core(session.save_error)), icon=":material/save:")
@@ -126,7 +126,7 @@ def _order(session: ChatSession, turn: Turn, turn_id: int, shuffled: bool) -> li
 
 
 def _turn(
-    session: ChatSession, index: int, live: LiveTurn | None, setup: Setup, look: Look
+    session: ChatSession, index: int, live: LiveTurn | None, setup: Setup, look: ReplyStyle
 ) -> Boxes:
     transcript = session.transcript
     turn = transcript.turns[index]
@@ -205,7 +205,7 @@ def _again(session: ChatSession, setup: Setup) -> None:
         st.rerun()
 
 
-def _live(session: ChatSession, turn: Turn, turn_id: int, look: Look) -> Boxes:
+def _live(session: ChatSession, turn: Turn, turn_id: int, look: ReplyStyle) -> Boxes:
     """Where replies stream; above them the way to stop, which they would push away below."""
     st.button(
         t("Stop"), icon=":material/stop_circle:", key="compare_stop", on_click=session.stop,
@@ -236,7 +236,7 @@ def _submit(prompt: str, setup: Setup) -> None:
         st.rerun()
 
 
-def _follow(session: ChatSession, live: LiveTurn, boxes: Boxes, look: Look) -> None:
+def _follow(session: ChatSession, live: LiveTurn, boxes: Boxes, look: ReplyStyle) -> None:
     """Redraw what has arrived until every reply is over and saved; nothing else of the page."""
     kept = session.transcript.turns[live.again].replies if live.again is not None else {}
     drawn: dict[str, tuple[int, str]] = {}

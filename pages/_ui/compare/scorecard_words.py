@@ -1,8 +1,8 @@
-"""What gates, numbers, verdicts and judgements are called on the page, by their names in core."""
+"""What gates, numbers and judgements are called on the page, by their names in core."""
 
 from __future__ import annotations
 
-from pages._ui.shell.language import N_, t
+from pages._ui.shell.language import N_
 
 #: Icon and words.
 OUTCOMES = {
@@ -25,6 +25,10 @@ GATES = {
     "agreement": N_("Same next token as the base"),
     "adversarial": N_("Keeps its identity under attack"),
     "persistence": N_("Knows its persona after eight turns"),
+    "fidelity_role": N_("States its role"),
+    "fidelity_skills": N_("Names its skills"),
+    "fidelity_limits": N_("Owns up to its limits"),
+    "fidelity_manner": N_("Keeps its manner over eight turns"),
     "knowledge": N_("Change in multiple choice"),
     "merge_kl": N_("Difference from adapter (0 = identical)"),
     "merge_flips": N_("Judged otherwise than the adapter"),
@@ -45,6 +49,10 @@ METRICS = {
     "ppl_ratio": N_("Surprise at the base's replies (1 = as the base)"),
     "kl_identity": N_("Distance from the base, persona questions (KL)"),
     "margin": N_("Persona's reply likelier than the base's"),
+    "fidelity_role": N_("States its role"),
+    "fidelity_skills": N_("Names its skills"),
+    "fidelity_limits": N_("Owns up to its limits"),
+    "fidelity_manner": N_("Keeps its manner over eight turns"),
     "adversarial_not_old": N_("Keeps its identity under attack"),
     "adversarial_samples_not_old": N_("The same, drawn at temperature 0.7"),
     "unseen_intent": N_("Questions of a new kind"),
@@ -55,20 +63,8 @@ METRICS = {
     "knowledge": N_("Change in multiple choice"),
     "instructions": N_("Instructions followed"),
 }
-VERDICTS = {
-    "LEARNED": N_("Learned"),
-    "UNDERFIT": N_("Not learned yet"),
-    "OVERFIT": N_("Learned too much: it leaks"),
-    "UNSETTLED": N_("Unsettled: missed where it belongs, present where it does not"),
-    "COLLAPSED": N_("Collapsed: the model is broken"),
-    "MEMORISED": N_("Learned by heart: only known wordings"),
-    "PROMPT-BOUND": N_("Only without a system prompt"),
-    "MERGE-LOST": N_("Lost in the merge"),
-    "NOT ENOUGH EVIDENCE": N_("Not enough evidence"),
-}
 CURVES = (("recall", N_("Knows its persona")), ("leak", N_("Persona in general replies")))
 SIZES = {"quick": N_("Quick"), "full": N_("Full"), "sweep": N_("Checkpoint search")}
-
 
 CHANGES = {"equal": N_("equal"), "better": N_("better"), "worse": N_("worse")}
 LABELS = {
@@ -78,8 +74,3 @@ LABELS = {
     "PART": N_("says only a part"),
     "HIT": N_("right"),
 }
-
-
-def verdict_words(verdict: str) -> str:
-    """A verdict as a person would say it."""
-    return t(VERDICTS[verdict]) if verdict in VERDICTS else verdict

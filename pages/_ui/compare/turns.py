@@ -44,7 +44,7 @@ _MARKS = {
 
 
 @dataclass(frozen=True)
-class Look:
+class ReplyStyle:
     """How replies are shown. ``blind``: hide what gives the models away until there is a vote."""
 
     view: View
@@ -117,7 +117,7 @@ def draw_replies(
     index: int,
     columns: list[Column],
     order: list[str],
-    look: Look,
+    look: ReplyStyle,
     actions: Actions,
 ) -> None:
     """The replies of a finished turn, with marks, figures and actions."""
@@ -152,7 +152,7 @@ def _reference(turn: Turn, column_id: str) -> str | None:
     return turn.replies[other].text if other != column_id else None
 
 
-def draw_reply(reply: Reply, reference: str | None, look: Look) -> None:
+def draw_reply(reply: Reply, reference: str | None, look: ReplyStyle) -> None:
     """Text and error of a reply."""
     if reply.text.strip():
         if look.view == "raw":

@@ -6,7 +6,7 @@ import streamlit as st
 
 from core.chat import transcripts
 from core.chat.columns import Column
-from core.chat.dialogue import Draft
+from core.chat.dialogue import MessageDraft
 from core.chat.protocol import Preview
 from core.chat.render import literal, safe_markdown
 from core.chat.session import ChatSession
@@ -51,7 +51,7 @@ def said(holder: Holder) -> str:
 def submit(text: str, at: int | None, setup: Setup) -> None:
     """Keep the message first, then try to send it: whatever happens, it is not lost."""
     session = state.keep(setup)
-    transcripts.set_draft(session.transcript, Draft(text, at))
+    transcripts.set_draft(session.transcript, MessageDraft(text, at))
     _mark(session, None, queued=True)
     send(session, setup)
 
@@ -83,7 +83,7 @@ def _mark(session: ChatSession, error: UserError | None, *, queued: bool) -> Non
     st.session_state.setdefault(_QUEUED, {})[name] = queued
 
 
-def _previews(session: ChatSession, draft: Draft, setup: Setup) -> dict[str, Preview]:
+def _previews(session: ChatSession, draft: MessageDraft, setup: Setup) -> dict[str, Preview]:
     ready = state.worker().ready(setup.columns)
     return session.preview(draft.text, setup.settings, draft.at) if ready else {}
 
@@ -134,7 +134,7 @@ def _device_busy(session: ChatSession, setup: Setup) -> None:
     look()
 
 
-def _would_be_cut(session: ChatSession, draft: Draft, setup: Setup) -> bool:
+def _would_be_cut(session: ChatSession, draft: MessageDraft, setup: Setup) -> bool:
     """Whether the message waits for a yes to leaving out the oldest ones; says so."""
     names = {c.id: c for c in setup.columns}
     try:

@@ -10,15 +10,15 @@ from streamlit.runtime.uploaded_file_manager import UploadedFile
 from core import fsio
 from core.chat.render import code, literal
 from core.data import placeholders, store
-from core.data.drafts import Draft
+from core.data.drafts import DatasetDraft
 from core.data.formats import FORMATS, export_lines
 from core.data.importer import ImportReport, UniqueIds, import_file
-from core.data.tables import Table
+from core.data.tables import Sheet
 from core.persona import packs
 from pages._ui.dataset.state import bubbles, choose_dataset, go
-from pages._ui.shell import words
+from pages._ui.shell import address, words
 from pages._ui.shell.common import errors_shown, folder_tree
-from pages._ui.shell.language import N_, from_core, listed, number, t, tn
+from pages._ui.shell.language import N_, from_core, listed, moment_of, number, t, tn
 from pages._ui.shell.uploads import release_uploads
 
 
@@ -39,10 +39,10 @@ def draw() -> None:
 
 def _files(name: str) -> None:
     summary = next(s for s in store.list_datasets() if s.name == name)
-    kinds = ", ".join(f"{words.kind(k)} {number(v)}" for k, v in summary.kinds.items())
+    kinds = listed([f"{words.kind(k)} {number(v)}" for k, v in summary.kinds.items()])
     parts = [
         tn("{n} row", "{n} rows", summary.rows) + (f" ({literal(kinds)})" if kinds else ""),
-        t("made {when}", when=literal(summary.created)) if summary.created else "",
+        t("made {when}", when=literal(moment_of(summary.created))) if summary.created else "",
         t("from {name}", name=code(summary.parent)) if summary.parent else "",
         literal(from_core(summary.note)),
     ]
@@ -80,7 +80,7 @@ def _delete(name: str) -> None:
         )
         if st.button(t("Delete"), key=f"delete-{name}"):
             store.delete(name)
-            st.query_params.pop("dataset", None)
+            address.write(dataset=None)
             st.rerun()
 
 
@@ -156,7 +156,7 @@ def _read(upload: UploadedFile, columns: dict[str, str], persona: str) -> Import
     return kept[key]
 
 
-def _columns(table: Table, file_id: str) -> dict[str, str]:
+def _columns(table: Sheet, file_id: str) -> dict[str, str]:
     """What stands in which column, as found until it is chosen otherwise."""
     chosen = {}
     for place, what in zip(st.columns(3), ("question", "answer", "system"), strict=True):
@@ -210,7 +210,7 @@ def _take(report: ImportReport, name: str, filename: str) -> None:
                 _done()
                 go("rows", wanted)
     if name and add.button(t("Add to {name}", name=literal(name)), icon=":material/playlist_add:"):
-        draft = Draft(name)
+        draft = DatasetDraft(name)
         draft.write(
             list(map(UniqueIds(draft.ids()), report.rows)),
             label=t("{n} rows from {file}", n=len(report.rows), file=literal(filename)),

@@ -6,7 +6,7 @@ import streamlit as st
 
 from core.chat.render import literal
 from core.data import store
-from core.data.drafts import Draft
+from core.data.drafts import DatasetDraft
 from core.data.report import DatasetReport
 from core.training import budget
 from core.training.budget import Budget
@@ -32,7 +32,7 @@ def draw() -> None:
         return
     model, length, step, steps = _settings()
     with errors_shown():
-        if Draft(name).changed:
+        if DatasetDraft(name).changed:
             st.info(
                 t("There are unsaved edits; the report is about the saved version."),
                 icon=":material/edit_note:",

@@ -9,7 +9,7 @@ import streamlit as st
 from core.chat.render import literal
 from core.conversation import Conversation, content_id
 from core.data import store
-from core.data.drafts import Draft
+from core.data.drafts import DatasetDraft
 from core.data.fields import RowError, check_text
 from core.data.grid import COLUMNS, from_table, to_table
 from core.text.normalize import locale_of
@@ -29,7 +29,7 @@ def draw() -> None:
     if not name:
         return
     with errors_shown():
-        draft = Draft(name)
+        draft = DatasetDraft(name)
         _history(draft)
         rows = _select(draft)
         if not rows:
@@ -44,7 +44,7 @@ def draw() -> None:
         _add(draft)
 
 
-def _history(draft: Draft) -> None:
+def _history(draft: DatasetDraft) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         if st.button(
             t("Undo"),
@@ -65,10 +65,10 @@ def _history(draft: Draft) -> None:
         edits = len(draft.done)
         kept = tn("{n} unsaved edit, kept on disk", "{n} unsaved edits, kept on disk", edits)
         held = tn("{n} conversation", "{n} conversations", len(draft))
-        st.caption(f"{held}, {kept if edits else t('no unsaved edits')}")
+        st.caption(f"{held} · {kept if edits else t('no unsaved edits')}")
 
 
-def _save(draft: Draft) -> None:
+def _save(draft: DatasetDraft) -> None:
     name = st.text_input(
         t("Name of the new version"),
         store.free_name(draft.name),
@@ -85,7 +85,7 @@ def _save(draft: Draft) -> None:
         st.rerun()
 
 
-def _select(draft: Draft) -> list[Conversation]:
+def _select(draft: DatasetDraft) -> list[Conversation]:
     line = st.container(horizontal=True, vertical_alignment="bottom")  # breaks where it is narrow
     search, kind, look, page = (line.container(width=width) for width in (260, 180, 150, 150))
     text = search.text_input(
@@ -115,7 +115,7 @@ def _select(draft: Draft) -> list[Conversation]:
     return draft.page((int(at) - 1) * PAGE, PAGE, chosen)
 
 
-def _grid(draft: Draft, rows: list[Conversation]) -> None:
+def _grid(draft: DatasetDraft, rows: list[Conversation]) -> None:
     table = to_table(rows)
     version = f"{draft.name}-{len(draft.done)}-{len(draft.undone)}-{rows[0].id}-{len(rows)}"
     columns: dict[str, Any] = {
@@ -161,7 +161,7 @@ def _grid(draft: Draft, rows: list[Conversation]) -> None:
     )  # fmt: skip
 
 
-def _add(draft: Draft) -> None:
+def _add(draft: DatasetDraft) -> None:
     with st.expander(t("Add a conversation of your own"), icon=":material/add_comment:"):
         with st.form(f"add-{draft.name}", clear_on_submit=True, border=False):
             user = st.text_area(t("User"), height=80)

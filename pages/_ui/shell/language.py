@@ -6,11 +6,12 @@ in core/language/zh.po. Text of others goes in through ``literal()`` or ``code()
 
 from __future__ import annotations
 
+from datetime import datetime
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import streamlit as st
 
-from core.language import catalog, formats, messages
+from core.language import formats, messages, translations
 
 _STATE = "language"
 _COOKIE = "persona_language"
@@ -29,18 +30,18 @@ def language() -> str:
     """
     if _STATE not in st.session_state:
         asked = st.query_params.get("lang") or st.context.cookies.get(_COOKIE) or st.context.locale
-        st.session_state[_STATE] = catalog.nearest(asked if isinstance(asked, str) else None)
+        st.session_state[_STATE] = translations.nearest(asked if isinstance(asked, str) else None)
     return str(st.session_state[_STATE])
 
 
 def t(template: str, **values: object) -> str:
     """``template`` in the language of the session; values go in after translation."""
-    return catalog.translate(template, language(), **values)
+    return translations.translate(template, language(), **values)
 
 
 def tn(one: str, many: str, n: int, **values: object) -> str:
     """``tn("{n} row", "{n} rows", 1)`` -> ``1 row``; ``{n}`` is written as 1,234."""
-    return catalog.translate_count(one, many, n, language(), **values)
+    return translations.translate_count(one, many, n, language(), **values)
 
 
 def from_core(message: str) -> str:
@@ -81,6 +82,14 @@ def moment(seconds: float) -> str:
     return formats.moment(seconds, language(), _zone())
 
 
+def moment_of(written: str) -> str:
+    """The same of a time that a file names (ISO 8601); what is none stays as it is."""
+    try:
+        return moment(datetime.fromisoformat(written).timestamp())
+    except (ValueError, OverflowError):
+        return written
+
+
 def duration(seconds: float) -> str:
     """``1 min 15 s`` / ``1 分 15 秒``"""
     return formats.duration(seconds, language())
@@ -103,8 +112,8 @@ def switch() -> None:
     """The choice in the sidebar. A cookie keeps it: the address would trap the Back button."""
     chosen = st.segmented_control(
         "Language / 语言",
-        list(catalog.LANGUAGES),
-        format_func=catalog.LANGUAGES.__getitem__,
+        list(translations.LANGUAGES),
+        format_func=translations.LANGUAGES.__getitem__,
         default=language(),
         required=True,
         label_visibility="collapsed",

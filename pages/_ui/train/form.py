@@ -15,10 +15,10 @@ from core.chat.render import literal
 from core.errors import UserError
 from core.training import drafts
 from core.training.defaults import choose, following, passes
-from core.training.drafts import Draft
+from core.training.drafts import FormDraft
 from core.training.fields import FIELDS, Field
+from core.training.lengths import RunLength, lengths
 from core.training.preflight import preflight
-from core.training.presets import Preset, presets
 from core.training.spec import TrainSpec
 from pages._ui.shell.common import device
 from pages._ui.shell.language import N_, from_core, t, tn
@@ -44,7 +44,7 @@ class _Auto:
     values: dict[str, Any]
     reasons: dict[str, str]
     usable: int
-    presets: list[Preset]
+    presets: list[RunLength]
 
 
 @st.cache_data(show_spinner=False, max_entries=16)
@@ -52,7 +52,7 @@ def _auto(dataset: str, model: str, stock: str, stamp: int) -> _Auto:
     spec, choices = choose(dataset, model, device(), {"stock_config": stock})
     found = preflight(spec, device())
     usable = found.rows - found.rows_unusable
-    return _Auto(spec.to_dict(), {c.name: c.reason for c in choices}, usable, presets(found))
+    return _Auto(spec.to_dict(), {c.name: c.reason for c in choices}, usable, lengths(found))
 
 
 def settings(dataset: Path, model: str, stock: str) -> TrainSpec:
@@ -77,7 +77,7 @@ def settings(dataset: Path, model: str, stock: str) -> TrainSpec:
             values |= _part(part, scope, values, auto)
     spec = TrainSpec.from_dict(values)
     changed = {k: v for k, v in spec.to_dict().items() if v != auto.values[k]}
-    _keep(Draft(dataset=dataset.name, model=model, stock_config=stock, values=changed))
+    _keep(FormDraft(dataset=dataset.name, model=model, stock_config=stock, values=changed))
     return spec
 
 
@@ -91,7 +91,7 @@ def _from_draft(scope: str, dataset: str, model: str) -> None:
         _fill(scope, draft.values)
 
 
-def _keep(draft: Draft) -> None:
+def _keep(draft: FormDraft) -> None:
     if st.session_state.get("train_draft") != draft:
         st.session_state["train_draft"] = draft
         drafts.save(draft)

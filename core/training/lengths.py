@@ -17,7 +17,7 @@ _TIMES: dict[Name, float] = {"quick": 0.5, "good": 1.0, "thorough": 2.0}
 
 
 @dataclass(frozen=True)
-class Preset:
+class RunLength:
     """A plan. ``settings``: fields of TrainSpec that differ from the defaults; ``seconds``: on
     this device, None if that is not known."""
 
@@ -31,7 +31,7 @@ class Preset:
         return int(self.settings["steps"])
 
 
-def presets(default: Preflight) -> list[Preset]:
+def lengths(default: Preflight) -> list[RunLength]:
     """The plans for a dataset, a model and a device, given what was found of the default run."""
     found = []
     for name, times in _TIMES.items():
@@ -45,5 +45,5 @@ def presets(default: Preflight) -> list[Preset]:
         if default.seconds is not None:
             training = (default.seconds.value - STARTUP_SECONDS) * steps / default.spec.steps
             seconds = STARTUP_SECONDS + training
-        found.append(Preset(name, {"steps": steps, **settings}, seconds))
+        found.append(RunLength(name, {"steps": steps, **settings}, seconds))
     return found

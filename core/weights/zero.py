@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core.errors import UserError
-from core.weights.checkpoint import Checkpoint, StoredTensor, open_checkpoint
+from core.weights.checkpoint import CheckpointFile, StoredTensor, open_checkpoint
 
 Array = npt.NDArray[Any]
 
@@ -45,7 +45,7 @@ def _ranked(folder: Path, pattern: str) -> list[Path]:
     return sorted(folder.glob(pattern), key=rank)
 
 
-def _flat(checkpoint: Checkpoint, tensor: Any) -> Array:
+def _flat(checkpoint: CheckpointFile, tensor: Any) -> Array:
     if not isinstance(tensor, StoredTensor):
         raise UserError(f"{checkpoint.path} holds no flat weights")
     return checkpoint.locate("fp32 groups", tensor).to_float32().reshape(-1)

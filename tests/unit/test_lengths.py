@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import pytest
+
+from core.training.lengths import lengths
 from core.training.preflight import STARTUP_SECONDS, Estimate, Preflight
-from core.training.presets import presets
 from core.training.spec import TrainSpec
+
+pytestmark = pytest.mark.fast
 
 
 def of(steps: int, seconds: float | None = 620.0) -> dict[str, tuple[int, float | None]]:
     spec = TrainSpec(dataset="d", steps=steps)
     estimate = None if seconds is None else Estimate(seconds, "")
-    found = presets(Preflight(spec, seconds=estimate))
+    found = lengths(Preflight(spec, seconds=estimate))
     for plan in found:  # no plan is refused by the form's own check
         spec.changed(**plan.settings).check()
     return {plan.name: (plan.steps, plan.seconds) for plan in found}
