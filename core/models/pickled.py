@@ -90,7 +90,7 @@ def _walk(file: BinaryIO, shared: int = MOST_SHARED) -> None:
     for operation, argument, _ in pickletools.genops(file):
         name = operation.name
         if name in _PUT or name == "MEMOIZE":
-            slot = len(memo) if name == "MEMOIZE" else argument
+            slot = len(memo) if name == "MEMOIZE" else int(argument or 0)
             if slot > shared:
                 raise _TooLarge(f"a shared value number {slot:,}")
             memo[slot] = stack[-1]
