@@ -22,6 +22,8 @@ from core.errors import UserError
 from core.paths import TEMPLATES
 from core.persona.persona import load_persona
 
+pytestmark = pytest.mark.fast
+
 CASES = Path(__file__).parents[1] / "data" / "cases"
 
 
