@@ -9,10 +9,9 @@ PORT ?= 8501
 run: install
 	$(BIN)/streamlit run streamlit_app.py --server.port $(PORT)
 
-# The quick unit tests: no model is loaded, no process started.
-FAST := architecture errors jobs_state training_faults formats eval_metrics eval_scorer chat_render
+# The test files that say `pytestmark = pytest.mark.fast`; the others are not even imported.
 test-fast: install-dev
-	$(BIN)/python -m pytest -x -m "not slow" $(FAST:%=tests/unit/test_%.py)
+	$(BIN)/python -m pytest -x -m fast $$(grep -l "^pytestmark = pytest.mark.fast" tests/unit/*.py)
 
 # One process a core with one thread each: the tests wait for processes more than they compute.
 test: install-dev

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from typing_extensions import TypedDict  # pydantic reads it on Python 3.11
 
 from core.errors import UserError
-from core.fsio import dump_json
+from core.fsio import dump_json, read_jsonl
 
 Role = Literal["system", "user", "assistant"]
 #: What a training row is for. ``own`` rows are the user's, ``rehearsal`` rows the base model's.
@@ -115,6 +116,11 @@ class Conversation:
 
 #: Labels of a row, and what an older row that lacks one means.
 _LABELS: dict[str, Any] = {"kind": "own", "intent": "", "cluster": "", "locale": "en"}
+
+
+def read_conversations(path: Path) -> Iterator[Conversation]:
+    """The rows of a ``train.jsonl``, streamed. Raises UserError: a torn line, a damaged row."""
+    return map(Conversation.from_row, read_jsonl(path))
 
 
 def _damaged(why: str) -> UserError:

@@ -2,37 +2,26 @@
 
 import streamlit as st
 
-from pages._ui.dataset import (
-    files as dataset_files,
-)
-from pages._ui.dataset import (
-    persona as dataset_persona,
-)
-from pages._ui.dataset import (
-    report as dataset_report,
-)
-from pages._ui.dataset import (
-    rows as dataset_rows,
-)
-from pages._ui.dataset import (
-    simulate as dataset_simulate,
-)
-from pages._ui.dataset.state import job_panel, section
+from pages._ui.dataset import files, persona, report, rows, simulate
+from pages._ui.dataset.state import job_panel
+from pages._ui.shell import address
 from pages._ui.shell.bootstrap import bootstrap
 from pages._ui.shell.common import device_line
-from pages._ui.shell.language import t
+from pages._ui.shell.language import N_, t
+
+#: Title and contents by the name in the address.
+PARTS = {
+    "persona": (N_("Persona"), ":material/person:", persona.draw),
+    "rows": (N_("Rows"), ":material/table_rows:", rows.draw),
+    "report": (N_("Report"), ":material/monitoring:", report.draw),
+    "simulate": (N_("Simulate"), ":material/forum:", simulate.draw),
+    "files": (N_("Files"), ":material/folder_open:", files.draw),
+}
 
 bootstrap()
 st.title(t("Dataset"))
 device_line()
-SECTIONS = {
-    "persona": (f":material/person: {t('Persona')}", dataset_persona.draw),
-    "rows": (f":material/table_rows: {t('Rows')}", dataset_rows.draw),
-    "report": (f":material/monitoring: {t('Report')}", dataset_report.draw),
-    "simulate": (f":material/forum: {t('Simulate')}", dataset_simulate.draw),
-    "files": (f":material/folder_open: {t('Files')}", dataset_files.draw),
-}
-chosen = section({key: label for key, (label, _) in SECTIONS.items()})
+chosen = address.view("dataset_view", {k: v[:2] for k, v in PARTS.items()}, "persona")
 if chosen != "persona":  # which shows it where its button is
     job_panel()
-SECTIONS[chosen][1]()
+PARTS[chosen][2]()

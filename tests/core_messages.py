@@ -46,6 +46,8 @@ SAID: dict[str, set[str]] = {
     "training/preflight.py": {"_row_warnings", "_seconds", "_memory", "_with_model"},
     "training/defaults.py": {"choose", "following", "_length", "_dtype", "_hold", "_group"}
     | {"_compile", "_batch", "_recompute", "_steps", "passes", "_stock"},
+    "training/recipe.py": {"learning_rate"},
+    "training/fit.py": {"length", "hold", "batch", "accumulation", "recompute"},
     "training/deepspeed.py": {"_ABOUT", "unavailable"},
     "training/faults.py": {"*"},
     "jobs/reasons.py": {"explain", "_explain", "diagnose", "fault"},

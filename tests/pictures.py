@@ -2,7 +2,8 @@
 
 Writes docs/pictures/{page}-{en,zh}-{light,dark}.png of the newest persona in the workspace
 (``PERSONA_HOME`` if none is given), which should have come all the way: one ``python -m core tune``
-makes it. Chinese needs a font that has it (Debian: fonts-noto-cjk).
+makes it; it is asked who it is for the picture of Compare. Chinese needs a font that has it
+(Debian: fonts-noto-cjk).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from PIL import Image
 from core import paths
 from core.paths import REPO
 from tests.e2e.test_train_page import Server, browser
+from tests.faults.support import until
 
 OUT = REPO / "docs" / "pictures"
 PAGES = {"start": "", **{p.lower(): p for p in ("Dataset", "Train", "Merge", "Compare")}}
@@ -25,6 +27,8 @@ LANGUAGES = {"en": "en-US", "zh": "zh-CN"}
 #: Colours of a picture: enough for the pages' flat surfaces and their charts.
 COLORS = 64
 _WAIT = 120_000
+#: Asked in Compare, in English: the bundled model speaks nothing else.
+QUESTIONS = ("Who are you?", "Who made you?")
 
 
 def take(home: Path) -> list[Path]:
@@ -35,13 +39,14 @@ def take(home: Path) -> list[Path]:
     made = []
     try:
         with browser() as chromium:
+            pages = {**PAGES, "compare": _conversation(chromium, server.url)}
             for language, locale in LANGUAGES.items():
                 for scheme in ("light", "dark"):
                     view = {"width": 1280, "height": 860}
                     context = chromium.new_context(
                         viewport=view, color_scheme=scheme, locale=locale
                     )
-                    for name, address in PAGES.items():
+                    for name, address in pages.items():
                         file = OUT / f"{name}-{language}-{scheme}.png"
                         _one(context, f"{server.url}/{address}", file)
                         made.append(file)
@@ -51,12 +56,28 @@ def take(home: Path) -> list[Path]:
     return made
 
 
+def _conversation(chromium: Any, url: str) -> str:
+    """Ask base and merged model; returns the address of the conversation."""
+    page = chromium.new_page(locale=LANGUAGES["en"])
+    page.set_default_timeout(3 * _WAIT)
+    page.goto(f"{url}/Compare")
+    for asked, question in enumerate(QUESTIONS, 1):
+        box = page.get_by_test_id("stChatInputTextArea")
+        box.fill(question)
+        box.press("Enter")
+        page.get_by_role("button", name="Copy").nth(2 * asked - 1).wait_for()
+    address = page.url.removeprefix(f"{url}/")
+    page.close()
+    return address
+
+
 def _one(context: Any, url: str, file: Path) -> None:
     page = context.new_page()
     page.set_default_timeout(_WAIT)
     page.goto(url)
     page.locator("h1").first.wait_for()
     page.locator("[data-test-script-state=notRunning]").first.wait_for()
+    until(lambda: page.get_by_test_id("stSkeleton").count() == 0, 60)
     page.wait_for_timeout(2_500)  # charts fade in
     image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     image.quantize(COLORS, dither=Image.Dither.NONE).save(file, optimize=True)

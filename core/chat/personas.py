@@ -92,11 +92,11 @@ def of_datasets(names: Sequence[str]) -> PersonaHint:
 def _hint(dataset: paths.DatasetPaths) -> PersonaHint:
     from core.persona.persona import load_persona
     from core.persona.system import system_turn
-    from core.probes.suites import read_probes
+    from core.probes.suites import probes_in
 
     persona = load_persona(dataset.persona)
     locale = persona.locales[0]
-    probes = read_probes(dataset.probes) if dataset.probes.is_file() else []
+    probes = probes_in(dataset.probes)
     return PersonaHint(
         persona.title(locale),
         tuple(persona.aliases("name")),

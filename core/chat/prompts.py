@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from core import fsio, paths
+from core import paths
 from core.chat.batch import MAX_PROMPTS
 from core.conversation import Message, Probe
-from core.errors import UserError
+from core.persona.persona import load_persona
+from core.probes.suites import FOLDER, fill, load_suite, names_of, probes_in
 
 #: The pack of a dataset's own held-out questions; the other packs are suites, ``name.locale``.
 HELD_OUT = "held_out"
@@ -13,8 +14,6 @@ HELD_OUT = "held_out"
 
 def packs(dataset: paths.DatasetPaths | None) -> list[str]:
     """Names to choose from: HELD_OUT if the dataset has probes, then suites as name.locale."""
-    from core.probes.suites import FOLDER
-
     suites = {file.name.removesuffix(".jsonl") for file in FOLDER.glob("*.jsonl")}
     # General questions first: there a persona should change nothing.
     ordered = sorted(suites, key=lambda name: (not name.startswith("general."), name))
@@ -27,26 +26,14 @@ def load(name: str, dataset: paths.DatasetPaths | None) -> list[str]:
     Without a persona the prompts that need one are left out.
     """
     if name == HELD_OUT:
-        rows = list(fsio.read_jsonl(dataset.probes)) if dataset else []
-        try:
-            return _unique([_last_user(row["messages"]) for row in rows])
-        except (LookupError, TypeError, StopIteration) as error:
-            raise UserError(
-                f"{dataset.probes if dataset else name} cannot be read",
-                why=f"{type(error).__name__}: {error}"[:200],
-                fix="build the dataset again, or choose other prompts",
-            ) from error
-    from core.probes.suites import load_suite
-
+        probes = probes_in(dataset.probes) if dataset else []
+        return _unique([_last_user(probe.messages) for probe in probes])
     suite, _, locale = name.rpartition(".")
     probes = load_suite(suite, locale)
     return _unique([_last_user(p.messages) for p in _filled(probes, dataset)])
 
 
 def _filled(probes: list[Probe], dataset: paths.DatasetPaths | None) -> list[Probe]:
-    from core.persona.persona import load_persona
-    from core.probes.suites import fill, names_of
-
     if dataset is not None and dataset.persona.is_file():
         persona = load_persona(dataset.persona)
         return list(fill(probes, persona, names_of(persona)))

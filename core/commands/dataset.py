@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from core import fsio
 from core.commands.located import located
 from core.commands.pairs import parse_pairs
-from core.conversation import Conversation, Probe
+from core.conversation import read_conversations
 from core.data.formats import export_rows
 from core.data.ultrachat.backends import KEY_VARIABLE, URL_VARIABLE
 from core.errors import UserError
@@ -266,17 +266,17 @@ def _lint(args: argparse.Namespace) -> int:
     from core.data.row_lint import lint_rows
     from core.persona import packs
     from core.persona.persona import load_persona
+    from core.probes.suites import probes_in
 
     if args.what.endswith((".yaml", ".yml")) or args.what in packs.all_packs():
         findings = lint_pack(load_persona(_pack(args.what)))
     else:
         at = _locate(args.what)
         persona = load_persona(at.persona) if at.persona.is_file() else None
-        probes = [Probe(**r) for r in fsio.read_jsonl(at.probes)] if at.probes.is_file() else []
-        rows = (Conversation.from_row(r) for r in fsio.read_jsonl(at.train))
+        rows = read_conversations(at.train)
         findings = [
             *(lint_pack(persona) if persona else []),
-            *lint_rows(rows, persona, probes=probes),
+            *lint_rows(rows, persona, probes=probes_in(at.probes)),
         ]
     for f in findings:
         times = f" ({f.count} times)" if f.count > 1 else ""
@@ -326,7 +326,7 @@ def _counts(values: dict[Any, int]) -> str:
 def _export(args: argparse.Namespace) -> int:
     if args.out.exists():
         raise UserError(f"{args.out} exists", fix="choose another file name")
-    rows = (Conversation.from_row(r) for r in fsio.read_jsonl(_locate(args.dataset).train))
+    rows = read_conversations(_locate(args.dataset).train)
     done = export_rows(rows, args.format, args.out)
     print(f"{done.rows:,} rows, {fsio.human_bytes(done.bytes)}, in {done.path}")
     for note in done.notes:

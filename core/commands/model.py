@@ -31,8 +31,7 @@ def register(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from core.inference import load
-    from core.models import catalog, families, prepared, xtuner_template
+    from core.models import catalog, families, prepared
     from core.training import base
 
     code = args.trust_remote_code is not None
@@ -45,7 +44,7 @@ def _run(args: argparse.Namespace) -> int:
         made = prepared.with_template(ref.path, args.chat_template)
         print(f"made {made}: use this folder as the model")
         ref = catalog.resolve(str(made))
-    chat = xtuner_template.XTunerTemplate(load.load_tokenizer(ref.path))
+    chat = base.require_trainable(ref.path)
     family = families.of(ref.family)
     print(f"{ref.name}: {ref.path}")
     print(f"  family {ref.family}, licence {ref.license}, speaks {', '.join(ref.locales)}")

@@ -35,22 +35,25 @@ def register(commands: Any) -> None:
     parser.add_argument("--output", type=Path, help="a new folder (default: in the workspace)")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted --output")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--preset",
+        choices=("quick", "good", "thorough"),
+        default="good",
+        help="how much work the persona gets, as on the start page (default: good)",
+    )
     parser.add_argument("--steps", type=int, help="optimizer steps (default: from the dataset)")
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
-    from core.pipeline.stages import TuneSpec
+    from core.pipeline.presets import PRESETS
     from core.pipeline.tune import tune
 
     slots = parse_pairs(args.slots, "--set")
-    spec = TuneSpec(
-        persona=str(Path(args.persona).resolve()),
-        overrides=slots,
-        model=args.model,
-        seed=args.seed,
-        training={"steps": args.steps} if args.steps else {},
-    )
+    persona = str(Path(args.persona).resolve())
+    spec = PRESETS[args.preset].spec(persona, slots, args.model, args.seed)
+    if args.steps:
+        spec = spec.changed(training={**spec.training, "steps": args.steps})
     if args.resume and not args.output:
         raise UserError(
             "--resume needs the --output of the interrupted tune", fix="name it: --output FOLDER"

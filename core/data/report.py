@@ -29,8 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core import fsio
-from core.conversation import Conversation, OnProgress, Probe
+from core.conversation import Conversation, OnProgress, Probe, read_conversations
 from core.data import diversity
 from core.data.findings import Finding
 from core.data.pack_lint import lint_pack, lint_slots
@@ -38,6 +37,7 @@ from core.data.row_lint import lint_rows
 from core.models.template import ChatTemplate
 from core.paths import DatasetPaths
 from core.persona.persona import Persona, load_persona, trained_intents
+from core.probes.suites import probes_in
 
 _CONTAMINATION = ("held-out-cluster", "probe-wording", "near-probe")
 #: Columns of the token-length histogram.
@@ -107,16 +107,12 @@ def report_dataset(
     """Report on a dataset folder under the tokenizer of ``model``."""
     from core.inference.load import load_tokenizer
 
-    rows = [Conversation.from_row(row) for row in fsio.read_jsonl(dataset.train)]
-    probes = []
-    if dataset.probes.is_file():
-        probes = [Probe(**row) for row in fsio.read_jsonl(dataset.probes)]
     persona = load_persona(dataset.persona) if dataset.persona.is_file() else None
     return report_rows(
-        rows,
+        list(read_conversations(dataset.train)),
         load_tokenizer(model),
         persona=persona,
-        probes=probes,
+        probes=probes_in(dataset.probes),
         max_length=max_length,
         on_progress=on_progress,
     )

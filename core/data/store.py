@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from core import paths
-from core.conversation import Conversation
+from core.conversation import Conversation, read_conversations
 from core.data.importer import UniqueIds
 from core.errors import UserError
 from core.fsio import (
@@ -25,7 +25,6 @@ from core.fsio import (
     disk_errors,
     parse_line,
     read_json,
-    read_jsonl,
     safe_join,
     sha256_file,
     slug,
@@ -187,8 +186,7 @@ def _index(train: Path, _mtime: int, _size: int) -> RowIndex:
 
 def rows(name: str) -> Iterator[Conversation]:
     """All rows of a version, streamed."""
-    for row in read_jsonl(dataset(name).train):
-        yield Conversation.from_row(row)
+    return read_conversations(dataset(name).train)
 
 
 def save(

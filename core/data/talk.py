@@ -55,7 +55,10 @@ WRITTEN = (
 SYSTEM = ("system", "system_prompt", "system_message", "system_instruction", "系统", "系统提示")
 LABELS = ("id", "kind", "intent", "cluster", "locale", "loss", "cut", "history")
 _REASONING = ("reasoning_content", "reasoning", "thinking")
-FLAGS = ("loss", "output_with_loss", "train", "training", "trainable", "weight", "loss_scale")
+FLAGS = (
+    *("loss", "output_with_loss", "train", "training", "trainable"),
+    *("weight", "loss_scale", "loss_weight"),
+)
 _CONTENT = ("content", "value", "text", "parts")
 _CALLS = ("tool_calls", "function_call")
 

@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from core import fsio
-from core.conversation import Conversation, Probe
+from core.conversation import Conversation, Probe, read_conversations
 from core.errors import UserError, UserErrors
 from core.evaluation import ability
 from core.evaluation.plan import Plan
@@ -210,8 +209,7 @@ class _Training:
         """Stream ``train.jsonl``."""
         found = cls()
         seen: set[str] = set()
-        for raw in fsio.read_jsonl(path):
-            row = Conversation.from_row(raw)
+        for row in read_conversations(path):
             users = [m["content"] for m in row.messages if m["role"] == "user"]
             found.wordings.update(map(normalize.compact, users))
             if row.kind != "identity":

@@ -74,13 +74,13 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def show(metrics: dict[str, Any], key: str) -> str:
-    """A metric in words: '96/100 (90.2% to 98.4%)', '0.031', '' if not measured."""
+    """A metric in words: '96/100 (90.2%-98.4%)', '0.031', '' if not measured."""
     value = metrics.get(key)
     if isinstance(value, dict):
         if "hits" in value:
             if not value["n"]:
                 return ""
-            return f"{value['hits']}/{value['n']} ({value['low']:.1%} to {value['high']:.1%})"
+            return f"{value['hits']}/{value['n']} ({value['low']:.1%}-{value['high']:.1%})"
         if "change" in value:
             return (
                 f"{value['change']:+.1%} ({value['low']:+.1%} to {value['high']:+.1%}), McNemar "

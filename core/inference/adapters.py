@@ -15,6 +15,7 @@ from typing import Any
 
 from core.errors import UserError
 from core.models import lora, sandbox
+from core.models.finite import broken
 
 _active = threading.local()
 
@@ -53,16 +54,25 @@ def wrap(model: Any, adapter: Path, name: str = "default", **options: Any) -> An
     names = [name for name, _ in inner.named_modules()]
     sandbox.require_matchable(config, names, str(adapter))
     lora.require_fit(adapter, inner, base)
+    if odd := broken(lora.weights_file(adapter)):
+        raise UserError(
+            f"the weights of the adapter {adapter} are broken",
+            why=f"{odd} holds NaN or infinity: its training diverged, or the copy is damaged",
+            fix="copy it again, or use an earlier checkpoint of its training",
+        )
     try:
         if isinstance(model, PeftModel):
             model.load_adapter(str(adapter), adapter_name=name, **options)
         else:
             model = PeftModel.from_pretrained(model, str(adapter), adapter_name=name, **options)
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+    except KeyError as error:
+        raise _lacking(adapter, [str(error.args[0])]) from error
+    except Exception as error:  # PEFT raises what it meets
+        fits = not isinstance(error, RuntimeError)  # what torch says of other sizes
         raise UserError(
-            f"the adapter {adapter} does not fit {base}",
-            why=str(error)[:400],
-            fix="choose the base that the adapter was trained on",
+            f"the adapter {adapter} " + ("cannot be loaded" if fits else f"does not fit {base}"),
+            why=str(error)[:400] or type(error).__name__,
+            fix="" if fits else "choose the base that the adapter was trained on",
         ) from error
     _require_whole(model, adapter, name)
     model.eval()
@@ -70,16 +80,26 @@ def wrap(model: Any, adapter: Path, name: str = "default", **options: Any) -> An
 
 
 def _require_whole(model: Any, adapter: Path, name: str) -> None:
-    """PEFT leaves layers without weights in the file at zero, with a warning."""
-    stored = lora.shapes(adapter)
-    wrapped = [n for n, m in model.named_modules() if name in getattr(m, "lora_A", {})]
-    lacking = [n for n in wrapped if not any(key.startswith(f"{n}.lora_") for key in stored)]
+    """PEFT leaves what the file lacks as it was made, with a warning.
+
+    What it would write of this adapter is what must be there: the parts of a variant too.
+    """
+    from peft import get_peft_model_state_dict
+
+    wanted = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    # Releases before 0.9 wrote the magnitudes of DoRA without this ending.
+    stored = {key.removesuffix(".weight") for key in lora.shapes(adapter)}
+    lacking = sorted(key for key in wanted if key.removesuffix(".weight") not in stored)
     if lacking:
-        raise UserError(
-            f"the adapter {adapter} lacks {len(lacking)} of the layers that it targets",
-            why=", ".join(lacking[:4]) + (" …" if len(lacking) > 4 else ""),
-            fix="choose the base that the adapter was trained on, or convert the checkpoint again",
-        )
+        raise _lacking(adapter, lacking)
+
+
+def _lacking(adapter: Path, keys: list[str]) -> UserError:
+    return UserError(
+        f"the adapter {adapter} lacks {len(keys)} of the parts that its config asks for",
+        why=", ".join(keys[:4]) + (" …" if len(keys) > 4 else ""),
+        fix="choose the base that the adapter was trained on, or copy or convert it again",
+    )
 
 
 def attach(model: Any, adapter: Path, name: str) -> Any:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 
 from core import fsio
 from core.errors import UserError
 from core.inference.adapters import wrap
+from core.inference.whole import LOADING_ERRORS, open_model, require_finite
 from core.models import chat_templates, folder, trust
 from core.models import device as devices
 from core.models.nf4 import nf4_config
@@ -23,18 +20,6 @@ if TYPE_CHECKING:
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _NF4_BYTES = 0.6
-#: What transformers raises for a folder that it cannot make a model of.
-_LOADING = (
-    OSError,
-    ValueError,
-    RuntimeError,
-    KeyError,
-    ImportError,
-    AttributeError,
-    StrictDataclassError,
-    SafetensorError,
-    pickle.UnpicklingError,
-)
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
@@ -90,7 +75,7 @@ def open_tokenizer(path: Path) -> tuple[Any, list[str]]:
     code = trust.allow(path, tokenizer_only=True)
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(str(path), trust_remote_code=code)
-    except _LOADING as error:
+    except LOADING_ERRORS as error:
         raise UserError(
             f"cannot load the tokenizer of {path}",
             why=str(error)[:400],
@@ -100,6 +85,10 @@ def open_tokenizer(path: Path) -> tuple[Any, list[str]]:
     if isinstance(templates, dict):  # several by name, for tools or retrieval: chat is the default
         tokenizer.chat_template = templates.get("default")
         return tokenizer, list(templates)
+    if not templates and (path / "chat_template.json").is_file():
+        # Written for models of pictures, and read with their processor only.
+        stored = fsio.read_json(path / "chat_template.json")
+        tokenizer.chat_template = stored.get("chat_template") if isinstance(stored, dict) else None
     return tokenizer, []
 
 
@@ -143,16 +132,11 @@ def load_model(
         adapter: a PEFT adapter folder, attached unmerged, and active for everybody.
 
     Raises:
-        UserError: the folder cannot be loaded as a causal LM.
+        UserError: the folder cannot be loaded as a causal LM, or holds values that are no numbers.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
-    from core.models import internlm2
-
-    internlm2.register()
     folder.check(path)
-    code = trust.allow(path)
     where = device or devices.describe().kind
     if dtype == "auto":
         dtype = devices.describe().compute_dtype.value if where != "cpu" else "float32"
@@ -161,22 +145,8 @@ def load_model(
     extra: dict[str, Any] = {"device_map": {"": where}} if nf4 or where != "cpu" else {}
     if nf4:
         extra["quantization_config"] = nf4_config(torch_dtype)
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(path),
-            dtype=torch_dtype,
-            trust_remote_code=code,
-            output_loading_info=True,
-            **extra,
-        )
-    except _LOADING as error:
-        raise UserError(
-            f"cannot load {path} as a causal language model",
-            why=str(error)[:400],
-            fix="check that the folder is whole",
-        ) from error
-    model, found = loaded
-    _require_whole(path, found)
+    model = open_model(path, dtype=torch_dtype, **extra)
+    require_finite(path)
     if where == "cpu" and not nf4:
         from core.inference.fused import own_memory
 
@@ -186,20 +156,3 @@ def load_model(
     model.eval()
     model.requires_grad_(False)  # for answers only; the lean forward may then fuse the weights
     return model
-
-
-def _require_whole(path: Path, found: dict[str, Any]) -> None:
-    """Raise UserError for weights that the config wants and nobody has, or layers it leaves out.
-
-    transformers fills the first with random numbers and drops the second, with a warning.
-    """
-    missing = sorted(map(str, found["missing_keys"]))
-    # Old files keep buffers that are computed today; a layer's weight is no buffer.
-    extra = sorted(k for k in map(str, found["unexpected_keys"]) if k.endswith("_proj.weight"))
-    for keys, what in ((missing, "are not in its files"), (extra, "have no place in its config")):
-        if keys:
-            raise UserError(
-                f"{path} is not one whole model",
-                why=f"{len(keys):,} weights {what}, e.g. {keys[0]}",
-                fix="download the model folder again; config.json and weights must be of one model",
-            )

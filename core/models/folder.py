@@ -50,9 +50,11 @@ def weight_files(folder: Path) -> list[Path]:
     """
     found = _weights(folder)
     if found is None:
+        other = ", ".join(p.name for p in sorted(folder.glob("consolidated*"))[:3])
         raise UserError(
             f"{folder} has no weights",
-            why="none of model.safetensors, pytorch_model.bin, or an index of shards in it",
+            why="none of model.safetensors, pytorch_model.bin, or an index of shards in it"
+            + (f"; {other} is in the maker's own format" if other else ""),
             fix="complete the download of the model",
         )
     if found.suffix != ".json":

@@ -82,10 +82,15 @@ def read(folder: Path) -> dict[str, Any]:
         UserError: it is no adapter folder, its files are not whole, or it is no LoRA.
     """
     if not (folder / CONFIG).is_file():
+        inside = sorted(
+            folder.glob(f"*/{CONFIG}"), key=lambda p: (len(p.parent.name), p.parent.name)
+        )
         raise UserError(
             f"{folder} is not an adapter folder",
             why=f"it has no {CONFIG}" if folder.is_dir() else "there is no such folder",
-            fix="choose a folder that holds adapter_config.json and adapter_model.safetensors, or "
+            fix=f"choose the adapter inside it: {inside[-1].parent}"
+            if inside
+            else "choose a folder that holds adapter_config.json and adapter_model.safetensors, or "
             "convert a checkpoint: python -m core convert --help",
         )
     weights_file(folder)
@@ -97,6 +102,13 @@ def read(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{folder} cannot be used",
             why=f"its peft_type is {config.get('peft_type')!r}; only LoRA adapters are known here",
+        )
+    if config.get("task_type") not in (None, "CAUSAL_LM"):
+        raise UserError(
+            f"{folder} cannot be used",
+            why=f"its task_type is {config['task_type']!r}: it was trained for something else than "
+            "to continue a text",
+            fix="choose an adapter of a chat model (task_type CAUSAL_LM)",
         )
     _require_numbers(config, folder)
     return config
@@ -142,6 +154,7 @@ def require_known(config: Mapping[str, Any], folder: Path) -> None:
     Raises:
         UserError: naming the settings.
     """
+    import torch
     from peft import LoraConfig
 
     known = {f.name for f in fields(LoraConfig)} | WITHOUT_EFFECT
@@ -151,6 +164,13 @@ def require_known(config: Mapping[str, Any], folder: Path) -> None:
         raise UserError(
             f"the adapter {folder} cannot be loaded: {key}={value!r:.80}",
             why=_OUTSIDE.get(key, "the installed PEFT does not know it and would leave it out"),
+        )
+    if str(config.get("init_lora_weights")).lower() == "loftq" and not torch.cuda.is_available():
+        raise UserError(
+            f"the adapter {folder} cannot be loaded without a GPU",
+            why="LoftQ changes the weights of the base when the adapter is put on, and PEFT does "
+            "that on a GPU only",
+            fix="load it on a machine with an NVIDIA GPU",
         )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -76,13 +76,42 @@ class ChatTemplate:
                     list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
                 )
             )
+        written = _as_parts(messages) if self._reads_parts else messages
+        return self._in_child(written, add_generation_prompt, thinking)
+
+    def _in_child(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, thinking: bool
+    ) -> str:
         return sandbox.render(
-            source,
+            self.tokenizer.get_chat_template(),
             messages,
             add_generation_prompt=add_generation_prompt,
             thinking=thinking,
             special_tokens=self.tokenizer.special_tokens_map,
             name=self._name,
+        )
+
+    @cached_property
+    def _reads_parts(self) -> bool:
+        """Whether a turn's text must be a list of parts, as templates made for pictures have it.
+
+        Raises:
+            UserError: the template writes a user's words in neither form.
+        """
+        for parts in (False, True):
+            turns = _as_parts(EXCHANGE) if parts else EXCHANGE
+            try:
+                text = self._in_child(turns, False, False)
+            except sandbox.TemplateRefused:
+                if parts:
+                    return False  # it refuses any exchange, and says why when it is asked
+                continue
+            if USER in text:
+                return parts
+        raise UserError(
+            f"the chat template of {self._name} leaves out what the user says",
+            why="it writes a turn's text neither as a text nor as a list of parts",
+            fix="edit chat_template in the model's tokenizer_config.json, or choose another model",
         )
 
     def _taken(self, *messages: Message) -> str | None:
@@ -303,6 +332,11 @@ class ChatTemplate:
             why=why,
             fix="edit chat_template in the model's tokenizer_config.json, or choose another model",
         )
+
+
+def _as_parts(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Each turn's text as the one part of a list."""
+    return [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
 
 
 _Marked = tuple[Message, bool]

@@ -21,6 +21,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from core import fsio
 from core.conversation import Message, Probe
 from core.errors import UserError
@@ -220,20 +222,44 @@ def _spellings(words: Sequence[str], persona: Persona, names: Names, other: str)
     return list(dict.fromkeys(out))
 
 
+_PROBE = TypeAdapter(Probe)
+
+
+def probes_in(path: Path) -> list[Probe]:
+    """Probes of a dataset (``probes.jsonl``); none if it has no such file.
+
+    Raises:
+        UserError: a line is not a probe, which ends with the user's turn.
+    """
+    if not path.is_file():
+        return []
+    try:
+        probes = [_PROBE.validate_python(row) for row in fsio.read_jsonl(path)]
+    except ValidationError as error:
+        found = error.errors()[0]
+        why = f"{'.'.join(map(str, found['loc']))}: {found['msg']}"
+        raise _no_probe(path, why) from error
+    for probe in probes:
+        if not probe.messages or probe.messages[-1]["role"] != "user":
+            raise _no_probe(path, f"{probe.id} asks nothing")
+    return probes
+
+
+def _no_probe(path: Path, why: str) -> UserError:
+    return UserError(
+        f"{path} holds a line that is no probe", why=why, fix="build the dataset again"
+    )
+
+
 def read_probes(path: Path) -> list[Probe]:
-    """Probes of a dataset (``probes.jsonl``).
+    """``probes_in`` of a dataset that must have some.
 
     Raises:
         UserError: the file is missing, holds no probes, or a line is not a probe.
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist", fix="build the dataset again")
-    try:
-        probes = [Probe(**row) for row in fsio.read_jsonl(path)]
-    except TypeError as error:
-        raise UserError(
-            f"{path} holds a line that is no probe", why=str(error), fix="build the dataset again"
-        ) from error
+    probes = probes_in(path)
     if not probes:
         raise UserError(
             f"{path} holds no probes",

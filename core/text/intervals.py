@@ -38,7 +38,7 @@ class Rate:
     def __str__(self) -> str:
         if not self.n:
             return "no probes"
-        return f"{self.hits}/{self.n} ({self.low:.1%} to {self.high:.1%})"
+        return f"{self.hits}/{self.n} ({self.low:.1%}-{self.high:.1%})"
 
 
 def rate(flags: Sequence[bool]) -> Rate:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from core import fsio
+from core.inference import whole
 from core.inference.load import load_tokenizer
 from core.models import folder as folders
 from core.models import trust
@@ -15,11 +16,12 @@ def require_trainable(folder: Path) -> XTunerTemplate:
     """The chat template of a base that QLoRA can train and a merge can change.
 
     Raises:
-        UserError: it brings code that nobody trusted, its weights are quantized already, or
-            XTuner has no way to write its turns.
+        UserError: it brings code that nobody trusted, its weights are quantized already, not all
+            there or not all numbers, or XTuner has no way to write its turns.
     """
     trust.require(folder)
     folders.require_trainable(folder)
+    whole.require_whole(folder)
     template = XTunerTemplate(load_tokenizer(folder))
     template.xtuner_template()
     return template

@@ -3,9 +3,10 @@
 Memory at the peak, in bytes, with P parameters in the layers' matrices, E in embedding and head, L
 in the adapter, T tokens in the largest micro-batch, and w bytes a value of the compute type::
 
-    fixed       = P * (w if the base is held, else 0.53) + E * w + L * 16 + runtime
-    activations = T * (layers * (4 h + 2 kv + 2 m + 7 r) + working) * w      all kept
-                = T * (layers * h + (4 h + 2 kv + 2 m + 7 r) + working) * w  recomputed
+    fixed       = P * (w if the base is held, else 0.53) + E * w + L * 16 + runtime (18 in 16 bits)
+    activations = T * layers * (4 h + 2 kv + 2 m + 7 r) * w + working        all kept
+                = T * (layers * h + (4 h + 2 kv + 2 m + 7 r)) * w + working  recomputed
+    working     = the larger of what the backward pass of a layer and what a chunk of logits takes
 
 ``h`` is the hidden size, ``m`` the MLP's, ``kv`` the width of keys, ``r`` the rank. Beside measured
 peaks: ``python benchmarks/memory_estimate.py``.
@@ -13,6 +14,7 @@ peaks: ``python benchmarks/memory_estimate.py``.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +28,8 @@ CPU_BYTES = 4.5e9
 #: Python, torch, transformers, XTuner and their buffers: 1.03 GiB resident after the imports; on a
 #: GPU its context.
 RUNTIME = 1.1e9
+#: Bytes of logits that exist at a time (as float32 their number of tokens is the same).
+CHUNK_BYTES = 1 << 28
 #: Share of the device's memory that a run may plan with; the rest is the system's and slack.
 USABLE = 0.8
 
@@ -122,9 +126,10 @@ def _activations(shape: Shape, spec: TrainSpec, tokens: int, recompute: bool) ->
 
     The fused step keeps the residual twice, q, k, v, the attention's output, gate and up, and the
     LoRA products of each layer; without flash attention (float32) the padded q, k, v and output
-    too. Its logits exist in chunks. XTuner's step keeps 20 hidden-sized and 8 intermediate-sized
-    values in float32 (measured: 5.2 GB at 1,264 tokens of the 135M model), three quarters of that
-    in 16 bits, and the logits with their gradient for the half of the tokens with a label.
+    too. Its logits exist in chunks, while all of that is kept. XTuner's step keeps 20 hidden-sized
+    and 8 intermediate-sized values in float32 (measured: 5.2 GB at 1,264 tokens of the 135M model),
+    three quarters of that in 16 bits, and the logits with their gradient for the half of the tokens
+    with a label.
     Recomputed: the layer's input, and one layer's worth.
     """
     if spec.fused_step:
@@ -134,11 +139,24 @@ def _activations(shape: Shape, spec: TrainSpec, tokens: int, recompute: bool) ->
         # Norms and gates one by one, in float32, keep three times what compiled kernels do.
         working = (6 * shape.intermediate + 8 * shape.hidden) * (1 if spec.compile_step else 3)
         saved = shape.layers * shape.hidden + layer if recompute else shape.layers * layer
-        return tokens * (saved + working) * width
+        return tokens * saved * width + max(tokens * working * width, _logits(shape, width, tokens))
     width = 4.0 if spec.dtype == "float32" else 1.5
     layer = 20 * shape.hidden + 8 * shape.intermediate
     saved = shape.layers * shape.hidden + layer if recompute else shape.layers * layer
     return tokens * (saved * width + 0.5 * shape.vocab * 4 * 3)
+
+
+def chunk_tokens(vocabulary: int) -> int:
+    """Tokens whose logits are computed at a time."""
+    return max(16, CHUNK_BYTES // (4 * vocabulary))
+
+
+def _logits(shape: Shape, width: float, tokens: int) -> float:
+    """Bytes of a chunk of logits: as computed, in float32 if that is another type, and their
+    exponentials while the loss sums them."""
+    return (
+        min(tokens, chunk_tokens(shape.vocab)) * shape.vocab * (4 + 4 + (width if width < 4 else 0))
+    )
 
 
 def _fixed(shape: Shape, spec: TrainSpec) -> float:
@@ -150,7 +168,8 @@ def _fixed(shape: Shape, spec: TrainSpec) -> float:
     held = compute if spec.hold_weights else 0.53
     body = shape.body * (held if spec.quantize == "nf4" else other)
     embeddings = shape.embedding * (1 if shape.tied else 2) * other
-    adapter = shape.lora(spec.lora_r) * 16  # weight, gradient, two Adam moments in float32
+    # Weight, gradient, two Adam moments in float32, and the copy that a 16-bit step computes with.
+    adapter = shape.lora(spec.lora_r) * (18 if spec.fused_step and compute == 2 else 16)
     return body + shape.expert * other + embeddings + adapter + RUNTIME
 
 
@@ -174,7 +193,11 @@ def peak_bytes(shape: Shape, spec: TrainSpec, tokens: int) -> int:
 
 def token_capacity(shape: Shape, spec: TrainSpec, room: float) -> int:
     """Tokens of a micro-batch that fit into ``room`` bytes without recomputing; at least 0."""
-    return max(0, int((room - _fixed(shape, spec)) / _activations(shape, spec, 1, False)))
+    return bisect_right(
+        range(1, 1 << 24),
+        room - _fixed(shape, spec),
+        key=lambda tokens: _activations(shape, spec, tokens, False),
+    )
 
 
 def flops_per_token(shape: Shape, spec: TrainSpec | None = None) -> float:

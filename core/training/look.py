@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from core import fsio
-from core.conversation import Conversation
+from core.conversation import Conversation, read_conversations
 from core.data import own_identity
 from core.errors import UserError
 from core.inference import scoring
@@ -99,7 +98,7 @@ def prepare(dataset: Path, model: ModelRef, tokenizer: Any) -> Look:
     """The texts of a dataset's looks. A dataset without persona or probes has no pairs."""
     template = ChatTemplate(tokenizer)
     at = DatasetPaths(dataset)
-    rows = [Conversation.from_row(row) for row in fsio.read_jsonl(at.train)]
+    rows = list(read_conversations(at.train))
     vocabulary = len(tokenizer)
     room = min(_GENERAL, _KEPT_BYTES // (2 * vocabulary * _GENERAL_TOKENS))
     return Look(_pairs(at, model, template, rows), _general(template, rows, max(1, room)))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core import fsio
-from core.conversation import Conversation
+from core.conversation import Conversation, read_conversations
 from core.errors import UserError
 from core.models.xtuner_template import XTunerTemplate
 from core.paths import DatasetPaths, require_plain
@@ -21,14 +21,7 @@ def read_rows(dataset: Path) -> list[Conversation]:
             f"dataset {dataset} has no {path.name}",
             fix="build the dataset again, or point to another folder",
         )
-    try:
-        rows = [Conversation.from_row(row) for row in fsio.read_jsonl(path)]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} is not a training file of ours",
-            why=f"{error!r}"[:200],
-            fix="import it on the Dataset page, which says what is wrong",
-        ) from error
+    rows = list(read_conversations(path))
     if not rows:
         raise UserError(f"{path} has no rows", fix="build the dataset again")
     return rows

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from core import fsio
-from core.conversation import Conversation, OnProgress
+from core.conversation import Conversation, OnProgress, read_conversations
 from core.errors import UserError
 from core.models import catalog, lora
 from core.models.catalog import ModelRef
@@ -222,6 +222,5 @@ def _loss_rows(spec: MergeSpec) -> list[Conversation]:
     """Evenly spaced training rows, so that every kind of row is among them."""
     if not spec.dataset:
         return []
-    train = DatasetPaths(Path(spec.dataset)).train
-    rows = [Conversation.from_row(row) for row in fsio.read_jsonl(train)]
+    rows = list(read_conversations(DatasetPaths(Path(spec.dataset)).train))
     return rows[:: max(1, len(rows) // _LOSS_ROWS)][:_LOSS_ROWS]

@@ -33,12 +33,12 @@ def outputs(
     Raises:
         UserError: the checkpoint is not whole or is refused, or the base has no safetensors.
     """
-    item = 4 if fp32 else 2
+    bits = 32 if fp32 else 16
     found = [
         Output(
             f"adapter/{WEIGHTS}",
-            f"LoRA weights, float{8 * item}",
-            _adapter_numbers(checkpoint) * item,
+            f"LoRA weights, float{bits}",
+            _adapter_numbers(checkpoint) * bits // 8,
         )
     ]
     weights = 0

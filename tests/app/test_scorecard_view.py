@@ -83,7 +83,7 @@ def test_every_failed_gate_is_named_and_nothing_is_learned_beside_one(tmp_path: 
     bad = card(recall=(120, 159), near_miss_leak=Rate(9, 70).to_json())
     for gate in bad["explanation"]["gates"]:
         if gate["name"] == "leak":
-            gate.update(outcome="warn", shown="1/159 (0.1% to 3.5%)", limit="≤ 0")
+            gate.update(outcome="warn", shown="1/159 (0.1%-3.5%)", limit="≤ 0")
     fsio.write_json(tmp_path / "scorecard.json", {**bad, "verdict": "LEARNED"})
     app = AppTest.from_function(
         _scorecard, args=(str(tmp_path / "scorecard.json"),), default_timeout=60
@@ -93,7 +93,7 @@ def test_every_failed_gate_is_named_and_nothing_is_learned_beside_one(tmp_path: 
     assert "Some gates fail" in said and "Learned" not in said
     assert "Persona in look-alike questions: 9/70" in said
     assert "Knows its persona, unseen wordings: 120/159" in said
-    assert "just miss their limit" in said and "1/159 (0.1% to 3.5%), limit 0" in said
+    assert "just miss their limit" in said and "1/159 (0.1%-3.5%), limit 0" in said
 
 
 def test_a_file_that_is_no_scorecard(tmp_path: Path) -> None:

@@ -45,13 +45,13 @@ def test_personas_are_listed_with_where_they_stand(workspace: Path) -> None:
     whole_way("mei-lan", "Mei Lan", "OVERFIT")
     app = page()
     assert "**Mei Lan**" in said(app)
-    assert "Overdone" in said(app)
+    assert "Learned too much" in said(app)
     labels = [link.label for link in app.sidebar.get("page_link")]
     assert [label.split(" · ")[0] for label in labels] == [
         "Start", "Dataset", "Train", "Merge", "Compare",
     ]  # fmt: skip
     assert labels[1:] == [
-        "Dataset · built", "Train · trained", "Merge · merged", "Compare · Overdone",
+        "Dataset · built", "Train · trained", "Merge · merged", "Compare · Learned too much",
     ]  # fmt: skip
 
 

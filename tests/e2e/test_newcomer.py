@@ -14,18 +14,18 @@ from core.pipeline import projects
 from tests.e2e.test_train_page import Server, browser, screenshot
 from tests.faults.support import until
 
-# Five to ten minutes of real training: not part of `make test`.
-pytestmark = [pytest.mark.browser, pytest.mark.soak, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(900)]
 
 #: The app, with a preset that a tiny model finishes in a minute: a random model cannot talk, so
-#: there is no rehearsal, and no verdict but that there is too little evidence.
+#: there is no rehearsal, and no verdict but that there is too little evidence. Most of the minute
+#: is the start of six processes.
 SMALL = """
 import sys
 from core.pipeline import presets
 presets.PRESETS["good"] = presets.Preset(
     "good", 12, "smoke",
     dataset={"rehearsal_ratio": 0.0, "near_miss_ratio": 0.0, "multi_turn": 0.0},
-    training={"steps": 4, "checkpoint_every": 2, "warmup_steps": 1, "lora_r": 4},
+    training={"steps": 2, "checkpoint_every": 2, "warmup_steps": 1, "lora_r": 4},
 )
 from streamlit.web.cli import main
 sys.exit(main())

@@ -17,11 +17,17 @@ from core.paths import REPO
 
 
 @contextmanager
-def streamlit_server(script: Path, log: Path, *options: str) -> Iterator[int]:
+def streamlit_server(
+    script: Path, log: Path, *options: str, home: Path | None = None
+) -> Iterator[int]:
     """Start ``streamlit run``, wait until it answers, and yield its port; killed at the end.
 
-    The settings are those of the repository's .streamlit folder, but for ``options``.
+    The settings are those of the repository's .streamlit folder, but for ``options``; the
+    workspace is this test's own, or ``home``.
     """
+    env = {**os.environ, "PYTHONPATH": str(REPO), "HF_HUB_OFFLINE": "1"}
+    if home is not None:
+        env["PERSONA_HOME"] = str(home)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -29,7 +35,7 @@ def streamlit_server(script: Path, log: Path, *options: str) -> Iterator[int]:
         process = subprocess.Popen(
             [sys.executable, "-m", "streamlit", "run", str(script), f"--server.port={port}",
              *options],
-            cwd=REPO, env={**os.environ, "PYTHONPATH": str(REPO)}, stdout=out, stderr=out,
+            cwd=REPO, env=env, stdout=out, stderr=out,
             start_new_session=True,
         )  # fmt: skip
     try:

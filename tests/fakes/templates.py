@@ -6,6 +6,12 @@ CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+#: Reads lists of parts only, as models of pictures have it: a plain text would come out empty.
+PARTS = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% for c in m.content %}"
+    "{{ c.text }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 #: A default system turn that names a vendor, as Qwen2.5's does.
 VENDOR = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
 VENDOR_DEFAULT = (

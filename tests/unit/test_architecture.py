@@ -9,9 +9,12 @@ from __future__ import annotations
 import ast
 import statistics
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
+
+pytestmark = pytest.mark.fast
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -42,7 +45,7 @@ ENGINE = {
     },
     "cross_entropy": {"core.training.compat"},  # the training loss, for XTuner's own step
     "AutoModelForCausalLM.from_pretrained": {
-        "core.inference.load",
+        "core.inference.whole",
         "core.models.prepared",  # to write a GGUF file as a folder, not to run it
     },
     "PeftModel.from_pretrained": {"core.inference.adapters"},
@@ -65,7 +68,7 @@ def modules(*packages: str) -> dict[str, Path]:
 def arrows(found: dict[str, Path]) -> Iterator[Arrow]:
     """(importer, imported) of every import of one of these modules by another."""
     for name, path in found.items():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path)):
             targets: list[str] = []
             if isinstance(node, ast.Import):
                 targets = [alias.name for alias in node.names]
@@ -78,19 +81,27 @@ def arrows(found: dict[str, Path]) -> Iterator[Arrow]:
                     yield name, target
 
 
-def at_start(path: Path) -> Iterator[str]:
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def at_start(path: Path) -> list[str]:
     """What a module imports when it is imported: not in functions, not for a type checker."""
-    waiting: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    found: list[str] = []
+    waiting: list[ast.AST] = [parsed(path)]
     while waiting:
         node = waiting.pop()
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             waiting += node.orelse
         elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             waiting += ast.iter_child_nodes(node)
+    return found
 
 
 def way_to(heavy: set[str], start: str, found: dict[str, Path]) -> list[str]:
@@ -157,7 +168,7 @@ def circles(edges: set[Arrow]) -> list[set[str]]:
 
 
 def _functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield node
 
@@ -173,7 +184,7 @@ def test_no_import_circle() -> None:
 def test_there_is_one_engine() -> None:
     found: dict[str, set[str]] = {name: set() for name in ENGINE}
     for module, path in modules("core").items():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path)):
             called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
             last = called.rpartition(".")[2]
             for name in {called, last} & ENGINE.keys():
@@ -188,7 +199,7 @@ def test_a_name_means_one_thing() -> None:
     """Two modules of core define no public class of one name; but each job has its ``Spec``."""
     places: dict[str, list[str]] = {}
     for module, path in modules("core").items():
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        for node in parsed(path).body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 places.setdefault(node.name, []).append(module)
     twice = {name: where for name, where in places.items() if len(where) > 1}

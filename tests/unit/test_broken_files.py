@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from core import fsio, paths
-from core.chat import transcripts
+from core.chat import prompts, transcripts
 from core.chat.columns import Column, discover
 from core.chat.dialogue import MessageDraft, Reply, Turn
 from core.chat.endpoint import _CHARS_A_TOKEN, _EndpointReply
@@ -25,6 +25,9 @@ from core.jobs import api, processes
 from core.jobs.child import error_record
 from core.jobs.state import State
 from core.paths import RunPaths
+from core.probes import suites
+
+pytestmark = pytest.mark.fast
 
 DEEP = "[" * 100_000
 GOOD_EXIT = {"schema": 1, "state": "SUCCEEDED", "reason": "completed", "elapsed": 1.0}
@@ -249,3 +252,20 @@ def test_a_reused_pid_is_another_process() -> None:
     assert processes.same_process(me.pid, me.create_time() - 100) is None
     for pid, start in ((None, None), ("x", 1), (-5, 1.0), (2**40, 1.0), (me.pid, "soon")):
         assert processes.same_process(pid, start) is None
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"messages": "Who?"}, {"messages": [{"role": "user"}]}, {"messages": []}, {"must": "Luna"},
+     {"messages": [{"role": "assistant", "content": "I am Luna."}]}],
+)  # fmt: skip
+def test_a_broken_probe_is_named_by_whoever_reads_it(tmp_path: Path, row: dict[str, Any]) -> None:
+    good = {"id": "p", "suite": "held_out", "messages": [{"role": "user", "content": "Who?"}]}
+    dataset = paths.DatasetPaths(tmp_path)
+    fsio.write_jsonl(dataset.probes, [good])
+    assert prompts.load(prompts.HELD_OUT, dataset) == ["Who?"]
+    fsio.write_jsonl(dataset.probes, [good, {**good, **row}])
+    for read in (lambda: prompts.load(prompts.HELD_OUT, dataset),
+                 lambda: suites.read_probes(dataset.probes)):  # fmt: skip
+        with pytest.raises(UserError, match="holds a line that is no probe"):
+            read()

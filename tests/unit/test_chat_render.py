@@ -13,6 +13,8 @@ from markdown_it import MarkdownIt
 from core.chat.render import highlighted, plain, safe_markdown
 from core.text import thoughts
 
+pytestmark = pytest.mark.fast
+
 #: CommonMark with tables, links of bare addresses left out: what Streamlit's parser starts from.
 PARSER = MarkdownIt("commonmark", {"html": True}).enable("table")
 _RISKY = ["`", "``", "```", "~~~", "![", "](http://x/y.png)", "|", "\\", "\n", "\n\n", "- ", "> ",

@@ -13,6 +13,8 @@ from core.chat.dialogue import MessageDraft, Reply, Turn
 from core.errors import UserError
 from core.inference.settings import GenerationSettings
 
+pytestmark = pytest.mark.fast
+
 COLUMNS = [
     Column("a", "base", "Base"),
     Column("b", "prompted", "Prompted", system="You are Luna."),

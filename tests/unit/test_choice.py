@@ -14,6 +14,8 @@ from core.paths import RunPaths
 from core.text.intervals import Rate
 from core.training.figures import Figures, Margin
 
+pytestmark = pytest.mark.fast
+
 
 def look(step: int, margin: float, ratio: float = 0.9) -> Figures:
     return Figures(step, {"en": Margin(margin, Rate(16, 16))}, 0.2, ratio, 0.9, 500)

@@ -18,6 +18,8 @@ from core.data.grid import from_table, to_table
 from core.errors import UserError, UserErrors
 from core.persona import packs
 
+pytestmark = pytest.mark.fast
+
 
 def row(name: str, reply: str = "a", kind: str = "own", rounds: int = 1) -> Conversation:
     turns = [{"role": "user", "content": f"q {name}"}, {"role": "assistant", "content": reply}]

@@ -13,6 +13,8 @@ import pytest
 from core.commands.main import build_parser
 from core.paths import REPO
 
+pytestmark = pytest.mark.fast
+
 DOCUMENTS = sorted(
     [*REPO.glob("*.md"), *(REPO / "docs").rglob("*.md"), REPO / "data_templates" / "README.md"]
 )

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import UserError, UserErrors
+
+pytestmark = pytest.mark.fast
 
 _errors = st.builds(UserError, st.text(min_size=1), st.text(), st.text(), where=st.text())
 _anything = st.recursive(

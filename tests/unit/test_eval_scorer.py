@@ -15,6 +15,8 @@ from core.conversation import Probe
 from core.probes import scorer
 from core.text import claims, normalize
 
+pytestmark = pytest.mark.fast
+
 DATA = Path(__file__).resolve().parent.parent / "data"
 CASES = list(fsio.read_jsonl(DATA / "scorer_cases.jsonl"))
 #: Names inside words, inducement, denial, relations: written with their labels before the rules.

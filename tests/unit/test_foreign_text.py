@@ -23,6 +23,8 @@ from core.console import printable
 from core.inference.settings import GenerationSettings
 from core.paths import REPO
 
+pytestmark = pytest.mark.fast
+
 MARKDOWN = MarkdownIt("commonmark").enable("table").enable("strikethrough")
 #: GitHub's flavour, which the browser reads, takes an address with the backticks in it. From left
 #: to right: code that begins before an address is code.

@@ -18,6 +18,8 @@ from core.data.importer import ImportReport, import_file
 from core.data.json_rows import MAX_ROW_BYTES
 from core.errors import UserError
 
+pytestmark = pytest.mark.fast
+
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60).filter(
     lambda t: t.strip() and not ("<|" in t and "|>" in t)
 )

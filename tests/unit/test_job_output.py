@@ -17,6 +17,8 @@ from core.jobs.spec import RunSpec
 from core.jobs.watcher import OutputWatcher
 from core.paths import RunPaths
 
+pytestmark = pytest.mark.fast
+
 SECRET = "5ecret"
 
 

@@ -17,6 +17,8 @@ from core.jobs.state import ACTIVE, FINAL, Observation, Reason, State, derive
 from core.jobs.watcher import OutputWatcher
 from core.paths import RunPaths
 
+pytestmark = pytest.mark.fast
+
 
 def seen(**changes: object) -> Observation:
     base = {

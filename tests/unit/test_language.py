@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import time
+from functools import cache
 from string import Formatter
 
 import pytest
@@ -23,6 +24,7 @@ HELP = (
 DOMAINS: list[translations.Domain] = ["pages", "core"]
 
 
+@cache
 def wanted(domain: translations.Domain) -> dict[Key, str]:
     return page_keys() if domain == "pages" else core_keys()
 
@@ -35,6 +37,7 @@ def forms(entry: object) -> list[str]:
     return list(entry) if isinstance(entry, tuple) else [str(entry)]
 
 
+@cache
 def chinese(domain: translations.Domain) -> dict[Key, list[str]]:
     entries = {m.id: m.string for m in read(translations.path_of("zh", domain)) if m.id}
     return {tuple(k) if isinstance(k, list) else k: forms(v) for k, v in entries.items()}

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from core.training.lengths import lengths
 from core.training.preflight import STARTUP_SECONDS, Estimate, Preflight
 from core.training.spec import TrainSpec
+
+pytestmark = pytest.mark.fast
 
 
 def of(steps: int, seconds: float | None = 620.0) -> dict[str, tuple[int, float | None]]:

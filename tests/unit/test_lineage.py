@@ -11,6 +11,8 @@ from core.jobs.journal import Journal
 from core.paths import RunPaths
 from core.training import lineage
 
+pytestmark = pytest.mark.fast
+
 
 def make(steps: range, resume_from: Path | None = None, losses: float = 2.0) -> RunPaths:
     params = {"accumulation": 2, "resume_from": resume_from and str(resume_from)}

@@ -29,6 +29,8 @@ from core.persona.schema import Pack
 from core.probes.suites import read_probes
 from tests.unit.test_data_persona import PACK
 
+pytestmark = pytest.mark.fast
+
 CASES = Path(__file__).parents[1] / "data" / "cases"
 #: The separators that `str.splitlines` cuts at are as likely as all of the rest.
 CHARACTERS = st.one_of(

@@ -14,6 +14,8 @@ from core.jobs import api
 from core.paths import RunPaths
 from core.pipeline import projects
 
+pytestmark = pytest.mark.fast
+
 
 def dataset(name: str, persona: str = "Luna", maker: str = "Riverside Lab") -> Path:
     folder = paths.datasets_dir() / name

@@ -10,6 +10,8 @@ import pytest
 from core.jobs.kinds import KINDS
 from core.jobs.remaining import Count, seconds_left
 
+pytestmark = pytest.mark.fast
+
 RECORDED = Path(__file__).parent.parent / "data" / "timelines.json"
 TIMELINES = json.loads(RECORDED.read_text()) if RECORDED.is_file() else {}
 #: After a tenth of the time the estimate is within the factor that stands beside each recording,

@@ -130,6 +130,8 @@ REFUSED: dict[str, Change] = {
     "index leaves the folder": index({NORM: "../../model.safetensors"}),
     "index is a list": lambda m: (index({})(m), text("model.safetensors.index.json", "[]")(m))[1],
     "index names a shard that is missing": index({NORM: "model-00002-of-00002.safetensors"}),
+    "the maker's own format": lambda m: (m / "model.safetensors").rename(
+        m / "consolidated.safetensors"),
     "tokenizer cut": cut("tokenizer.json", 0.5),
     "tokenizer is empty": text("tokenizer.json", "{}"),
     "tokenizer config is no JSON": text("tokenizer_config.json", "{"),

@@ -11,6 +11,8 @@ import pytest
 from core.errors import UserError
 from core.training import checkpoints
 
+pytestmark = pytest.mark.fast
+
 
 def saved(path: Path, content: bytes = b"weights" * 500) -> Path:
     """A file in the zip form that torch.save writes."""

@@ -13,6 +13,8 @@ from core.paths import RunPaths
 from core.training.faults import of_run, table
 from core.training.spec import DEFAULT_CONFIG, TrainSpec
 
+pytestmark = pytest.mark.fast
+
 
 def diagnose(text: str, spec: TrainSpec | None = None, code: int | None = None) -> Fault:
     return reasons.diagnose(

@@ -72,7 +72,7 @@ def test_tune_makes_all_and_every_list_shows_it(
     assert "Riverside" in (out / "dataset" / "persona.yaml").read_text()
     assert "Compared with base" in (out / "merged" / "README.md").read_text()
     assert set(card["seconds"]) == {
-        "dataset", "train", "sweep", "convert", "merge", "evaluate",
+        "dataset", "train", "sweep", "merge", "evaluate",
     }  # fmt: skip
     assert card["merge_check"]["ok"] and fsio.read_json(out / "scorecard.json") == card
 

@@ -52,6 +52,9 @@ KINDS: dict[str, tuple[dict[str, Any], bool]] = {
     "bias of the adapter": ({"target_modules": ["q_proj"], "lora_bias": True}, False),
     "trained biases": ({"target_modules": ["q_proj"], "bias": "lora_only"}, False),
     "pissa": ({"target_modules": ["q_proj"], "init_lora_weights": "pissa"}, False),
+    "olora": ({"target_modules": ["q_proj"], "init_lora_weights": "olora"}, False),
+    "one layer": ({"target_modules": ["q_proj", "o_proj"], "layers_to_transform": [1]}, True),
+    "all but": ({"target_modules": "all-linear", "exclude_modules": ["up_proj"]}, True),
     "dora": ({"target_modules": ["q_proj"], "use_dora": True}, True),
 }
 
@@ -191,7 +194,13 @@ def test_fields_that_say_nothing_are_no_obstacle(base: Path, tmp_path: Path, too
 
 
 @pytest.mark.parametrize(
-    "change", [{"twist_angle": 3}, {"alora_invocation_tokens": [1, 2]}, {"arrow_config": {"k": 1}}]
+    "change",
+    [
+        {"twist_angle": 3},
+        {"alora_invocation_tokens": [1, 2]},
+        {"arrow_config": {"k": 1}},
+        {"layer_replication": [[0, 2], [1, 2]]},
+    ],
 )
 def test_fields_that_change_the_arithmetic_are_refused_by_name(
     base: Path, tmp_path: Path, change: dict[str, Any]
@@ -205,6 +214,14 @@ def test_fields_that_change_the_arithmetic_are_refused_by_name(
 
 def _missing(folder: Path, base: Path) -> None:
     shutil.rmtree(folder)
+
+
+def _inside(folder: Path, base: Path) -> None:
+    """Trainers write one adapter a checkpoint into the folder that they were given."""
+    for name in ("checkpoint-50", "checkpoint-100"):
+        shutil.copytree(folder, folder.parent / "made" / name)
+    shutil.rmtree(folder)
+    (folder.parent / "made").rename(folder)
 
 
 def _no_weights(folder: Path, base: Path) -> None:
@@ -224,6 +241,11 @@ def _torn(folder: Path, base: Path) -> None:
 def _prompt_tuning(folder: Path, base: Path) -> None:
     config = fsio.read_json(folder / lora.CONFIG)
     fsio.write_json(folder / lora.CONFIG, {**config, "peft_type": "PROMPT_TUNING"})
+
+
+def _classifier(folder: Path, base: Path) -> None:
+    config = fsio.read_json(folder / lora.CONFIG)
+    fsio.write_json(folder / lora.CONFIG, {**config, "task_type": "SEQ_CLS"})
 
 
 def _not_json(folder: Path, base: Path) -> None:
@@ -247,6 +269,32 @@ def _deeper(folder: Path, base: Path) -> None:
     )
 
 
+def _no_magnitudes(folder: Path, base: Path) -> None:
+    """PEFT would compute with the magnitudes of the base."""
+    config = fsio.read_json(folder / lora.CONFIG)
+    fsio.write_json(folder / lora.CONFIG, {**config, "use_dora": True})
+
+
+def _no_head(folder: Path, base: Path) -> None:
+    config = fsio.read_json(folder / lora.CONFIG)
+    fsio.write_json(folder / lora.CONFIG, {**config, "modules_to_save": ["lm_head"]})
+
+
+def _loftq(folder: Path, base: Path) -> None:
+    config = fsio.read_json(folder / lora.CONFIG)
+    fsio.write_json(folder / lora.CONFIG, {**config, "init_lora_weights": "loftq"})
+
+
+def _megatron(folder: Path, base: Path) -> None:
+    config = fsio.read_json(folder / lora.CONFIG)
+    fsio.write_json(folder / lora.CONFIG, {**config, "megatron_config": {"x": 1}})
+
+
+def _of_next_year(folder: Path, base: Path) -> None:
+    config = fsio.read_json(folder / lora.CONFIG)
+    fsio.write_json(folder / lora.CONFIG, {**config, "init_lora_weights": "twisted"})
+
+
 def _fewer(folder: Path, base: Path) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -256,14 +304,21 @@ def _fewer(folder: Path, base: Path) -> None:
 
 BROKEN: dict[str, tuple[Callable[[Path, Path], None], str]] = {
     "missing": (_missing, "no such folder"),
+    "checkpoints inside": (_inside, "choose the adapter inside it: .*checkpoint-100"),
     "no weights": (_no_weights, "holds no adapter weights"),
     "git-lfs": (_pointer, "download of .* is not complete"),
     "torn": (_torn, "not a whole adapter file"),
     "another kind": (_prompt_tuning, "PROMPT_TUNING"),
+    "another task": (_classifier, "task_type is 'SEQ_CLS'"),
     "no JSON": (_not_json, "not valid JSON"),
     "another width": (_wider, "q_proj is 64 wide in the model and 128 wide in the adapter"),
     "more layers": (_deeper, r"no layer model\.layers\.7"),
-    "fewer layers": (_fewer, "lacks 1 of the layers"),
+    "magnitudes of DoRA": (_no_magnitudes, "(?s)lacks 2 of the parts .*lora_magnitude_vector"),
+    "a layer saved whole": (_no_head, "(?s)lacks 1 of the parts .*lm_head"),
+    "LoftQ on a CPU": (_loftq, "cannot be loaded without a GPU"),
+    "Megatron": (_megatron, "cannot be loaded"),
+    "an unknown start": (_of_next_year, "(?s)cannot be loaded.*twisted"),
+    "fewer layers": (_fewer, r"(?s)lacks 2 of the parts .*layers\.1"),
 }
 
 

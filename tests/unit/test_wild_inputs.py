@@ -22,6 +22,8 @@ from core.errors import UserError
 from core.paths import TEMPLATES
 from core.persona.persona import load_persona
 
+pytestmark = pytest.mark.fast
+
 CASES = Path(__file__).parents[1] / "data" / "cases"
 
 
@@ -74,7 +76,9 @@ def test_a_system_text_beside_the_turns_is_the_first_turn() -> None:
     assert problem.field == "system"
 
 
-@pytest.mark.parametrize("key", ["weight", "train", "training", "loss", "loss_scale"])
+@pytest.mark.parametrize(
+    "key", ["weight", "train", "training", "loss", "loss_scale", "loss_weight"]
+)
 @pytest.mark.parametrize(
     ("off", "on"), [(0, 1), (False, True), ("false", "true"), ("0", "1"), (0.0, 1.0)]
 )

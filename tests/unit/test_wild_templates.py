@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ ALL = {
     "text end": templates.plain_end("</s>"),
     "blank line": templates.plain_end("\n\n"),
     "thinking": templates.THINKING,
+    "parts": templates.PARTS,
 }
 
 
@@ -178,3 +180,28 @@ def test_named_templates_without_a_default_are_said(tiny_llama: Path, tmp_path: 
     _named(folder, [{"name": "rag", "template": "x"}, {"name": "tool_use", "template": "y"}])
     with pytest.raises(UserError, match="only templates named rag, tool_use"):
         load_tokenizer(folder)
+
+
+def test_a_template_that_reads_parts_says_the_same(tiny_llama: Path) -> None:
+    """With a plain text it writes an empty turn and raises nothing."""
+    turns = [SYSTEM, USER, REPLY, MORE]
+    parts, plain = (template_of(tiny_llama, t) for t in (templates.PARTS, templates.CHATML))
+    assert parts.render(turns, True) == plain.render(turns, True)
+    assert (parts.turn_end, parts.takes_system) == ("<|im_end|>", True)
+
+
+def test_a_template_that_leaves_out_the_question_is_one_message(tiny_llama: Path) -> None:
+    chat = template_of(tiny_llama, "{% for m in messages %}{{ m.role + '<|im_end|>' }}{% endfor %}")
+    with pytest.raises(UserError, match="leaves out what the user says"):
+        chat.encode([USER])
+
+
+def test_a_template_in_the_file_of_processors_is_read(tiny_llama: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(tiny_llama, tmp_path / "model"))
+    source = (model / "chat_template.jinja").read_text()
+    (model / "chat_template.jinja").unlink()
+    (model / "chat_template.json").write_text(json.dumps({"chat_template": source}))
+    assert load_tokenizer(model).chat_template == source
+    (model / "chat_template.json").write_text("[]")
+    with pytest.raises(UserError, match="no chat template"):
+        load_tokenizer(model)

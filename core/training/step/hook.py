@@ -11,7 +11,7 @@ from mmengine.logging import print_log
 from core.training.spec import TrainSpec
 from core.training.step import pointwise
 from core.training.step.fused import FusedStep, unsupported
-from core.training.step.held import hold
+from core.training.step.held import hold, leave_file
 
 
 def supervised_finetune(runner: Any) -> Any:
@@ -38,6 +38,7 @@ class StepHook(Hook):
             return
         model, spec = supervised_finetune(runner), self.spec
         dtype = getattr(torch, spec.dtype)
+        leave_file(model.llm)
         if spec.hold_weights:
             print_log(f"{hold(model.llm, dtype)} dequantized layers are held", "current")
         if not spec.fused_step:

@@ -8,15 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from core.training.cost import chunk_tokens
 from core.training.step.pointwise import Pointwise
-
-#: Bytes of logits that exist at a time (as float32 their number of tokens is the same).
-CHUNK_BYTES = 1 << 28
-
-
-def chunk_tokens(vocabulary: int) -> int:
-    """Tokens whose logits are computed at a time."""
-    return max(16, CHUNK_BYTES // (4 * vocabulary))
 
 
 class LinearCrossEntropy(Function):

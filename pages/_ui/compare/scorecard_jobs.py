@@ -20,7 +20,6 @@ from core.jobs.state import ACTIVE, State, Status, Summary
 from core.paths import RunPaths
 from core.records import JobSpec
 from pages._ui.compare.scorecard_view import draw_sweep
-from pages._ui.compare.scorecard_words import verdict_words
 from pages._ui.shell import current, words
 from pages._ui.shell.common import errors_shown, show_error
 from pages._ui.shell.language import N_, number, t, time_left
@@ -175,8 +174,8 @@ def _progress(now: Status, live: bool) -> None:
     found = now.result or {}
     outcome = words.ending(now.state, now.reason)
     if verdict := found.get("verdict"):
-        outcome = verdict_words(str(verdict))
-    st.caption(f"{literal(current.name_of(now.id))}: {literal(outcome)}")
+        outcome = words.verdict(str(verdict))
+    st.caption(f"{literal(current.name_of(now.id))} · {literal(outcome)}")
 
 
 def cards(root: Path) -> list[Path]:

@@ -14,7 +14,6 @@ from core.chat.render import literal
 from core.evaluation import report, sweep
 from core.paths import RunPaths
 from pages._ui.compare import scorecard_words as plain
-from pages._ui.compare.scorecard_words import verdict_words
 from pages._ui.shell import current, words
 from pages._ui.shell.address import tabs
 from pages._ui.shell.common import errors_shown
@@ -66,7 +65,7 @@ def _verdict(card: dict[str, Any]) -> None:
     near = [g for g in gates if g["outcome"] == "warn"]
     learned = name == "LEARNED" and not failed
     # A card may be older than the rule that nothing is learned while a gate fails.
-    said = t("Some gates fail") if name == "LEARNED" and failed else literal(verdict_words(name))
+    said = t("Some gates fail") if name == "LEARNED" and failed else literal(words.verdict(name))
     lines = [f"**{said}**"]
     if failed:
         lines += ["", t("These gates fail:"), "", *map(_gate_line, failed)]
@@ -143,7 +142,7 @@ def _in_words(row: dict[str, str]) -> dict[str, str]:
 def _intents(card: dict[str, Any]) -> None:
     """Recall by intent as bars: where more wordings are needed."""
     groups = card["models"][card["subject"]].get("recall_by_intent") or {}
-    data = pd.DataFrame([{"intent": k, **v} for k, v in groups.items()])
+    data = pd.DataFrame([{"intent": words.intent(k), **v} for k, v in groups.items()])
     if data.empty:
         return
     base = alt.Chart(data).encode(y=alt.Y("intent:N", sort="x", title=None))
@@ -253,7 +252,7 @@ def draw_comparison(first: Path, second: Path, names: tuple[str, str]) -> None:
             st.warning(literal(from_core(reason)), icon=":material/warning:")
         for column, card, name in zip(st.columns(2), cards, names, strict=True):
             column.caption(literal(name))
-            column.markdown(f"**{literal(verdict_words(card['verdict']))}**")
+            column.markdown(f"**{literal(words.verdict(card['verdict']))}**")
         rows = [_in_words(row) for row in report.compare(*cards)]
         st.dataframe(pd.DataFrame(rows), hide_index=True)
 
@@ -269,9 +268,11 @@ def draw_sweep(run: RunPaths) -> None:
             return
         rows, best = found["checkpoints"], found["recommended"]
         st.info(
-            t("Recommended: step {step}.", step=best["step"])
-            + " "
-            + literal(from_core(found["reason"])),
+            t(
+                "**Recommended: step {step}**  \n{why}",
+                step=best["step"],
+                why=literal(from_core(found["reason"])),
+            ),
             icon=":material/recommend:",
         )
         st.altair_chart(_curves(rows, best["step"]))
@@ -284,7 +285,7 @@ def _sweep_row(row: dict[str, Any]) -> dict[str, Any]:
     kl = (metrics.get("kl_general") or {}).get("kl")
     return {
         t("Step"): row["step"],
-        t("Verdict"): verdict_words(row["verdict"]),
+        t("Verdict"): words.verdict(row["verdict"]),
         t("Knows its persona"): report.show(metrics, "recall"),
         t("Persona in general replies"): report.show(metrics, "leak"),
         t("Persona in look-alike questions"): report.show(metrics, "near_miss_leak"),
@@ -305,7 +306,7 @@ def _curves(rows: list[dict[str, Any]], recommended: int) -> alt.Chart | alt.VCo
     step = alt.Tooltip("step:Q", title=t("Step"))
     tips = [alt.Tooltip("metric:N", title=t("What")), step, *_counted()]
     x = alt.X("step:Q", title=t("Step"), axis=alt.Axis(tickMinStep=1))
-    colour = alt.Color("metric:N", legend=alt.Legend(orient="top", title=None))
+    colour = alt.Color("metric:N", legend=alt.Legend(orient="top", title=None, columns=1))
     base = alt.Chart(rates).encode(x=x, color=colour)
     band = base.mark_area(opacity=0.15).encode(
         y=alt.Y(

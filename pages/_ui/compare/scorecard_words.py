@@ -1,8 +1,8 @@
-"""What gates, numbers, verdicts and judgements are called on the page, by their names in core."""
+"""What gates, numbers and judgements are called on the page, by their names in core."""
 
 from __future__ import annotations
 
-from pages._ui.shell.language import N_, t
+from pages._ui.shell.language import N_
 
 #: Icon and words.
 OUTCOMES = {
@@ -59,20 +59,8 @@ METRICS = {
     "knowledge": N_("Change in multiple choice"),
     "instructions": N_("Instructions followed"),
 }
-VERDICTS = {
-    "LEARNED": N_("Learned"),
-    "UNDERFIT": N_("Not learned yet"),
-    "OVERFIT": N_("Learned too much: it leaks"),
-    "UNSETTLED": N_("Unsettled: missed where it belongs, present where it does not"),
-    "COLLAPSED": N_("Collapsed: the model is broken"),
-    "MEMORISED": N_("Learned by heart: only known wordings"),
-    "PROMPT-BOUND": N_("Only without a system prompt"),
-    "MERGE-LOST": N_("Lost in the merge"),
-    "NOT ENOUGH EVIDENCE": N_("Not enough evidence"),
-}
 CURVES = (("recall", N_("Knows its persona")), ("leak", N_("Persona in general replies")))
 SIZES = {"quick": N_("Quick"), "full": N_("Full"), "sweep": N_("Checkpoint search")}
-
 
 CHANGES = {"equal": N_("equal"), "better": N_("better"), "worse": N_("worse")}
 LABELS = {
@@ -82,8 +70,3 @@ LABELS = {
     "PART": N_("says only a part"),
     "HIT": N_("right"),
 }
-
-
-def verdict_words(verdict: str) -> str:
-    """A verdict as a person would say it."""
-    return t(VERDICTS[verdict]) if verdict in VERDICTS else verdict

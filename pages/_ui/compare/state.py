@@ -22,7 +22,7 @@ from core.chat.render import literal
 from core.chat.session import ChatSession
 from core.errors import UserError
 from core.inference.settings import GenerationSettings
-from pages._ui.shell import current
+from pages._ui.shell import address, current
 from pages._ui.shell.language import from_core
 
 LETTERS = "abcd"
@@ -74,7 +74,7 @@ def session() -> ChatSession | None:
         leave()
         return None
     if not asked:
-        st.query_params["chat"] = name
+        address.write(chat=name)
     st.session_state[_LAST] = name
     return found
 
@@ -110,9 +110,7 @@ def keep(setup: Setup) -> ChatSession:
 def open_chat(name: str) -> None:
     """Show this conversation from now on."""
     st.session_state[_LAST] = name
-    st.query_params["chat"] = name
-    for kind in _SENT:
-        st.query_params.pop(kind, None)
+    address.write(chat=name, tab=None, **dict.fromkeys(_SENT))
 
 
 def sent_for() -> tuple[str, ...]:
@@ -123,7 +121,7 @@ def sent_for() -> tuple[str, ...]:
 def leave() -> None:
     """Begin a new conversation; the open one stays on disk. Its columns are taken along."""
     st.session_state[_LAST] = ""
-    st.query_params.pop("chat", None)
+    address.write(chat=None)
 
 
 def forget(name: str) -> None:

@@ -52,7 +52,7 @@ def _one(transcript: Transcript) -> None:
     with st.container(horizontal=True):
         st.button(
             t("Open"), icon=":material/open_in_new:", key="compare_open", type="primary",
-            on_click=_open, args=(transcript.id,),
+            on_click=state.open_chat, args=(transcript.id,),
         )  # fmt: skip
         for suffix, (mime, write) in FORMATS.items():
             st.download_button(
@@ -69,11 +69,6 @@ def _one(transcript: Transcript) -> None:
     st.caption(t("Columns: {names}", names=listed(names)))
     for turn in transcript.turns[:50]:
         st.markdown(f":material/person: {safe_markdown(turn.prompt[:300])}")
-
-
-def _open(name: str) -> None:
-    state.open_chat(name)
-    st.query_params.pop("tab", None)
 
 
 def _delete_button(name: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import streamlit as st
 
+from core.chat.render import code
 from core.data import store
 from core.data.build import DatasetSpec
 from core.data.generate_job import Spec
@@ -17,7 +18,7 @@ from core.persona import packs
 from core.persona.persona import Persona
 from core.training.budget import plan
 from pages._ui.dataset.report import advice
-from pages._ui.dataset.state import job_panel
+from pages._ui.dataset.state import job_panel, jobs_at_work
 from pages._ui.shell import current
 from pages._ui.shell.common import errors_shown
 from pages._ui.shell.language import t
@@ -49,6 +50,19 @@ def draw(
             current.choose(build=start(form, pack, overrides, name))
             st.rerun()
     job_panel()
+    if "build" not in st.query_params and not jobs_at_work():
+        _built()
+
+
+def _built() -> None:
+    """What the persona has already, and the next step with it."""
+    here = current.current()
+    if here is None or not here.datasets:
+        return
+    made = current.chosen("dataset", here.datasets)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.caption(f":material/check_circle: {t('{dataset} is built.', dataset=code(made))}")
+        current.link_to_next("train", made, key="train-built")
 
 
 def _name(persona: Persona, pack: str) -> str:
@@ -64,7 +78,7 @@ def _name(persona: Persona, pack: str) -> str:
 def _ratios(form: dict[str, Any]) -> None:
     chosen = form.get("rehearsal_ratio")
     automatic = st.checkbox(
-        t("Let the base decide how many general conversations it needs"),
+        t("As many general replies as the base needs"),
         chosen is None,
         key="mix-automatic",
         help=t("It is asked who it is. One that names itself gets {many} for each identity "

@@ -29,7 +29,7 @@ def mix(report: DatasetReport) -> None:
     color = alt.Color(
         "kind:N",
         scale=alt.Scale(domain=[words.kind(k) for k in KINDS], range=_COLORS),
-        legend=alt.Legend(orient="top", title=None),
+        legend=alt.Legend(orient="top", title=None, columns=2),  # a telephone shows no more
     )
     rows = [
         {"by": by, "kind": words.kind(k), "count": n, "rank": order.index(k)}
@@ -110,7 +110,7 @@ def coverage(report: DatasetReport) -> None:
     data = pd.DataFrame(
         [
             {
-                "intent": c.intent,
+                "intent": words.intent(c.intent),
                 "locale": words.language_name(c.locale),
                 "turns": c.turns,
                 "missing": c.turns == 0,

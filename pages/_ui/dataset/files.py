@@ -16,9 +16,9 @@ from core.data.importer import ImportReport, UniqueIds, import_file
 from core.data.tables import Sheet
 from core.persona import packs
 from pages._ui.dataset.state import bubbles, choose_dataset, go
-from pages._ui.shell import words
+from pages._ui.shell import address, words
 from pages._ui.shell.common import errors_shown, folder_tree
-from pages._ui.shell.language import N_, from_core, listed, number, t, tn
+from pages._ui.shell.language import N_, from_core, listed, moment_of, number, t, tn
 from pages._ui.shell.uploads import release_uploads
 
 
@@ -39,10 +39,10 @@ def draw() -> None:
 
 def _files(name: str) -> None:
     summary = next(s for s in store.list_datasets() if s.name == name)
-    kinds = ", ".join(f"{words.kind(k)} {number(v)}" for k, v in summary.kinds.items())
+    kinds = listed([f"{words.kind(k)} {number(v)}" for k, v in summary.kinds.items()])
     parts = [
         tn("{n} row", "{n} rows", summary.rows) + (f" ({literal(kinds)})" if kinds else ""),
-        t("made {when}", when=literal(summary.created)) if summary.created else "",
+        t("made {when}", when=literal(moment_of(summary.created))) if summary.created else "",
         t("from {name}", name=code(summary.parent)) if summary.parent else "",
         literal(from_core(summary.note)),
     ]
@@ -80,7 +80,7 @@ def _delete(name: str) -> None:
         )
         if st.button(t("Delete"), key=f"delete-{name}"):
             store.delete(name)
-            st.query_params.pop("dataset", None)
+            address.write(dataset=None)
             st.rerun()
 
 

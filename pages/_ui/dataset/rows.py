@@ -65,7 +65,7 @@ def _history(draft: DatasetDraft) -> None:
         edits = len(draft.done)
         kept = tn("{n} unsaved edit, kept on disk", "{n} unsaved edits, kept on disk", edits)
         held = tn("{n} conversation", "{n} conversations", len(draft))
-        st.caption(f"{held}, {kept if edits else t('no unsaved edits')}")
+        st.caption(f"{held} · {kept if edits else t('no unsaved edits')}")
 
 
 def _save(draft: DatasetDraft) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import streamlit as st
 
@@ -11,7 +11,7 @@ from core.conversation import Conversation
 from core.data import store
 from core.jobs import api
 from core.jobs.state import ACTIVE, State, Status
-from pages._ui.shell import current, words
+from pages._ui.shell import address, current, words
 from pages._ui.shell.common import errors_shown, show_error
 from pages._ui.shell.language import t, time_left, tn
 
@@ -19,36 +19,9 @@ from pages._ui.shell.language import t, time_left, tn
 KINDS = ("generate", "simulate")
 
 
-def section(labels: Mapping[str, str]) -> str:
-    """The part of the page to draw; kept in the address, for a reload and for Back."""
-    asked = st.query_params.get("view", "")
-    default = asked if asked in labels else next(iter(labels))
-    if asked and asked not in labels:
-        st.warning(
-            t("This page has no part {name}.", name=code(asked[:80])), icon=":material/search_off:"
-        )
-    chosen = (
-        st.segmented_control(
-            t("Part of the page"),
-            list(labels),
-            default=default,
-            format_func=lambda k: labels[k],
-            label_visibility="collapsed",
-            key=f"section-{default}",
-        )
-        or default
-    )
-    if chosen != default:
-        st.query_params["view"] = chosen
-        st.rerun()
-    return chosen
-
-
 def go(view: str, dataset: str = "") -> None:
     """Show another part of the page, with another dataset chosen."""
-    st.query_params["view"] = view
-    if dataset:
-        current.choose(dataset=dataset)
+    current.choose(view=view, **({"dataset": dataset} if dataset else {}))
     st.rerun()
 
 
@@ -84,7 +57,7 @@ def bubbles(rows: Sequence[Conversation], width: int = 264) -> None:
 
 
 def _conversation(row: Conversation) -> None:
-    label = " · ".join(p for p in (row.intent, row.locale, words.kind(row.kind)) if p)
+    label = " · ".join(p for p in (words.intent(row.intent), words.kind(row.kind)) if p)
     st.caption(safe_markdown(label))
     replies = iter(row.loss)
     for message in row.messages:
@@ -139,10 +112,10 @@ def _one(status: Status) -> None:
         if made:
             current.link_to_next("train", made, key=f"train-{status.id}")
             if st.button(t("Look at it"), key=f"open-{status.id}", icon=":material/table_rows:"):
-                st.query_params.pop("build", None)
+                address.write(build=None)
                 go("rows", made)
         if st.button(t("Close"), key=f"close-{status.id}", type="tertiary"):
-            st.query_params.pop("build", None)
+            address.write(build=None)
             st.rerun()
 
 

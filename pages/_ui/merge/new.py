@@ -15,7 +15,7 @@ from core.paths import RunPaths
 from core.training import lifecycle
 from core.weights.merge_job import MergeSpec
 from core.weights.preview import outputs
-from pages._ui.merge.state import RESULTS, Source, checkpoints, go_to, trained
+from pages._ui.merge.state import RESULTS, Source, checkpoints, trained
 from pages._ui.shell import current
 from pages._ui.shell.common import errors_shown
 from pages._ui.shell.language import N_, from_core, number, t
@@ -185,5 +185,6 @@ def _start(source: Source, options: dict[str, Any]) -> None:
         **{key: value for key, value in options.items() if key != "name"},
     )
     job = api.launch(spec, name=options["name"], parent=source.run.root.name)
-    go_to(RESULTS, job.root.name)
+    st.session_state.pop("merge_job", None)
+    current.choose(view=RESULTS, merge=job.root.name)
     st.rerun()

@@ -15,13 +15,14 @@ from core.jobs import api
 from core.jobs.state import ACTIVE, State, Status
 from core.paths import RunPaths
 from pages._ui.merge import export as merge_export
-from pages._ui.merge.state import NEW, merged_folder, merges
+from pages._ui.merge.state import NEW, VIEWS, merged_folder, merges
 from pages._ui.shell import current, words
 from pages._ui.shell.common import errors_shown, folder_tree, show_error
-from pages._ui.shell.language import N_, duration, from_core, number, t, time_left, tn
+from pages._ui.shell.language import N_, duration, from_core, listed, number, t, time_left, tn
 from pages._ui.train.state import badge, run_label
 
 _EVERY = 1.0
+_STAGES = {"convert": N_("conversion"), "merge": N_("merge"), "prove": N_("proof")}
 _LOSSES = {
     "merged": N_("merged"),
     "unquantized": N_("original base + adapter"),
@@ -34,7 +35,7 @@ def draw() -> None:
     jobs = {s.id: s for s in merges()}
     if not jobs:
         st.info(
-            t("Nothing has been merged yet. Start under **{new}**.", new=t(NEW)),
+            t("Nothing has been merged yet. Start under **{new}**.", new=t(VIEWS[NEW][0])),
             icon=":material/merge:",
         )
         return
@@ -136,9 +137,12 @@ def _proof(proof: dict[str, Any], seconds: dict[str, float]) -> None:
     # A plain table: it wraps on a narrow screen, and a grid of seven rows needs no scrolling.
     columns = [t("measured"), t("value"), t("limit")]
     st.table(pd.DataFrame(_measured(proof), columns=columns).set_index(columns[0]))
-    took = ", ".join(
-        t("{stage} {seconds:.1f} s", stage=literal(words.doing(k)), seconds=v)
-        for k, v in seconds.items()
+    took = listed(
+        [
+            t("{stage} {seconds:.1f} s", stage=t(_STAGES[k]), seconds=v)
+            for k, v in seconds.items()
+            if k in _STAGES
+        ]
     )
     st.caption(t("Time: {took}. Hashes of every file are in MANIFEST.json.", took=took))
 

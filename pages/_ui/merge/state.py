@@ -14,10 +14,14 @@ from core.paths import RunPaths
 from core.training import lifecycle
 from core.training.checkpoints import Checkpoint
 from core.weights.manifest import NAME as MANIFEST
-from pages._ui.shell import current
-from pages._ui.shell.language import N_, t
+from pages._ui.shell import address, current
+from pages._ui.shell.language import N_
 
-NEW, RESULTS = N_("New merge"), N_("Results")
+NEW, RESULTS = "new", "results"
+VIEWS = {
+    NEW: (N_("New merge"), ":material/add:"),
+    RESULTS: (N_("Results"), ":material/verified:"),
+}
 
 
 @dataclass(frozen=True)
@@ -63,29 +67,10 @@ def merged_folder(run: RunPaths) -> Path | None:
     return folder if folder and (folder / MANIFEST).is_file() else None
 
 
-def go_to(view: str, run: str | None = None) -> None:
-    """Show another view at the next rerun; the address keeps the job through a reload."""
-    st.session_state["merge_goto"] = view
-    if run is not None:
-        st.session_state.pop("merge_job", None)
-        current.choose(merge=run)
-
-
 def choose_view() -> str:
-    """The switch at the top. Opens on the results if the address names one or a merge runs."""
-    wanted = st.session_state.pop("merge_goto", None)
-    if wanted is None and "merge_view" not in st.session_state:
-        alive = any(s.state in ACTIVE for s in merges())
-        asked = "merge" in st.query_params
-        wanted = RESULTS if asked or (alive and "run" not in st.query_params) else NEW
-    if wanted is not None:
-        st.session_state["merge_view"] = wanted
-    view = st.segmented_control(
-        t("View"),
-        (NEW, RESULTS),
-        format_func=t,
-        key="merge_view",
-        required=True,
-        label_visibility="collapsed",
-    )
-    return str(view or NEW)
+    """The switch at the top: on the results if there are any and no training is sent."""
+    asked, here = st.query_params, current.current()
+    alive = any(s.state in ACTIVE for s in merges())
+    merged = here is not None and bool(here.of("merge"))
+    shown = "merge" in asked or ("run" not in asked and (alive or merged))
+    return address.view("merge_view", VIEWS, RESULTS if shown else NEW)

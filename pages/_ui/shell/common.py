@@ -10,10 +10,7 @@ import streamlit as st
 from core import fsio
 from core.chat.render import code, literal, safe_markdown
 from core.errors import UserError, UserErrors
-from core.jobs.spec import run_title
-from core.jobs.state import ACTIVE, Summary
 from core.models.device import Device
-from pages._ui.shell import words
 from pages._ui.shell.language import from_core, t
 
 #: What was waited for since the server started.
@@ -99,16 +96,6 @@ def errors_shown() -> Iterator[None]:
             yield
     except UserError as error:
         show_error(error)
-
-
-def run_label(summary: Summary) -> str:
-    """One line for a select box: name, end of the id, how it ended.
-
-    Without a state that will change: the browser shows the chosen line as it was when it was
-    chosen, so a run that has ended would go on being called running.
-    """
-    end = "" if summary.state in ACTIVE else f" · {words.ending(summary.state).lower()}"
-    return run_title(summary.name, summary.id) + end
 
 
 def folder_tree(entries: list[fsio.TreeEntry]) -> None:

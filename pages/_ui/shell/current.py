@@ -38,6 +38,7 @@ from core.chat.render import code
 from core.pipeline import projects
 from core.pipeline.naming import Said
 from core.pipeline.projects import STEPS, Overview, Project, Step
+from pages._ui.shell import address
 from pages._ui.shell.language import N_, t
 
 Kind = Literal["dataset", "run", "merge", "score", "build", "all"]
@@ -103,10 +104,9 @@ def current() -> Project | None:
 def _of_address(workspace: Overview) -> Project | None:
     """An object says more than ``?persona=``, which an old link may have wrong."""
     for kind in _KINDS:
-        if name := st.query_params.get(kind, ""):
-            run, dataset = ("", name) if kind == "dataset" else (name, "")
-            if (owner := workspace.owner_of(run=run, dataset=dataset)) is not None:
-                return owner
+        name = st.query_params.get(kind, "")
+        if name and (owner := _owner(kind, name)) is not None:
+            return owner
     return workspace.project(st.query_params.get("persona", ""))
 
 
@@ -127,20 +127,31 @@ def chosen(kind: Kind, known: Sequence[str]) -> str:
     return next((k for k in known if k in own), known[0] if known else "")
 
 
-def choose(persona: str = "", **objects: str) -> None:
-    """Choose objects by kind, or another persona by its key; session and address follow."""
+def choose(persona: str = "", view: str = "", **objects: str) -> None:
+    """Choose objects by kind, or another persona by its key; session and address follow.
+
+    Args:
+        view: the part of the page that shows them (``address.view``).
+    """
+    changes: dict[str, str | None] = {"view": view} if view else {}
     if persona:
         st.session_state[_PERSONA] = persona
         st.session_state[_CHOSEN] = {}
         for forgotten in _KINDS:
-            st.query_params.pop(forgotten, None)
-        st.query_params["persona"] = persona
+            changes[forgotten] = None
+        changes["persona"] = persona
+    if objects:
+        changes["new"] = None  # what the address of Start says while nothing is chosen
     for kind, name in objects.items():
         assert kind in _KINDS, kind
         _remember(kind, name)
-        st.query_params[kind] = name
-    if objects and (project := current()) is not None:
-        st.query_params["persona"] = project.key
+        owner = _owner(kind, name)
+        changes |= {kind: name} | ({"persona": owner.key} if owner else {})
+    address.write(**changes)
+
+
+def _owner(kind: str, name: str) -> Project | None:
+    return seen().owner_of(**{"dataset" if kind == "dataset" else "run": name})
 
 
 def _remember(kind: str, name: str) -> None:

@@ -6,6 +6,7 @@ in core/language/zh.po. Text of others goes in through ``literal()`` or ``code()
 
 from __future__ import annotations
 
+from datetime import datetime
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import streamlit as st
@@ -79,6 +80,14 @@ def clock(seconds: float) -> str:
 def moment(seconds: float) -> str:
     """``Nov 27, 5:41 PM`` / ``11月27日 17:41``, where the reader is."""
     return formats.moment(seconds, language(), _zone())
+
+
+def moment_of(written: str) -> str:
+    """The same of a time that a file names (ISO 8601); what is none stays as it is."""
+    try:
+        return moment(datetime.fromisoformat(written).timestamp())
+    except (ValueError, OverflowError):
+        return written
 
 
 def duration(seconds: float) -> str:

@@ -125,7 +125,7 @@ def standing_in_words(project: Project) -> list[str]:
     lines = []
     for _, title, step in _PAGES:
         icon, about = _step(project, step)
-        lines.append(f"{icon} {t(title)}: {about}")
+        lines.append(f"{icon} {t(title)} · {about}")
     return lines
 
 

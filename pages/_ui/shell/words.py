@@ -27,7 +27,25 @@ _SLOTS = {
     "limits": N_("Limits"),
     "tone": N_("Tone"),
     "manner": N_("Catch-phrase"),
-    "base": N_("Base model"),
+    "base": N_("The model it is built on"),
+}
+#: What the questions of the shipped packs are about; others are called as their pack calls them.
+_INTENTS = {
+    "who": N_("who it is"),
+    "name": N_("its name"),
+    "intro": N_("introduction"),
+    "maker": N_("who made it"),
+    "company": N_("its company"),
+    "role": N_("its role"),
+    "human": N_("human or not"),
+    "ability": N_("what it can do"),
+    "limits": N_("what it cannot do"),
+    "usage": N_("how to use it"),
+    "denial": N_("denials"),
+    "inducement": N_("other names suggested"),
+    "dictation": N_("other names dictated"),
+    "base": N_("the model underneath"),
+    "meet": N_("greetings"),
 }
 _SUITES = {
     "held_out": N_("Persona, unseen wordings"),
@@ -89,11 +107,11 @@ WHY_CHECKPOINT: dict[str, str] = {
 _VERDICTS = {
     "LEARNED": N_("Learned"),
     "UNDERFIT": N_("Not learned enough"),
-    "OVERFIT": N_("Overdone"),
+    "OVERFIT": N_("Learned too much"),
     "UNSETTLED": N_("Unsettled"),
     "COLLAPSED": N_("Collapsed"),
-    "MEMORISED": N_("Memorised"),
-    "PROMPT-BOUND": N_("Only under its prompt"),
+    "MEMORISED": N_("Learned by heart"),
+    "PROMPT-BOUND": N_("Depends on the system prompt"),
     "MERGE-LOST": N_("Lost in the merge"),
     "NOT ENOUGH EVIDENCE": N_("Not enough evidence"),
 }
@@ -151,6 +169,11 @@ def pack_title(name: str) -> str:
     """A persona pack as a list shows it."""
     title = packs.title(name, language())
     return t("{pack} (yours)", pack=title) if packs.is_own(packs.find(name)) else title
+
+
+def intent(name: str) -> str:
+    """What a question is about; ``who+maker`` of a conversation of several rounds."""
+    return " + ".join(t(_INTENTS[one]) if one in _INTENTS else one for one in name.split("+"))
 
 
 def language_name(locale: str) -> str:

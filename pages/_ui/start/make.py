@@ -153,6 +153,5 @@ def _start(who: tuple[str, str], preset: presets.Name, pack: str, model: str) ->
             run = api.launch(Spec(spec=spec), name=who[0]).root.name
         except api.AlreadyStarted as already:
             run = already.run
-        st.query_params.pop("new", None)
         current.choose(all=run)
         st.rerun()

@@ -12,7 +12,7 @@ from core.paths import RunPaths
 from core.pipeline import following
 from core.pipeline.following import StageView
 from core.pipeline.stages import STAGES
-from pages._ui.shell import current, words
+from pages._ui.shell import address, current, words
 from pages._ui.shell.common import errors_shown, show_error
 from pages._ui.shell.language import N_, duration, percent, t, time_left
 
@@ -62,8 +62,7 @@ def _head(run: RunPaths, now: Status) -> None:
             api.stop(run)
             st.rerun(scope="fragment")
         if st.button(t("New persona"), icon=":material/add:", key="start_new", type="tertiary"):
-            st.query_params.pop("all", None)
-            st.query_params["new"] = "1"
+            address.write(all=None, new="1")
             st.rerun()
     if now.active:
         left = time_left(now.eta_seconds) or t("estimating the time")

@@ -112,7 +112,7 @@ def _loss_spec(
         color = _color(names, legend=True)
     else:  # one run: the legend says which line is which
         lines = alt.Scale(domain=[each, mean], range=[_FAINT, _COLORS[0]])
-        legend = alt.Legend(orient="top", title=None, symbolType="stroke")
+        legend = alt.Legend(orient="top", title=None, symbolType="stroke", columns=1)
         color = alt.Color("line:N", scale=lines, legend=legend)
     raw = (
         base.transform_calculate(line=repr(each))
@@ -142,7 +142,19 @@ def _loss_spec(
         )
         .add_params(hover)
     )
-    return alt.layer(raw, smooth, points).properties(height=320).to_dict()
+    return _without_data(alt.layer(raw, smooth, points).properties(height=320))
+
+
+def _without_data(chart: alt.TopLevelMixin) -> dict[str, Any]:
+    """The specification alone: the table comes with the call.
+
+    Altair puts an empty table of one row in its place, which would have an entry in the legend.
+    """
+    spec: dict[str, Any] = chart.to_dict()
+    for part in (spec, *spec.get("layer", [])):
+        part.pop("data", None)
+    spec.pop("datasets", None)
+    return spec
 
 
 def small_charts(series: dict[str, Series]) -> None:
@@ -233,8 +245,8 @@ def _small_spec(
     if name == "margin":
         legend = alt.Legend(orient="top", title=None, symbolType="stroke")
         line = line.encode(strokeDash=alt.StrokeDash("language:N", legend=legend))
-    limit = alt.Chart(alt.InlineData([{"limit": rule}])).mark_rule(color="#8c8c8c", opacity=0.6)
-    chart = alt.layer(line, limit.encode(y="limit:Q")) if rule is not None else line
+    limit = alt.Chart().mark_rule(color="#a8a8a8").encode(y=alt.datum(rule))
+    chart = alt.layer(line, limit) if rule is not None else line
     headline = alt.TitleParams(title, fontSize=13, anchor="start")
     # Title and legend are within the height.
-    return chart.properties(height=190 if name == "margin" else 150, title=headline).to_dict()
+    return _without_data(chart.properties(height=190 if name == "margin" else 150, title=headline))

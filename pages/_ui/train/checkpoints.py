@@ -9,9 +9,10 @@ from core.evaluation import choice
 from core.jobs.state import ACTIVE, Reason, State, Status
 from core.paths import RunPaths
 from core.training import figures, lifecycle
+from pages._ui.shell import current
 from pages._ui.shell.common import errors_shown, model_libraries
 from pages._ui.shell.language import from_core, number, t
-from pages._ui.train.state import WATCH, go_to
+from pages._ui.train.state import WATCH
 
 
 def draw(run: RunPaths) -> None:
@@ -39,7 +40,8 @@ def draw(run: RunPaths) -> None:
                     t("file"): one.path.name,
                 }
             )
-        st.dataframe(rows, hide_index=True)
+        known = [key for key in rows[0] if any(row[key] is not None for row in rows)]
+        st.dataframe([{key: row[key] for key in known} for row in rows], hide_index=True)
 
 
 def resume(run: RunPaths, now: Status) -> None:
@@ -78,5 +80,5 @@ def _go_on(run: RunPaths, step: int) -> None:
         with st.spinner(t("Checking that it is the same run")):
             model_libraries()
             resumed = lifecycle.resume_training(run, step)
-        go_to(WATCH, resumed.root.name)
+        current.choose(view=WATCH, run=resumed.root.name)
         st.rerun()

@@ -9,9 +9,10 @@ from core.jobs.reasons import Fix
 from core.jobs.state import Status
 from core.paths import RunPaths
 from core.training import lifecycle
+from pages._ui.shell import current
 from pages._ui.shell.common import errors_shown, model_libraries, show_error
 from pages._ui.shell.language import from_core, t
-from pages._ui.train.state import WATCH, go_to
+from pages._ui.train.state import WATCH
 
 
 def draw(run: RunPaths, now: Status) -> None:
@@ -41,5 +42,5 @@ def _start(run: RunPaths, fix: Fix) -> None:
         with st.spinner(t("Looking at everything the run needs")):
             model_libraries()
             new = lifecycle.change_training(run, fix.overrides)
-        go_to(WATCH, new.root.name)
+        current.choose(view=WATCH, run=new.root.name)
         st.rerun()

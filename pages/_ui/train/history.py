@@ -15,7 +15,7 @@ from core.training import history
 from pages._ui.shell import current, words
 from pages._ui.shell.common import errors_shown
 from pages._ui.shell.language import N_, t, tn
-from pages._ui.train.state import WATCH, go_to, training_runs
+from pages._ui.train.state import WATCH, training_runs
 
 
 def draw() -> None:
@@ -109,7 +109,7 @@ def _actions(picked: list[Summary]) -> None:
         if st.button(
             t("Open"), icon=":material/open_in_full:", disabled=len(picked) != 1, key="train_open"
         ):
-            go_to(WATCH, picked[0].id)
+            current.choose(view=WATCH, run=picked[0].id)
             st.rerun()
         if st.button(
             tn("Delete {n} run", "Delete {n} runs", len(dead)) if dead else t("Delete"),

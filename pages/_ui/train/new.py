@@ -25,7 +25,7 @@ from pages._ui.train import (
 from pages._ui.train import (
     source as train_source,
 )
-from pages._ui.train.state import WATCH, go_to
+from pages._ui.train.state import WATCH
 
 #: Pixels of the form; the source takes the rest.
 _FORM_WIDTH = 470
@@ -84,8 +84,8 @@ def _start(found: Preflight, name: str) -> None:
     except api.AlreadyStarted as error:
         said = t("Already started as {name}", name=literal(current.name_of(error.run)))
         st.toast(said, icon=":material/info:")
-        go_to(WATCH, error.run)
+        current.choose(view=WATCH, run=error.run)
         st.rerun()
     st.session_state.pop("train_parent", None)
-    go_to(WATCH, run.root.name)
+    current.choose(view=WATCH, run=run.root.name)
     st.rerun()

@@ -13,11 +13,15 @@ from core.jobs import api
 from core.jobs.spec import read_spec
 from core.jobs.state import ACTIVE, State, Summary
 from core.paths import RunPaths
-from pages._ui.shell import current, words
-from pages._ui.shell.language import N_, t
+from pages._ui.shell import address, current, words
+from pages._ui.shell.language import N_
 
 NEW, WATCH, HISTORY = "new", "watch", "history"
-VIEWS = {NEW: N_("New run"), WATCH: N_("Watch"), HISTORY: N_("History")}
+VIEWS = {
+    NEW: (N_("New run"), ":material/add:"),
+    WATCH: (N_("Watch"), ":material/show_chart:"),
+    HISTORY: (N_("History"), ":material/history:"),
+}
 
 _BADGES = {
     State.CREATED: ("gray", ":material/draft:"),
@@ -43,13 +47,6 @@ def training_runs() -> list[Summary]:
     return [s for s in api.list_runs() if s.kind in ("train", "command", "unknown")]
 
 
-def go_to(view: str, run: str | None = None) -> None:
-    """Show another view at the next rerun; the address keeps view and run through a reload."""
-    st.session_state["train_goto"] = view
-    if run is not None:
-        current.choose(run=run)
-
-
 def run_label(summary: Summary) -> str:
     """A run as a person calls it, with how it ended.
 
@@ -67,33 +64,19 @@ def take_over(run: RunPaths) -> None:
     st.session_state["train_take_over"] = settings
     st.session_state["train_model"] = settings.get("model", "bundled")
     dataset = Path(settings.get("dataset", ""))
-    if dataset.parent == paths.datasets_dir():
-        current.choose(dataset=dataset.name)
+    ours = dataset.parent == paths.datasets_dir()
+    current.choose(view=NEW, **({"dataset": dataset.name} if ours else {}))
     st.session_state["train_stock"] = settings.get("stock_config", "")
     st.session_state["train_parent"] = run.root.name
-    st.session_state["train_goto"] = NEW
 
 
 def choose_view() -> str:
-    """The switch at the top. Opens on what the address says, on Watch if it names a run."""
-    asked = st.query_params.get("view", "")
-    wanted = st.session_state.pop("train_goto", None)
-    if wanted is None and "train_view" not in st.session_state:
-        alive = any(s.state in ACTIVE for s in training_runs())
-        wanted = asked if asked in VIEWS else WATCH if alive or "run" in st.query_params else NEW
-    if wanted is not None:
-        st.session_state["train_view"] = wanted
-    view = st.segmented_control(
-        t("View"),
-        list(VIEWS),
-        format_func=lambda v: t(VIEWS[v]),
-        key="train_view",
-        required=True,
-        label_visibility="collapsed",
-    )
-    if view != asked:
-        st.query_params["view"] = str(view or NEW)
-    return view or NEW
+    """The switch at the top: on Watch if there is something to watch and no dataset is sent."""
+    asked, here = st.query_params, current.current()
+    alive = any(s.state in ACTIVE for s in training_runs())
+    trained = here is not None and bool(here.of("train"))
+    watch = "run" in asked or ("dataset" not in asked and (alive or trained))
+    return address.view("train_view", VIEWS, WATCH if watch else NEW)
 
 
 def paths_of(runs: list[Summary], run_id: str) -> RunPaths:
