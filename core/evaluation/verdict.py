@@ -255,7 +255,6 @@ _MISSED = frozenset({"recall", "persistence"})
 #: Advice for a persona whose recall holds, by the gates that failed; the first that fits.
 _ADVICE = (
     ("old", frozenset({"old", "adversarial"})),
-    ("fidelity", frozenset(f"fidelity_{d}" for d in ("role", "skills", "limits", "manner"))),
     ("talks", frozenset({"persistence"})),
 )
 

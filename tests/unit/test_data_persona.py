@@ -23,8 +23,6 @@ from core.persona.persona import Persona, list_packs, load_persona, parse_person
 from core.probes.scorer import score_reply
 from core.text.normalize import unmatchable
 
-pytestmark = pytest.mark.fast
-
 PACK = """\
 schema: persona/1
 persona: {id: tiny, locales: [en]}

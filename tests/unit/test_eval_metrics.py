@@ -206,7 +206,7 @@ def test_every_gate_names_a_known_verdict_and_metric() -> None:
     data = verdict.load_gates()
     assert set(data["next"]) == set(verdict.VERDICTS)
     assert {g["about"] for g in data["gates"].values()} == {
-        *("identity", "fidelity", "memory", "damage", "merge")
+        *("identity", "memory", "damage", "merge")
     }
 
 

@@ -211,6 +211,24 @@ def test_recomputing_long_micro_batches_alone_bounds_memory() -> None:
     assert 800 < capacity < 1300
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_is_said_to_fit_fits_to_the_token(dtype: str) -> None:
+    """Logits grow up to a chunk, activations without end: no one slope serves both."""
+    shape = cost.Shape(896, 24, 4864, 151936, 14, 2, True)  # Qwen2.5-0.5B
+    spec = TrainSpec.from_dict({"dataset": "d", "dtype": dtype})
+    for room in (4e9, 6e9, 20e9):
+        capacity = cost.token_capacity(shape, spec, room)
+        fits = cost.peak_bytes(shape, spec, capacity) if capacity else 0
+        assert fits <= room < cost.peak_bytes(shape, spec, capacity + 1) + 1
+
+
+def test_a_chunk_of_logits_is_counted() -> None:
+    """Measured: SmolLM2-135M, 1,052 tokens in float32, 3.20 GiB (docs/results/memory.md)."""
+    shape = cost.Shape(576, 30, 1536, 49152, 9, 3, True)
+    spec = TrainSpec.from_dict({"dataset": "d", "dtype": "float32"})
+    assert cost.peak_bytes(shape, spec, 1052) == pytest.approx(3.20 * 2**30, rel=0.15)
+
+
 def test_deepspeed_is_off_without_a_gpu_and_says_why() -> None:
     assert "no GPU" in deepspeed.unavailable(CPU)
     assert deepspeed.unavailable(GPUS) == ""

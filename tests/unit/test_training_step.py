@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ from torch import Tensor
 
 from core.models import internlm2
 from core.models.nf4 import nf4_config
+from core.training import cost
 from core.training.step import held
 from core.training.step.fused import FusedStep
 from core.training.step.loss import LinearCrossEntropy
 from core.training.step.packing import pack
 from core.training.step.pointwise import EAGER
+from tests.fakes import tiny_models
 
 
 def small_config(family: str) -> Any:
@@ -216,9 +219,7 @@ def test_rows_do_not_see_each_other(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("chunk", [1 << 10, 1 << 15, 1 << 28])
 def test_chunked_loss_is_pytorchs(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    from core.training.step import loss as module
-
-    monkeypatch.setattr(module, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(cost, "CHUNK_BYTES", chunk)
     torch.manual_seed(0)
     hidden = torch.randn(70, 16, requires_grad=True)
     head, targets = torch.randn(320, 16), torch.randint(320, (70,))
@@ -249,3 +250,17 @@ def test_a_held_layer_takes_and_gives_the_type_of_its_input(tmp_path: Path) -> N
         held.hold(model, torch.bfloat16)
         after = model(input_ids=ids).logits.float()
     assert (after - before).abs().max() < 0.05 * before.abs().max()
+
+
+def test_no_weight_stays_a_page_of_the_file(tmp_path: Path) -> None:
+    """One that does keeps all the pages resident that were read while the base was quantized."""
+    tiny_models.save_base(tmp_path)
+    model = tiny_models.load(tmp_path)
+    file = str(tmp_path / "model.safetensors")
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    assert file in Path("/proc/self/maps").read_text()
+    held.leave_file(model.requires_grad_(False))
+    gc.collect()
+    assert file not in Path("/proc/self/maps").read_text()
+    for name, weight in model.state_dict().items():
+        torch.testing.assert_close(weight, before[name])

@@ -69,10 +69,6 @@ DRAWN: dict[str, st.SearchStrategy[Any]] = {
     ),
     "margin": st.fixed_dictionaries({"value": st.floats(0, 1)}),
     "passes": st.floats(0.5, 12),
-    **{
-        f"fidelity_{d}": rates(st.integers(16, 64), 0.5)
-        for d in ("role", "skills", "limits", "manner")
-    },
 }
 
 
@@ -132,7 +128,7 @@ def _agrees_with_figures(decided: Verdict, found: dict[str, Any], failed: set[st
         assert found.get("margin", {}).get("value", 0) < 0.9, "the reply is the likelier one"
     if "nothing of this run can be used" in advice:
         assert found["kl_general"]["ppl_ratio"] >= 5 or found["degenerate_above_base"] >= 0.5
-    if "The persona is known" in advice or "The name is there" in advice:
+    if "The persona is known" in advice:
         assert "recall" not in failed
     if name == "MEMORISED":
         assert found["train_recall"]["value"] > found["recall"]["value"]
