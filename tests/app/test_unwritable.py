@@ -35,12 +35,12 @@ def state(home: Path) -> dict[str, bytes]:
 #: Each writes: what it is, and how a person asks for it. What takes something away comes last.
 WRITES = {
     "make a dataset": "store.save('new', list(store.rows('kai')))",
-    "edit a draft": "Draft('kai').write([], removed=['r1'])",
+    "edit a draft": "DatasetDraft('kai').write([], removed=['r1'])",
     "start a run": "api.create('train', {'model': 'bundled'}, name='new')",
     "stop a run": "api.stop(run)",
     "note on a run": "history.write_note(run, 'x')",
     "begin a conversation": "transcripts.create([Column('a', 'base', 'Base', 'bundled')])",
-    "write in a conversation": "transcripts.set_draft(chat, Draft_('x'))",
+    "write in a conversation": "transcripts.set_draft(chat, MessageDraft('x'))",
     "delete a conversation": "transcripts.delete(chat.id)",
     "remember the form": "drafts.save_form({'persona': 'x'})",
     "copy a pack": "packs.duplicate('assistant', 'mine')",
@@ -52,9 +52,9 @@ import json, traceback
 from core import paths
 from core.chat import transcripts
 from core.chat.columns import Column
-from core.chat.dialogue import Draft as Draft_
+from core.chat.dialogue import MessageDraft
 from core.data import drafts, store
-from core.data.drafts import Draft
+from core.data.drafts import DatasetDraft
 from core.errors import UserError
 from core.jobs import api
 from core.paths import RunPaths

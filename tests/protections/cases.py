@@ -99,7 +99,7 @@ PROTECTIONS = [
                "if not seal.signed(", "if False and not seal.signed(",
                "tests/unit/test_pickles.py::test_a_forged_record_is_no_record"),
     Protection("16 packs are walked before compiling", "core/persona/templating.py",
-               "        if problem := _forbidden(tree):\n            return problem\n", "",
+               "        if problem := _forbidden(_ENV.parse(source)):\n            return problem\n", "",
                "tests/unit/test_sandbox.py::test_a_sentence_of_a_pack_is_walked_before_it_is_compiled"),
     Protection("16 chat templates have limits", "core/models/sandbox.py",
                "        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)\n", "",
