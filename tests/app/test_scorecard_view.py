@@ -120,7 +120,7 @@ def test_sweep(tmp_path: Path) -> None:
     assert asdict(rows[1])["step"] == 60
     app = AppTest.from_function(_sweep, args=(str(run.root),), default_timeout=60).run()
     assert not app.exception
-    assert "Recommended: step 60." in app.info[0].value
+    assert "Recommended: step 60" in app.info[0].value
     assert [b.label for b in app.button] == ["Merge it"]
 
 

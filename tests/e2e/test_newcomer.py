@@ -14,11 +14,12 @@ from core.pipeline import projects
 from tests.e2e.test_train_page import Server, browser, screenshot
 from tests.faults.support import until
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(900)]
+# Six processes import the training libraries one after the other, which takes minutes on a loaded
+# machine: not part of `make test`.
+pytestmark = [pytest.mark.browser, pytest.mark.soak, pytest.mark.timeout(900)]
 
 #: The app, with a preset that a tiny model finishes in a minute: a random model cannot talk, so
-#: there is no rehearsal, and no verdict but that there is too little evidence. Most of the minute
-#: is the start of six processes.
+#: there is no rehearsal, and no verdict but that there is too little evidence.
 SMALL = """
 import sys
 from core.pipeline import presets
