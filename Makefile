@@ -34,10 +34,11 @@ soak: install-dev
 protections: install-dev
 	$(BIN)/python -m tests.protections
 
-# Known advisories of what is installed; needs PyPI's or OSV's service (docs/dependencies.md).
+# Known advisories of what is installed; needs the service of PyPI (docs/dependencies.md). Strict:
+# an index that knows a package but none of its advisories is a failure, not a clean answer.
 audit: install-dev
 	$(BIN)/pip install --quiet pip-audit
-	$(BIN)/pip-audit
+	$(BIN)/pip-audit --strict
 
 check: install-dev
 	$(BIN)/ruff check .

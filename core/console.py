@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import time
+from collections.abc import Iterable
 from typing import Any, TextIO
 
 _SEQUENCE = re.compile(
@@ -29,6 +30,11 @@ class TextOnly:
         """As of the stream, without what is not printable."""
         self._stream.write(printable(text))
         return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """As of the stream; not handed on, which would go past ``write``."""
+        for line in lines:
+            self.write(line)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

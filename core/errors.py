@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from typing_extensions import TypedDict  # pydantic reads it on Python 3.11
 
@@ -24,19 +26,26 @@ class ErrorRecord(TypedDict, total=False):
 
 
 #: Environment variables that hold a secret, by their names.
-_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
+_SECRET = re.compile(
+    r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|BEARER|(^|_)(PASS|PAT|AUTH)$",
+    re.IGNORECASE,
+)
+#: The login in an address: of a proxy, a repository, a server.
+_LOGIN = re.compile(r"(?<=://)[^\s/@?#\"'<>]+(?=@)")
 
 
 def redacted(text: str) -> str:
-    """``text`` without the values of secret environment variables.
+    """``text`` without the values of secret environment variables, and without logins in addresses.
 
-    A server may echo the key that it refuses, and what it says ends in messages, logs and files.
-    Values of fewer than eight characters are no keys, and would tear words apart.
+    A server may echo the key that it refuses, and what it says ends in messages, logs and files:
+    as it is, or as it stands in an address or in JSON. Values of fewer than eight characters are
+    no keys, and would tear words apart. Cut afterwards: half a key is a secret too.
     """
-    for name, value in os.environ.items():
-        if len(value) >= 8 and value in text and _SECRET.search(name):
-            text = text.replace(value, "***")
-    return text
+    secrets = {v for name, v in os.environ.items() if len(v) >= 8 and _SECRET.search(name)}
+    for value in sorted(secrets, key=len, reverse=True):  # one may begin as another does
+        for form in (value, quote(value, safe=""), json.dumps(value)[1:-1]):
+            text = text.replace(form, "***")
+    return _LOGIN.sub("***", text)
 
 
 class UserError(Exception):

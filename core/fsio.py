@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +90,38 @@ def disk_errors(what: str) -> Iterator[None]:
         ) from error
 
 
+#: No record, listing or text that is read at once is larger; rows and logs are read in pieces.
+MAX_BYTES = 128 << 20
+
+
+def open_file(path: Path) -> BufferedReader:
+    """Open a file that others may have made, to read.
+
+    Raises:
+        OSError: it cannot be opened, or is no ordinary file. A pipe in its place would be waited
+            for, and a device would never end.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is no ordinary file", str(path))
+    return os.fdopen(handle, "rb")
+
+
+def read_bytes(path: Path) -> bytes:
+    """A whole file of at most ``MAX_BYTES``; OSError as ``open_file``, or because it is larger."""
+    with open_file(path) as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise OSError(errno.EFBIG, f"it is larger than {human_bytes(MAX_BYTES)}", str(path))
+    return data
+
+
+def read_text(path: Path) -> str:
+    """As ``read_bytes``; what is not UTF-8 becomes U+FFFD."""
+    return read_bytes(path).decode("utf-8", "replace")
+
+
 def _fsync_dir(folder: Path) -> None:
     # Without this the rename itself may be lost at a power cut (POSIX; not needed elsewhere).
     if os.name != "posix":
@@ -159,7 +194,7 @@ def _whole(value: Any) -> Any:
 def read_json(path: Path) -> Any:
     """Raises UserError with the position if the file is missing or is not JSON."""
     try:
-        return loads(path.read_text(encoding="utf-8"))
+        return loads(read_bytes(path).decode("utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist") from error
     except OSError as error:
@@ -198,7 +233,7 @@ def read_jsonl(path: Path) -> Iterator[Any]:
     Raises:
         UserError: a line is not JSON in UTF-8, with its number.
     """
-    with path.open("rb") as file:
+    with open_file(path) as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 yield parse_line(line, f"{path}:{number}")
@@ -230,7 +265,7 @@ def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
 def sha256_file(path: Path) -> str:
     """Hex digest, read in 1 MiB blocks."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_file(path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

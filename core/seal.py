@@ -66,6 +66,6 @@ def seal(path: Path) -> None:
 def sealed(path: Path) -> bool:
     """Whether this workspace wrote the file just as it is now."""
     try:
-        return signed(fsio.sha256_file(path), _beside(path).read_text(errors="replace").strip())
+        return signed(fsio.sha256_file(path), fsio.read_text(_beside(path)).strip())
     except OSError:
         return False

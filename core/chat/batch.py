@@ -55,7 +55,7 @@ def read_prompts(path: Path, notes: list[str] | None = None) -> list[str]:
         raise UserError(f"{path} is not a file", fix="give a text file or JSONL")
     if path.stat().st_size > _MAX_BYTES:
         raise UserError(f"{path} is larger than 5 MB", fix="split it")
-    return parse_prompts(path.read_bytes(), str(path), notes)
+    return parse_prompts(fsio.read_bytes(path), str(path), notes)
 
 
 def parse_prompts(data: bytes, where: str, notes: list[str] | None = None) -> list[str]:

@@ -14,7 +14,7 @@ from core.chat.columns import Column
 from core.chat.dialogue import Reply, Transcript
 from core.chat.live import EndpointStream, ask
 from core.chat.protocol import Compared
-from core.errors import UserError
+from core.errors import UserError, redacted
 from core.inference.settings import GenerationSettings
 
 
@@ -119,6 +119,6 @@ class BatchRun:
             ],
         }
         try:
-            fsio.write_json(self.file, record)
+            fsio.atomic_write_text(self.file, redacted(fsio.dump_json(record, indent=2)) + "\n")
         except UserError as error:
             self.error = self.error or error

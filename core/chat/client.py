@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,6 +21,7 @@ from core.chat.protocol import Answer, Conversations, Failed, Told
 from core.errors import ErrorRecord, UserError
 from core.inference.events import Event
 from core.inference.settings import GenerationSettings
+from core.jobs.journal import tail
 
 #: Takes the events of a request's columns; ``Failed`` is the last one if the whole came to nothing.
 OnEvent = Callable[[Event | Failed], None]
@@ -122,13 +125,19 @@ class WorkerClient:
 
     def close(self) -> None:
         """End the worker, which frees all its memory, and wait until it is gone."""
+        if self._process is not None:
+            # Nothing is left to save. Before the lock, which a write to a process that does not
+            # read may hold; a stopped one hears the end only when it goes on.
+            self._process.send_signal(signal.SIGTERM)
+            self._process.send_signal(signal.SIGCONT)
         with self._lock:
             process, self._process = self._process, None
         self.columns, self.errors, self.memory = [], {}, {}
         if process is None:
             return
         if process.stdin:
-            process.stdin.close()
+            with suppress(BrokenPipeError):  # of what could not be written
+                process.stdin.close()
         try:
             process.wait(timeout=5)
         except subprocess.TimeoutExpired:
@@ -179,7 +188,10 @@ class WorkerClient:
     def _read(self, process: subprocess.Popen[str], log: Path) -> None:
         assert process.stdout is not None
         for line in process.stdout:
-            message = protocol.message.validate_json(line)
+            try:
+                message = protocol.message.validate_json(line)
+            except ValueError:  # torn, because it was killed inside the line
+                continue
             told = isinstance(message, Told)
             waiting = self._waiting
             on_message = waiting.get(message.id) if told else waiting.pop(message.id, None)
@@ -199,10 +211,12 @@ def _identity(column: Column) -> tuple[str, str, str | None]:
 
 def _why(code: int, log: Path) -> str:
     # -9 without a request of ours is, on Linux, nearly always the out-of-memory killer.
+    if code == -signal.SIGTERM:
+        return "it was unloaded"
     if code == -9:
         return "it was killed, most likely because the machine ran out of memory"
-    tail = log.read_text(encoding="utf-8", errors="replace")[-400:].strip() if log.exists() else ""
-    return f"exit code {code}; end of its log: {tail}" if tail else f"exit code {code}"
+    said = tail(log, 4096)[-400:].strip()
+    return f"exit code {code}; end of its log: {said}" if said else f"exit code {code}"
 
 
 def _died(why: str) -> UserError:

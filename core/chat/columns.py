@@ -58,6 +58,12 @@ class Column:
                 why=f"{self.base_url!r} does not start with http:// or https:// and a host",
                 fix="e.g. http://127.0.0.1:8000/v1",
             )
+        if re.search(r"^https?://[^/]*@|\?", self.base_url):
+            raise UserError(
+                f"the server address of column {self.label!r} holds a login or a query",
+                why="it is written into the conversation, and a key does not belong there",
+                fix="put the key into an environment variable, and name that",
+            )
 
     @property
     def local(self) -> bool:

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from core import fsio, paths
 from core.chat.columns import Column
 from core.chat.dialogue import MessageDraft, Reply, Transcript, Turn
-from core.errors import UserError
+from core.errors import UserError, redacted
 from core.inference.settings import GREEDY, GenerationSettings
 
 SCHEMA = 2
@@ -253,7 +253,7 @@ _DRAFT: TypeAdapter[MessageDraft | None] = TypeAdapter(MessageDraft | None)
 
 
 def _rows(file: Path) -> Iterator[dict[str, Any]]:
-    for _, line in fsio.numbered_lines(file.read_text(encoding="utf-8", errors="replace")):
+    for _, line in fsio.numbered_lines(fsio.read_text(file)):
         try:
             row = fsio.loads(line)
         except (ValueError, RecursionError):
@@ -267,7 +267,7 @@ def _append(transcript: Transcript, row: dict[str, Any]) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("a", encoding="utf-8", newline="\n") as handle:
-            handle.write(fsio.dump_json(row) + "\n")
+            handle.write(redacted(fsio.dump_json(row)) + "\n")
             handle.flush()
             os.fsync(handle.fileno())
     except OSError as error:

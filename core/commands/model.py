@@ -75,7 +75,7 @@ def _trusted(folder: Any, model: str, digest: str) -> bool:
         return True
     for file in code.files:
         print(f"\n----- {file.relative_to(folder)} ({fsio.human_bytes(file.stat().st_size)})")
-        print(file.read_text(encoding="utf-8", errors="replace"))
+        print(fsio.read_text(file))
     print(f"\n{model} would run the code above ({', '.join(code.names.values())}) with all your")
     print("rights. If you trust it, say so with its hash, which changes with every byte:")
     print(f"python -m core model {model} --trust-remote-code {code.digest}")

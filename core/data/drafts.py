@@ -19,7 +19,7 @@ from core import paths
 from core.conversation import Conversation
 from core.data import store
 from core.errors import UserError
-from core.fsio import dump_json, loads, read_json, write_json
+from core.fsio import disk_errors, dump_json, loads, open_file, read_json, write_json
 from core.paths import DatasetPaths
 
 
@@ -133,9 +133,11 @@ class DatasetDraft:
     # --- the log ---
 
     def _append(self, action: dict[str, Any]) -> None:
-        self._log.parent.mkdir(parents=True, exist_ok=True)
         line = dump_json({"at": datetime.now(UTC).isoformat(timespec="seconds"), **action})
-        with self._log.open("ab") as file:
+        cannot = "the change of the draft cannot be written"
+        with disk_errors(cannot):
+            self._log.parent.mkdir(parents=True, exist_ok=True)
+        with disk_errors(cannot), self._log.open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             # A leading line break ends a line that a crash may have torn.
             file.write(f"\n{line}\n".encode())
@@ -200,7 +202,7 @@ def _edit(action: dict[str, Any]) -> Edit | None:
 def _read_log(path: Path) -> Iterable[dict[str, Any]]:
     if not path.is_file():
         return
-    with path.open("rb") as file:
+    with open_file(path) as file:
         for line in file:
             try:
                 action = loads(line)
@@ -222,9 +224,8 @@ def load_form() -> dict[str, Any]:
         record = read_json(_form_path())
     except UserError:
         return {}
-    if not isinstance(record, dict) or record.get("schema") != 1:
-        return {}
-    return dict(record.get("values", {}))
+    values = record.get("values") if isinstance(record, dict) else None
+    return values if isinstance(values, dict) and record.get("schema") == 1 else {}
 
 
 def _form_path() -> Path:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from core import fsio
 from core.conversation import Conversation, content_id
 from core.data import placeholders
 from core.data.fields import RowError
@@ -121,7 +122,7 @@ def import_file(
         return _import(records, reader, problem_limit)
     if not source.is_file():
         raise _no_file(source)
-    with source.open("rb") as file:
+    with fsio.open_file(source) as file:
         return _import(reader.records(file, source.name, max_bytes), reader, problem_limit)
 
 

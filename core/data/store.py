@@ -23,6 +23,7 @@ from core.errors import UserError
 from core.fsio import (
     check_name,
     disk_errors,
+    open_file,
     parse_line,
     read_json,
     safe_join,
@@ -150,7 +151,7 @@ class RowIndex:
 
     def read(self, positions: Iterable[int]) -> Iterator[Conversation]:
         """The rows at these positions, in the order asked for."""
-        with self.path.open("rb") as file:
+        with open_file(self.path) as file:
             for position in positions:
                 file.seek(self.offsets[position])
                 yield Conversation.from_row(parse_line(file.readline(), str(self.path)))
@@ -166,7 +167,7 @@ def index(train: Path) -> RowIndex:
 def _index(train: Path, _mtime: int, _size: int) -> RowIndex:
     offsets, ids, kinds, intents = [], [], [], []
     at = 0
-    with train.open("rb") as file:
+    with open_file(train) as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 row = parse_line(line, f"{train}:{number}")

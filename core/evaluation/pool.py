@@ -44,7 +44,7 @@ class Source:
         lora.read(self.adapter)
         digest = hashlib.sha256(self.model.fingerprint().encode())
         digest.update(fsio.sha256_file(lora.weights_file(self.adapter)).encode())
-        digest.update((self.adapter / lora.CONFIG).read_bytes())
+        digest.update(fsio.read_bytes(self.adapter / lora.CONFIG))
         if self.fused:
             digest.update(b"fused")
         return digest.hexdigest()

@@ -33,6 +33,7 @@ from pydantic import (
     model_validator,
 )
 
+from core import fsio
 from core.conversation import Message, OnProgress, Probe
 from core.errors import UserError, UserErrors
 from core.inference.settings import GenerationSettings
@@ -114,7 +115,7 @@ def read(path: Path) -> list[UserProbe]:
         UserErrors: every probe that is wrong, with its place.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = fsio.read_bytes(path).decode("utf-8-sig")
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist", fix="check the path") from error
     except (OSError, UnicodeDecodeError) as error:

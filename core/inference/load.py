@@ -71,7 +71,7 @@ def open_tokenizer(path: Path) -> tuple[Any, list[str]]:
     from core.models import internlm2
 
     internlm2.register()
-    folder.refuse_pointers(path)
+    folder.require_files(path)
     code = trust.allow(path, tokenizer_only=True)
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(str(path), trust_remote_code=code)

@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenizers.decoders import DecodeStream
 
-from core.errors import ErrorRecord, UserError
+from core.errors import ErrorRecord, UserError, redacted
 from core.inference.events import Emit, Ended, Event, Grown, Pace
 from core.inference.requests import FinishReason, Request, text_of
 
@@ -144,7 +144,7 @@ def error_record(error: BaseException) -> ErrorRecord:
         }
     if isinstance(error, UserError):
         return error.to_dict()
-    why = f"{type(error).__name__}: {error}"[:600]
+    why = redacted(f"{type(error).__name__}: {error}")[:600]
     return {"what": "this column stopped with an error", "why": why, "fix": "try again"}
 
 

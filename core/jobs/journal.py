@@ -27,7 +27,7 @@ def clean(text: str) -> str:
 def tail(path: Path, limit: int = MAX_LINE, lines: int = 200) -> str:
     """The last lines of a log, reading at most ``limit`` bytes whatever its size."""
     try:
-        with path.open("rb") as file:
+        with fsio.open_file(path) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - limit))
             raw = file.read(limit)
@@ -72,7 +72,7 @@ class Journal:
 def read_journal(path: Path) -> Iterator[dict[str, Any]]:
     """Records that parse; a torn or foreign line is skipped. Missing file: none."""
     try:
-        raw = path.read_bytes()
+        raw = fsio.read_bytes(path)
     except OSError:
         return
     for line in raw.split(b"\n"):
@@ -113,7 +113,7 @@ def parse_record(line: bytes) -> dict[str, Any] | None:
 def read_tail_records(path: Path, limit: int = 32 * 1024) -> list[dict[str, Any]]:
     """The records in the last ``limit`` bytes of a journal."""
     try:
-        with path.open("rb") as file:
+        with fsio.open_file(path) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - limit))
             rows = file.read(limit).split(b"\n")
@@ -126,7 +126,7 @@ def read_end_records(path: Path, head: int = 8 * 1024) -> list[dict[str, Any]]:
     """The records in the first ``head`` bytes of a journal and in its tail."""
     tail = read_tail_records(path)
     try:
-        with path.open("rb") as file:
+        with fsio.open_file(path) as file:
             rows = file.read(head).split(b"\n")
     except OSError:
         return tail
@@ -156,7 +156,7 @@ class LogFollower:
     def lines(self) -> Iterator[str]:
         """New complete lines, at most ``chunk`` bytes of them a call."""
         try:
-            with self.path.open("rb") as file:
+            with fsio.open_file(self.path) as file:
                 end = file.seek(0, os.SEEK_END)
                 if end < self.size:
                     self.size, self._rest = 0, b""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from core import paths
+from core import fsio, paths
 from core.errors import UserError
 from core.jobs import processes
 
@@ -35,8 +35,12 @@ class FileLock:
 
         A reader that looks whether the lock is held takes it, shared, for microseconds; a
         timeout of a second rides over that.
+
+        Raises:
+            UserError: the disk refuses the file.
         """
-        fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        with fsio.disk_errors(f"{self.path} cannot be locked"):
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         deadline = time.monotonic() + timeout
         while True:
             try:
@@ -131,7 +135,7 @@ def device_holder() -> Holder | None:
     if not is_held(path):
         return None
     try:
-        return Holder(**json.loads(path.read_text(encoding="utf-8")))
+        return Holder(**json.loads(fsio.read_text(path)))
     except (OSError, ValueError, TypeError):
         return Holder("another process", None, 0)  # between its flock and its note
 

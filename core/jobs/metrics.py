@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from core import fsio
 from core.jobs.journal import parse_record
 from core.paths import RunPaths
 
@@ -70,7 +71,7 @@ class MetricsReader:
         """Take in what is new. A missing file gives an empty series, never an error."""
         with self._lock:
             try:
-                with self.path.open("rb") as file:
+                with fsio.open_file(self.path) as file:
                     self._read(file)
             except OSError:
                 self._reset()
@@ -133,7 +134,7 @@ class MetricsReader:
             record = parse_record(line)
             if record is None:
                 self.series.bad_lines += 1
-            elif record.get("type") == "metric" and isinstance(record.get("step"), int):
+            elif record.get("type") == "metric" and type(record.get("step")) is int:  # no bool
                 self._add(record)
 
     def _add(self, record: dict[str, Any]) -> None:

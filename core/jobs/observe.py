@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 from pydantic import BaseModel, ConfigDict
 
+from core import fsio
 from core.errors import UserError
 from core.jobs import locks, processes, remaining
 from core.jobs.journal import parse_record, read_end_records, read_tail_records
@@ -38,7 +39,7 @@ class _Exit(BaseModel):
 def read_exit(run: RunPaths) -> dict[str, Any] | None:
     """exit.json if it is there; one that cannot be read says that the run's end is not known."""
     try:
-        raw = run.exit.read_bytes()
+        raw = fsio.read_bytes(run.exit)
     except OSError:
         return None
     try:
@@ -54,7 +55,7 @@ def read_exit(run: RunPaths) -> dict[str, Any] | None:
 def read_error(run: RunPaths) -> dict[str, Any] | None:
     """error.json, if the child could write it."""
     try:
-        return parse_record(run.error.read_bytes())
+        return parse_record(fsio.read_bytes(run.error))
     except OSError:
         return None
 
@@ -78,7 +79,7 @@ def observe(
     if not held:
         over = read_exit(run)  # it may have been written since; the lock goes last
     try:
-        record = parse_record(run.supervisor.read_bytes())
+        record = parse_record(fsio.read_bytes(run.supervisor))
     except OSError:
         record = None
     alive = False
@@ -170,6 +171,6 @@ def stalled(run: RunPaths) -> bool:
 def read_record(path: Path) -> dict[str, Any] | None:
     """A record of one line; None if there is none that can be read."""
     try:
-        return parse_record(path.read_bytes())
+        return parse_record(fsio.read_bytes(path))
     except OSError:
         return None

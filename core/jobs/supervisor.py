@@ -313,7 +313,7 @@ class Supervisor:
 
     def _has_result(self) -> bool:
         try:
-            return parse_record(self.run.result.read_bytes()) is not None
+            return parse_record(fsio.read_bytes(self.run.result)) is not None
         except OSError:
             return False
 
@@ -321,7 +321,7 @@ class Supervisor:
 def force_wanted(run: RunPaths) -> bool:
     """Whether the stop request asks to skip the grace."""
     try:
-        return bool((parse_record(run.stop.read_bytes()) or {}).get("force"))
+        return bool((parse_record(fsio.read_bytes(run.stop)) or {}).get("force"))
     except OSError:
         return False
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from core import fsio
 from core.conversation import OnProgress
-from core.errors import UserError
+from core.errors import UserError, redacted
 from core.models import bundled, families, folder, found, prepared, trust
 
 #: What is fetched of a hub repository.
@@ -40,9 +42,9 @@ def fingerprint(path: Path) -> str:
     digest = hashlib.sha256()
     for file in sorted(path.iterdir()):
         if file.suffix in {".safetensors", ".bin", ".json", ".jinja", ".model", ".py"}:
-            size = file.stat().st_size
-            digest.update(f"{file.name}:{size}".encode())
-            with file.open("rb") as handle:
+            with fsio.disk_errors(f"{file} cannot be read"), fsio.open_file(file) as handle:
+                size = os.fstat(handle.fileno()).st_size
+                digest.update(f"{file.name}:{size}".encode())
                 digest.update(handle.read(65536))
                 handle.seek(max(0, size - 65536))
                 digest.update(handle.read(65536))
@@ -111,14 +113,14 @@ def _download(model: str, code: bool) -> Path:
     except Exception as error:  # the hub client raises a dozen unrelated types
         raise UserError(
             f"cannot get {model} from the hub",
-            why=f"{type(error).__name__}: {error}"[:400],
+            why=redacted(f"{type(error).__name__}: {error}")[:400],
             fix="check the id, the network and `hf auth login`; or download it and give the folder",
         ) from error
 
 
 def _inspect(path: Path, source: Literal["bundled", "folder", "hub"], name: str) -> ModelRef:
     config_file = path / "config.json"
-    folder.refuse_pointers(path)
+    folder.require_files(path)
     if not any(path.iterdir()):
         raise UserError(f"model folder {path} is empty", fix="point to a folder with config.json")
     if not config_file.is_file():
@@ -159,7 +161,7 @@ def _inspect(path: Path, source: Literal["bundled", "folder", "hub"], name: str)
 def _license(path: Path) -> str:
     readme = path / "README.md"
     if readme.is_file():
-        for line in readme.read_text(encoding="utf-8", errors="replace").splitlines()[:40]:
+        for line in fsio.read_text(readme).splitlines()[:40]:
             if line.startswith("license:"):
                 return line.split(":", 1)[1].strip()
     return "unknown"

@@ -9,12 +9,15 @@ few types listed here, and stops at any other name. Nobody in this program unpic
 from __future__ import annotations
 
 import importlib
+import os
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
+from core.models.pickled import require_small
 
 #: What mmengine's message hub and optimizers hold, and DeepSpeed's states. Read in mmengine
 #: 0.10.7 and DeepSpeed 0.19.4. Each is a plain record; calling it with any argument does nothing
@@ -68,6 +71,8 @@ def data_only() -> Iterator[None]:
     allowed = _allowed()
 
     def load(f: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(f, str | os.PathLike):
+            require_small(Path(f))
         kwargs |= {"weights_only": True}
         kwargs.pop("pickle_module", None)
         try:

@@ -12,6 +12,7 @@ from typing import Any
 
 from core import fsio
 from core.errors import UserError
+from core.models.pickled import require_small
 
 #: How git-lfs marks a file that was not fetched.
 _POINTER = b"version https://git-lfs.github.com/spec/"
@@ -24,8 +25,15 @@ _WEIGHTS = (
 )
 
 
-def refuse_pointers(folder: Path) -> None:
-    """Raise UserError if files of the folder are git-lfs pointers instead of content."""
+def require_files(folder: Path) -> None:
+    """Raise UserError if what lies in the folder are no files, or git-lfs pointers to files."""
+    strange = sorted(p.name for p in folder.iterdir() if not p.is_file() and not p.is_dir())
+    if strange:
+        raise UserError(
+            f"{folder} holds what is no file: {', '.join(strange[:5])}",
+            why="a link to nowhere, a pipe or a device is no part of a model",
+            fix="download the model again",
+        )
     pointers = [p.name for p in sorted(folder.iterdir()) if p.suffix in _SUFFIXES and _pointer(p)]
     if pointers:
         raise UserError(
@@ -38,7 +46,7 @@ def refuse_pointers(folder: Path) -> None:
 def _pointer(path: Path) -> bool:
     if not path.is_file() or path.stat().st_size > 1024:
         return False
-    with path.open("rb") as file:
+    with fsio.open_file(path) as file:
         return file.read(len(_POINTER)) == _POINTER
 
 
@@ -99,8 +107,10 @@ def check(folder: Path) -> None:
     An ``adapter_config.json`` beside the model is refused: transformers would attach it in
     silence, so that the base is not the base, or replace the model by the one that it names.
     """
-    refuse_pointers(folder)
-    weight_files(folder)
+    require_files(folder)
+    for file in weight_files(folder):
+        if file.suffix != ".safetensors":
+            require_small(file)
     if (folder / "adapter_config.json").is_file():
         raise UserError(
             f"{folder} holds a model and an adapter",

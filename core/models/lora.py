@@ -16,6 +16,7 @@ from typing import Any
 from core import fsio
 from core.errors import UserError
 from core.models import folder as folders
+from core.models import pickled
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -94,7 +95,7 @@ def read(folder: Path) -> dict[str, Any]:
             "convert a checkpoint: python -m core convert --help",
         )
     weights_file(folder)
-    folders.refuse_pointers(folder)
+    folders.require_files(folder)
     config = fsio.read_json(folder / CONFIG)
     if not isinstance(config, dict):
         raise UserError(f"{folder / CONFIG} is not an adapter config", why="it holds no object")
@@ -199,6 +200,8 @@ def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
         UserError: the file is damaged.
     """
     path = weights_file(folder)
+    if path.name == PICKLED:
+        pickled.require_small(path)
     try:
         if path.name == PICKLED:
             import torch

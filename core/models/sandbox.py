@@ -173,6 +173,8 @@ def require_matchable(config: Mapping[str, Any], names: Iterable[str], where: st
             raise UserError(f"{key} of {where} is no table", fix="correct adapter_config.json")
         patterns += [rf"(.*\.)?({pattern})$" for pattern in table]  # as PEFT asks
     layers = config.get("layers_pattern") or []
+    if not isinstance(layers, str | list):
+        raise UserError(f"layers_pattern of {where} is no list", fix="correct adapter_config.json")
     for pattern in [layers] if isinstance(layers, str) else layers:
         patterns.append(rf".*\.{pattern}\.(\d+)\.")
     if not patterns:
@@ -190,7 +192,6 @@ def require_matchable(config: Mapping[str, Any], names: Iterable[str], where: st
 
 
 def _render(request: dict[str, Any]) -> dict[str, Any]:
-    from jinja2 import TemplateError
     from transformers.utils.chat_template_utils import render_jinja_template
 
     try:
@@ -201,7 +202,9 @@ def _render(request: dict[str, Any]) -> dict[str, Any]:
             enable_thinking=request["thinking"],
             **request["special"],
         )
-    except (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+    except (MemoryError, RecursionError):
+        raise  # told as a limit
+    except Exception as error:  # a template can divide by zero as well as be misspelt
         return {"raised": f"{type(error).__name__}: {error}"[:400]}
     text = found[0][0]
     if len(text) > OUTPUT_CHARS:

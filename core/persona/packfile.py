@@ -96,7 +96,7 @@ def read_document(path: Path) -> Document:
     """
     try:
         size = path.stat().st_size
-        raw = path.read_bytes() if size <= MAX_BYTES else b""
+        raw = fsio.read_bytes(path) if size <= MAX_BYTES else b""
     except OSError as error:
         raise UserError(
             f"cannot read the persona file {path}",

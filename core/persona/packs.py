@@ -6,7 +6,7 @@ from pathlib import Path
 
 from core import paths
 from core.errors import UserError
-from core.fsio import atomic_write_text, check_name, safe_join
+from core.fsio import atomic_write_text, check_name, disk_errors, read_text, safe_join
 from core.persona.packfile import parse_yaml
 from core.persona.persona import Persona, list_packs, load_persona, parse_persona
 
@@ -31,11 +31,17 @@ def find(name: str) -> Path:
 def title(name: str, locale: str = "en") -> str:
     """What a list calls a pack: read from the head of its file, for a whole pack takes a second."""
     try:
-        head = find(name).read_text(encoding="utf-8").partition("\nslots:")[0]
+        head = text_of(name).partition("\nslots:")[0]
         titles = parse_yaml(head, name).data["persona"]["title"]
         return str(titles.get(locale) or titles["en"])
     except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return name  # choosing it tells what is wrong with it
+
+
+def text_of(name: str) -> str:
+    """The YAML of a pack. Raises UserError: there is none, or the disk refuses."""
+    with disk_errors(f"the persona pack {name!r} cannot be read"):
+        return read_text(find(name))
 
 
 def is_own(path: Path) -> bool:
@@ -45,11 +51,11 @@ def is_own(path: Path) -> bool:
 
 def duplicate(name: str, new_name: str) -> Path:
     """Copy a pack to an own one that can be edited."""
-    source = find(name)
+    text = text_of(name)
     target = safe_join(paths.packs_dir(), f"{check_name(new_name, 'pack name')}.yaml")
     if new_name in all_packs():
         raise UserError(f"the pack name {new_name!r} is taken", fix="choose another name")
-    atomic_write_text(target, source.read_text(encoding="utf-8"))
+    atomic_write_text(target, text)
     return target
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
-from core import paths
+from core import fsio, paths
 from core.jobs.journal import parse_record
 from core.paths import DatasetPaths
 from core.pipeline.belonging import of_dataset
@@ -40,7 +40,7 @@ def chats() -> list[tuple[float, str, tuple[str, ...]]]:
 @lru_cache(maxsize=4096)
 def _models(chat: Path, _inode: int) -> tuple[str, ...]:
     """From the first line, which is written once."""
-    with chat.open("rb") as file:
+    with fsio.open_file(chat) as file:
         header = parse_record(file.readline(1 << 20)) or {}
     columns = header.get("columns")
     found = [c for c in columns if isinstance(c, dict)] if isinstance(columns, list) else []

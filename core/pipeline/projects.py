@@ -239,6 +239,6 @@ def result_of(run: Summary) -> Mapping[str, Any]:
 @lru_cache(maxsize=4096)
 def _result(path: Path) -> Mapping[str, Any]:
     try:
-        return parse_record(path.read_bytes()) or {}
+        return parse_record(fsio.read_bytes(path)) or {}
     except OSError:
         return {}

@@ -84,11 +84,12 @@ _ENTRY = {"name": str, "bytes": int, "sha256": str}
 
 def listed(work: Path) -> dict[str, dict[str, Any]]:
     """Recorded checkpoints of a work folder by name; a torn last line is left out."""
-    path = work / LISTING
-    if not path.is_file():
-        return {}
     found: dict[str, dict[str, Any]] = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+    try:
+        text = fsio.read_text(work / LISTING)
+    except OSError:
+        return {}
+    for line in text.split("\n"):
         if not line.endswith("}"):
             continue
         try:

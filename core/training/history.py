@@ -71,7 +71,7 @@ def _size(root: Path, ended: int) -> int:
 def read_note(run: RunPaths) -> str:
     """What a person wrote about the run; '' if nothing."""
     try:
-        return run.note.read_text(encoding="utf-8", errors="replace")[:NOTE]
+        return fsio.read_text(run.note)[:NOTE]
     except OSError:
         return ""
 

@@ -21,7 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core import fsio
 from core.errors import UserError
+from core.models.pickled import require_small
 from core.weights.tensors import ITEM_BYTES, TensorRef
 
 #: torch's storage classes, by safetensors dtype code.
@@ -62,8 +64,6 @@ PLAIN_TYPES: dict[str, Any] = {
     "float": float,
     "bool": bool,
 }
-#: A pickle larger than this describes no training run; the tensors lie outside of it.
-MAX_PICKLE_BYTES = 256_000_000
 
 
 class Inert:
@@ -244,10 +244,11 @@ def open_checkpoint(path: Path) -> CheckpointFile:
         UserError: missing, empty, torn by a kill or a full disk, an old non-zip file, or one that
             names anything outside of what a training checkpoint holds.
     """
+    require_small(path)
     try:
-        with zipfile.ZipFile(path) as archive, path.open("rb") as raw:
+        with fsio.open_file(path) as raw, zipfile.ZipFile(raw) as archive:
             names = [i for i in archive.infolist() if i.filename.endswith("/data.pkl")]
-            if len(names) != 1 or names[0].file_size > MAX_PICKLE_BYTES:
+            if len(names) != 1:
                 raise zipfile.BadZipFile("it has no data.pkl as torch.save writes it")
             root = names[0].filename[: -len("data.pkl")]
             files = {}

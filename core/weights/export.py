@@ -8,7 +8,7 @@ from typing import Any
 
 from core import fsio
 from core.conversation import OnProgress
-from core.errors import UserError
+from core.errors import UserError, redacted
 from core.weights import manifest, staging
 from core.weights.gguf_export import Kind, write_gguf
 from core.weights.ollama import modelfile_for
@@ -92,7 +92,7 @@ def push_to_hub(folder: Path, repo: str, *, private: bool = True) -> str:
     except (HfHubHTTPError, OSError) as error:
         raise UserError(
             f"the hub did not take {repo}",
-            why=f"{type(error).__name__}: {error}"[:300],
+            why=redacted(f"{type(error).__name__}: {error}")[:300],
             fix="check `hf auth whoami`, the id and the network",
         ) from error
     return str(address)

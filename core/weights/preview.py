@@ -14,6 +14,7 @@ from core.weights.files import read_model
 from core.weights.merge import companions
 from core.weights.merge_plan import DTYPES
 from core.weights.tensors import FLOATING, ITEM_BYTES
+from core.weights.zero import read_shapes
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,8 @@ def outputs(
 
 def _adapter_numbers(checkpoint: Path) -> int:
     if checkpoint.is_dir():  # DeepSpeed: the shapes are in the model states of rank 0
-        states = sorted(checkpoint.glob("*model_states.pt"))
-        shapes = open_checkpoint(states[0]).content.get("param_shapes", []) if states else []
-        return sum(math.prod(s) for g in shapes for n, s in g.items() if adapter_key(str(n)))
+        groups = read_shapes(checkpoint)
+        return sum(math.prod(shape) for g in groups for n, shape in g.items() if adapter_key(n))
     opened = open_checkpoint(checkpoint)
     state = opened.content.get("state_dict") if isinstance(opened.content, dict) else None
     return sum(

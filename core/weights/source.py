@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from core import fsio
 from core.errors import UserError
 
 
@@ -24,7 +25,7 @@ class _Module:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            tree = ast.parse(path.read_text(encoding="utf-8"))
+            tree = ast.parse(fsio.read_bytes(path))
         except OSError as error:
             raise UserError(f"{path} cannot be read", why=error.strerror or str(error)) from error
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:

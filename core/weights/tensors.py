@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from core import fsio
 from core.errors import UserError
 
 #: Bytes of one element, by safetensors' own dtype code.
@@ -124,7 +125,7 @@ def _broken(path: Path, why: str) -> UserError:
 
 def _parse_header(path: Path, size: int) -> tuple[dict[str, Any], int]:
     """The JSON header and the offset of the first payload byte."""
-    with path.open("rb") as file:
+    with fsio.open_file(path) as file:
         first = file.read(8)
         if len(first) < 8:
             raise _broken(path, f"it has {size} bytes, fewer than a header")
@@ -175,9 +176,9 @@ def read_safetensors(path: Path) -> dict[str, TensorRef]:
     """
     try:
         size = path.stat().st_size
+        header, start = _parse_header(path, size)
     except OSError as error:
         raise UserError(f"{path} cannot be read", why=error.strerror or str(error)) from error
-    header, start = _parse_header(path, size)
     header.pop("__metadata__", None)
     found = [_entry(path, name, entry, start) for name, entry in header.items()]
     found.sort(key=lambda pair: (pair[0].offset, pair[1]))

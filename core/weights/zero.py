@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,19 @@ from core.errors import UserError
 from core.weights.checkpoint import CheckpointFile, StoredTensor, open_checkpoint
 
 Array = npt.NDArray[Any]
+
+
+@contextmanager
+def _as_written(folder: Path) -> Iterator[None]:
+    """What is not of the types that ZeRO writes, anywhere in its files, is a UserError."""
+    try:
+        yield
+    except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
+        raise UserError(
+            f"{folder} is not what DeepSpeed writes",
+            why=f"{type(error).__name__}: {error}"[:300],
+            fix="use an earlier checkpoint",
+        ) from error
 
 
 def _ranked(folder: Path, pattern: str) -> list[Path]:
@@ -37,14 +51,22 @@ def _flat(checkpoint: CheckpointFile, tensor: Any) -> Array:
     return checkpoint.locate("fp32 groups", tensor).to_float32().reshape(-1)
 
 
-def _shapes(checkpoint: CheckpointFile) -> list[dict[str, tuple[int, ...]]]:
-    groups = checkpoint.content.get("param_shapes")
-    if not isinstance(groups, list) or not groups:
+def read_shapes(folder: Path) -> list[dict[str, tuple[int, ...]]]:
+    """Shapes of the trained parameters by name, a dictionary a group, from rank 0's model states.
+
+    Raises:
+        UserError: there are none, or they are not what ZeRO writes.
+    """
+    states = _ranked(folder, "*model_states.pt")
+    if not states:
         raise UserError(
-            f"{checkpoint.path} lists no parameter shapes",
-            why="it is not a ZeRO checkpoint",
+            f"{folder} is not a DeepSpeed checkpoint",
+            why="it has no *_model_states.pt",
+            fix="choose an iter_N.pth of a run's work folder",
         )
-    return [{str(k): tuple(v) for k, v in group.items()} for group in groups]
+    with _as_written(folder):
+        groups = open_checkpoint(states[0]).content["param_shapes"]
+        return [{str(k): tuple(map(int, v)) for k, v in group.items()} for group in groups]
 
 
 def _slices(path: Path) -> tuple[int, int, list[Array]]:
@@ -98,16 +120,10 @@ def read_zero(folder: Path) -> dict[str, Array]:
     Raises:
         UserError: a rank's file is missing, torn, or not what ZeRO writes.
     """
-    models = _ranked(folder, "*model_states.pt")
+    shapes = read_shapes(folder)
     optims = _ranked(folder, "*optim_states.pt")
-    if not models:
-        raise UserError(
-            f"{folder} is not a DeepSpeed checkpoint",
-            why="it has no *_model_states.pt",
-            fix="choose an iter_N.pth of a run's work folder",
-        )
-    shapes = _shapes(open_checkpoint(models[0]))
-    parts = [_slices(path) for path in optims]
+    with _as_written(folder):
+        parts = [_slices(path) for path in optims]
     if not parts or len(parts) != parts[0][1]:
         raise UserError(
             f"{folder} has {len(parts)} optimizer files",
@@ -115,4 +131,5 @@ def read_zero(folder: Path) -> dict[str, Array]:
             fix="copy the files of every node into the folder",
         )
     rebuild = _whole if parts[0][0] <= 2 else _partitioned
-    return dict(rebuild(shapes, [groups for _, _, groups in parts], folder))
+    with _as_written(folder):
+        return dict(rebuild(shapes, [groups for _, _, groups in parts], folder))

@@ -91,6 +91,7 @@ def spoil(home: Path) -> None:
             ["[]", DEEP, '{"schema":1}', "{}"][index % 4],
         )
         write(run / "export" / "merged" / "config.json", ["[]", "{}", DEEP, "x"][index % 4])
+        (run / "export" / "merged" / "README.md").write_bytes(b"---\nlicense: \xff\n")
     for index, content in enumerate(
         [
             "[]",
@@ -105,7 +106,7 @@ def spoil(home: Path) -> None:
         write(folder / "persona.yaml", ["[", "a: &a [*a]", "x", DEEP][index])
         write(folder / "probes.jsonl", DEEP)
         write(home / "drafts" / f"odd-{index}.jsonl", '{"do":"edit","rows":3}\n')
-    write(home / "drafts" / "form.json", '{"persona": [1], "slots": 3}')
+    write(home / "drafts" / "persona-form.json", '{"schema": 1, "values": [1]}')
     for index, content in enumerate([DEEP, "x", '{"type":"chat","columns":3}', '{"type":"turn"}']):
         write(home / "chats" / f"odd-{index}.jsonl", content + "\n")
     for index, content in enumerate(
@@ -118,6 +119,19 @@ def spoil(home: Path) -> None:
     ):
         write(home / "models" / f"odd-{index}" / "config.json", content)
         write(home / "models" / f"odd-{index}" / "tokenizer_config.json", content)
+    for index, name in enumerate(
+        [
+            *("spec.json", "exit.json", "supervisor.json", "result.json", "sweep.json"),
+            *("scorecard.json", "metrics.jsonl", "events.jsonl", "log.txt", "note.txt"),
+            *("config.py", "training.json"),
+        ]
+    ):  # what would be waited for, for ever
+        run = home / "runs" / f"20260101-0001{index:02}-pipe"
+        write(run / "spec.json", spec)
+        write(run / "exit.json", over)
+        (run / name).unlink(missing_ok=True)
+        os.mkfifo(run / name)
+    (home / "packs" / "odd-bytes.yaml").write_bytes(b"schema: persona/1\nextends: \xff\xfe")
     for place in ("runs", "datasets", "chats", "models", "personas"):
         (home / place).mkdir(exist_ok=True)
         (home / place / "dangling").symlink_to("/nowhere")

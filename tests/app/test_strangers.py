@@ -144,10 +144,22 @@ def test_27_it_listens_on_the_loopback_only(server: int) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_28_a_page_that_is_the_first_hit(page: str, served: None, workspace: Path) -> None:
-    """Bootstrap runs and the page draws, whichever address was the bookmark."""
+    """Bootstrap runs and the page draws, whichever address was the bookmark.
+
+    Nothing runs before it; how it comes under the menu is seen by tests/e2e/test_navigation.py.
+    """
     app = AppTest.from_file(str(REPO / "streamlit_app.py"), default_timeout=120)
-    app.run()
     app.switch_page(f"pages/{page}.py").run()
     assert not app.exception
     assert app.title[0].value == page.split("_", 1)[1]
     assert (workspace / "runs").is_dir()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_27_an_open_server_shows_no_page(page: str, served: None) -> None:
+    config.set_option("server.address", "0.0.0.0")
+    app = AppTest.from_file(str(REPO / "streamlit_app.py"), default_timeout=120)
+    app.switch_page(f"pages/{page}.py").run()
+    assert not app.exception
+    assert len(app.error) == 1 and app.error[0].value.startswith("The server listens on ")
+    assert not app.title and not app.button

@@ -138,6 +138,11 @@ def test_a_random_walk(workspace: Path) -> None:
     for mark in walk.marks:
         for process in api.processes.processes_of(mark):
             process.kill()  # of runs that were removed while their supervisor was stopped
+    for left in psutil.process_iter():  # of those runs too: nothing but a stopped supervisor stays
+        with suppress(psutil.Error):
+            if any(str(workspace) in part for part in left.cmdline()):
+                assert left.status() == psutil.STATUS_STOPPED, left.cmdline()
+                left.kill()
     print(f"{steps} steps, {walk.count} runs")
     for summary in api.list_runs():
         with suppress(UserError):

@@ -3,12 +3,15 @@
     python -m tests.fuzz [--seconds 600] [--only NAME ...]
 
 Each parser gets the seconds; other inputs each time. Prints a line a parser: how many inputs it
-was given, and the smallest one that it failed on, if any. Exits with 1 if there is one.
+was given, in how many seconds, how many of them on a processor (children too: a loaded machine
+gives less than the clock says), and the smallest one that it failed on, if any. Exits with 1 if
+there is one.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 import traceback
@@ -17,6 +20,11 @@ from hypothesis import HealthCheck, Phase, settings
 
 from tests.fuzz.feeding import feed
 from tests.fuzz.parsers import PARSERS
+
+
+def _busy() -> float:
+    """Seconds of processor time of this process and of the children that have ended."""
+    return sum(os.times()[:4])
 
 
 def main() -> int:
@@ -31,13 +39,12 @@ def main() -> int:
     )  # fmt: skip
     failed = []
     for name in args.only:
-        start, count = time.monotonic(), 0
+        start, busy, count = time.monotonic(), _busy(), 0
         try:
             while time.monotonic() - start < args.seconds:
                 count += feed(PARSERS[name], batch)
-            print(
-                f"held    {name:24} {count:7,} inputs {time.monotonic() - start:5.0f} s", flush=True
-            )
+            took = f"{time.monotonic() - start:5.0f} s {_busy() - busy:5.0f} s of processor"
+            print(f"held    {name:24} {count:7,} inputs {took}", flush=True)
         except Exception as error:  # hypothesis has shrunk it by now
             failed.append(name)
             print(f"FAILED  {name:24} {type(error).__name__}: {error}", flush=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import pickle
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -318,7 +319,7 @@ _ADAPTER = {
     "peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], "bias": "none",
     "base_model_name_or_path": "x", "rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None,
     "layers_to_transform": None, "use_rslora": False, "use_dora": False, "init_lora_weights": True,
-    "exclude_modules": None,
+    "exclude_modules": None, "layers_pattern": None, "target_parameters": None,
 }  # fmt: skip
 
 
@@ -329,12 +330,15 @@ _ADAPTER = {
     )
 )
 def adapter_folder(files: tuple[dict[str, Any], bytes], folder: Path) -> None:
-    from core.models import lora
+    from core.models import lora, sandbox
     from core.weights.adapter import read_adapter
 
     _file(folder, "adapter_config.json", _json(files[0]))
     _file(folder, "adapter_model.safetensors", files[1])
-    for read in (lora.shareable, lora.shapes, lora.read):
+    for read in (
+        lora.shareable, lora.shapes, lora.read,
+        lambda f: sandbox.require_matchable(lora.read(f), ["model.layers.0.self_attn.q_proj"], "x"),
+    ):  # fmt: skip
         with contextlib.suppress(UserError):
             read(folder)
     adapter = read_adapter(folder)
@@ -411,6 +415,35 @@ def checkpoint_file(data: bytes, folder: Path) -> None:
         open_checkpoint(path)
     with data_only(), contextlib.suppress(RuntimeError, MemoryError):  # of the archive, not of code
         torch.load(path)
+
+
+_ZERO = {
+    "optimizer_state_dict": {
+        "zero_stage": 2, "partition_count": [1, 1], "single_partition_of_fp32_groups": [None],
+        "fp32_flat_groups": [[1.0]],
+    },
+    "param_shapes": [{"a.lora_A": (2, 2)}],
+}  # fmt: skip
+
+
+@parser(
+    st.tuples(
+        st.one_of(changed(_ZERO), VALUES),
+        st.one_of(changed(_ZERO["optimizer_state_dict"]), VALUES),  # type: ignore[arg-type]
+    )
+)
+def zero_folder(files: tuple[Any, Any], folder: Path) -> None:
+    from core.weights.zero import read_shapes, read_zero
+
+    model, state = files
+    for name, content in (
+        ("mp_rank_00_model_states.pt", model),
+        ("zero_pp_rank_0_mp_rank_00_optim_states.pt", {"optimizer_state_dict": state}),
+    ):
+        _file(folder, name, _archive(pickle.dumps(content, protocol=2)))
+    with contextlib.suppress(UserError):
+        read_shapes(folder)
+    read_zero(folder)
 
 
 _TEMPLATE = b"{% for m in messages %}{{ m['content'] }}{% endfor %}"

@@ -6,6 +6,7 @@ import re
 from datetime import date, timedelta
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 from core.paths import REPO
 
@@ -24,21 +25,32 @@ def asked_for() -> dict[str, str]:
     return found
 
 
-def listed() -> dict[str, tuple[str, date]]:
-    """Version range and date by package, from the list."""
-    rows = re.findall(
-        r"^\| ([\w.-]+) \| (.+?) \| (\d{4}-\d\d-\d\d) \|", LIST.read_text(), re.MULTILINE
-    )
-    return {name: (version, date.fromisoformat(day)) for name, version, day in rows}
+def listed() -> dict[str, tuple[str, str, date]]:
+    """Version range, tested version and date by package, from the list."""
+    line = r"^\| ([\w.-]+) \| (.+?) \| (\S+) \| (\d{4}-\d\d-\d\d) \|"
+    rows = re.findall(line, LIST.read_text(), re.MULTILINE)
+    return {name: (asked, tested, date.fromisoformat(day)) for name, asked, tested, day in rows}
 
 
 def test_every_requirement_has_its_line() -> None:
-    assert {name: version for name, (version, _) in listed().items()} == asked_for()
+    assert {name: asked for name, (asked, _, _) in listed().items()} == asked_for()
 
 
 @pytest.mark.parametrize("name", listed())
 def test_it_was_looked_at_within_a_year(name: str) -> None:
-    assert date.today() - listed()[name][1] < timedelta(days=366)
+    assert date.today() - listed()[name][2] < timedelta(days=366)
+
+
+@pytest.mark.parametrize("name", listed())
+def test_the_tested_version_is_one_that_is_asked_for(name: str) -> None:
+    """A dash: no test and no check asks for it."""
+    asked, tested, _ = listed()[name]
+    assert tested == "-" or tested in SpecifierSet("" if asked == "any" else asked)
+
+
+def test_an_index_without_advisories_is_no_clean_answer() -> None:
+    """pip-audit leaves out what it cannot ask about, and ends with 0 unless it is strict."""
+    assert "pip-audit --strict" in (REPO / "Makefile").read_text()
 
 
 def test_torch_reads_data_safely() -> None:

@@ -76,6 +76,14 @@ def test_a_row_of_a_dataset_is_no_record(tmp_path: Path) -> None:
     assert watched(tmp_path, *lines) == ([], [])
 
 
+def test_a_step_that_is_no_number_is_no_metric(tmp_path: Path) -> None:
+    """metrics.jsonl of a folder from others; found by fuzzing."""
+    path = tmp_path / "metrics.jsonl"
+    rows = [{"type": "metric", "step": step, "loss": 1.0} for step in (False, 1, "2", None, 3)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [p["step"] for p in MetricsReader(path).refresh().points] == [1, 3]
+
+
 def test_deep_json_is_an_ordinary_line(tmp_path: Path) -> None:
     line = f"{records.PREFIX}{SECRET} " + '{"type":' + "[" * 50_000
     assert watched(tmp_path, line) == ([], [])

@@ -42,6 +42,9 @@ BOMBS = {
     "attribute": "{{ messages.__class__.__mro__ }}",
     "not a template": "{% if %}",
     "raises": "{{ raise_exception('no system turn') }}",
+    "division": "{{ 1 // 0 }}",
+    "encoding": "{{ 'a'.encode('x') }}",
+    "overflow": "{{ '%c' % -1 }}",
 }
 
 
@@ -53,6 +56,15 @@ def test_a_template_costs_its_share_and_no_more(source: str) -> None:
     # The child's three seconds of processor time, on a machine that others use as well.
     assert time.monotonic() - began < 60
     assert _render("{{ bos_token }}{{ messages[0].content }}") == "<s>Hi"
+
+
+def test_a_broken_template_is_called_broken_and_the_child_lives() -> None:
+    _render("{{ 1 }}")
+    before = sandbox._child._process
+    for name in ("division", "encoding", "overflow"):
+        with pytest.raises(sandbox.TemplateRefused, match="Error"):
+            _render(BOMBS[name])
+    assert sandbox._child._process is before
 
 
 def test_what_a_template_refuses_is_told_in_its_own_words() -> None:
@@ -122,6 +134,7 @@ NAMES = [f"model.layers.{i}.self_attn.q_proj" for i in range(24)]
         {"rank_pattern": {"(": 8}},
         {"target_modules": "(?P<x>"},
         {"alpha_pattern": [1]},
+        {"layers_pattern": 5},
     ],
 )
 def test_an_adapters_patterns_cannot_hang(config: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from core.conversation import Message
-from core.errors import UserError
+from core.errors import UserError, redacted
 from core.inference.settings import GenerationSettings
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ class EndpointBackend:
             fault = _fault(answer)
             if not fault:
                 choice = answer.choices[0]
-                text, _ = cut_at(choice.message.content, call.stop)
+                text, _ = cut_at(redacted(choice.message.content), call.stop)
                 used = getattr(answer.usage, "completion_tokens", None) or 0
                 return Completion(text, choice.finish_reason == "length", used)
         return UserError(
@@ -211,7 +211,7 @@ class EndpointBackend:
         except openai.APIStatusError as error:
             raise _status_error(error, self.model) from error
         except (openai.APIError, ValueError) as error:  # ValueError: the body is not JSON
-            return f"{type(error).__name__}: {error}"[:200]
+            return redacted(f"{type(error).__name__}: {error}")[:200]
 
 
 def _status_error(error: Any, model: str) -> UserError:
@@ -225,13 +225,15 @@ def _status_error(error: Any, model: str) -> UserError:
         error.status_code,
         "look at the server's log; finished dialogues are kept, start again to go on",
     )
-    return UserError(f"the endpoint answered {error.status_code}", why=str(error)[:300], fix=fix)
+    return UserError(
+        f"the endpoint answered {error.status_code}", why=redacted(str(error))[:300], fix=fix
+    )
 
 
 def _fault(answer: Any) -> str:
     """Why an answer is no chat completion with text; "" if it is one."""
     if isinstance(answer, str):  # the library hands over whatever is not JSON
-        return f"it begins with {answer[:80]!r}"
+        return f"it begins with {redacted(answer)[:80]!r}"
     choices = getattr(answer, "choices", None)
     if not isinstance(choices, list) or not choices:
         return "it has no choices"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from core.fsio import dump_json
+from core.fsio import dump_json, open_file
 
 
 def append(cache: Path, record: dict[str, Any]) -> None:
@@ -25,7 +25,7 @@ def read(cache: Path, schema: int) -> Iterator[dict[str, Any]]:
     """Whole records; a dialogue whose line was torn by a crash is played again."""
     if not cache.is_file():
         return
-    with cache.open("rb") as file:
+    with open_file(cache) as file:
         for line in file:
             try:
                 record = json.loads(line)

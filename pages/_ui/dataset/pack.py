@@ -30,7 +30,7 @@ def editor(pack: str) -> None:
     path = packs.find(pack)
     own = packs.is_own(path)
     with st.expander(t("Wordings and replies (YAML)"), icon=":material/code:"):
-        text = path.read_text(encoding="utf-8")
+        text = packs.text_of(pack)
         if not own:
             st.caption(t("A shipped pack cannot be changed. Duplicate it to edit a copy."))
             st.code(text, language="yaml", height=400)

@@ -63,7 +63,8 @@ def draw() -> None:
                     )
                 )
             _samples(form, filled, usable)
-    drafts.save_form(form)
+    with errors_shown():  # the page works without; it is only not remembered
+        drafts.save_form(form)
 
 
 def _follow(form: dict[str, Any]) -> None:

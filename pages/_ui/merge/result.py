@@ -202,8 +202,11 @@ def _card(folder: Path) -> None:
     if not path.is_file():
         st.caption(t("This folder has no model card."))
         return
-    text = path.read_text(encoding="utf-8")
-    _, meta, body = text.split("---", 2) if text.startswith("---") else ("", "", text)
+    with fsio.disk_errors(f"{path} cannot be read"):
+        text = fsio.read_text(path)
+    head, meta, body = text.split("---", 2) if text.count("---") > 1 else ("", "", text)
+    if head:  # what stands before the first line of dashes is no metadata
+        meta, body = "", text
     with st.expander(t("Metadata for the hub"), icon=":material/label:"):
         st.code(meta.strip(), language="yaml")
     with st.container(border=True):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import streamlit as st
 
+from core import fsio
 from core.chat.render import code, literal
 from core.models import catalog, found, trust
 from pages._ui.shell.common import errors_shown
@@ -99,7 +100,7 @@ def _code_trusted(model: str, key: str) -> bool:
     )
     for file in needed.files:
         with st.expander(code(str(file.relative_to(path)))):
-            st.code(file.read_text(encoding="utf-8", errors="replace"), language="python")
+            st.code(fsio.read_text(file), language="python")
     st.caption(t("Hash of these files: {digest}", digest=code(needed.digest)))
     looked = st.checkbox(
         t("I have looked at this code and trust it"), key=f"{key}-trust-{needed.digest[:12]}"
