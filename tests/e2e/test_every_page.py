@@ -319,15 +319,3 @@ def test_no_page_is_left_in_english(visit: Visit) -> None:
         if lines := english(page):
             left[address] = lines
     assert left == {}, "\n".join(f"{a}: {x}" for a, x in left.items())
-    _switches(page)
-
-
-def _switches(page: Any) -> None:
-    """To English by one click; a reload, which is a new session, keeps it."""
-    page.get_by_role("heading", name="对比").first.wait_for()
-    page.get_by_test_id("stSidebar").get_by_text("English", exact=True).click()
-    page.get_by_role("heading", name="Compare", exact=True).wait_for()
-    settled(page)
-    page.reload()
-    page.get_by_role("heading", name="Compare", exact=True).wait_for()
-    assert "persona_language=en" in page.evaluate("document.cookie")

@@ -40,6 +40,18 @@ def test_label(case: dict[str, object]) -> None:
     assert scorer_quality.judge(case) == case["label"]
 
 
+def test_real_replies_are_judged_as_a_person_would() -> None:
+    """Greedy replies of Qwen2.5-Coder-0.5B-Instruct, labelled before the scorer saw them: 43 of 44.
+
+    English, under its own system turn and under a persona's. Taken for OLD though it is right:
+    "Yes, Luna is a personal assistant ..." to "Is this Llama?".
+    """
+    rows = list(fsio.read_jsonl(DATA / "qwen_replies.jsonl"))
+    table, wrong = scorer_quality.confusion(rows)
+    assert sum(table.values()) == len(rows) == 44
+    assert len(wrong) <= 0.05 * len(rows), wrong
+
+
 def test_confusion_table_prints(capsys: pytest.CaptureFixture[str]) -> None:
     assert scorer_quality.main([str(DATA / "scorer_cases.jsonl")]) == 0
     assert "precision" in capsys.readouterr().out
