@@ -123,6 +123,16 @@ class Walk:
         until(lambda: locks.DeviceLock("whoever comes next").acquire(), 60)
 
 
+def _started_in(workspace: Path) -> dict[psutil.Process, str]:
+    """Living processes with this workspace on their command line, and what each does now."""
+    found = {}
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if any(str(workspace) in part for part in process.cmdline()):
+                found[process] = process.status()
+    return found
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(0)
 def test_a_random_walk(workspace: Path) -> None:
@@ -138,11 +148,10 @@ def test_a_random_walk(workspace: Path) -> None:
     for mark in walk.marks:
         for process in api.processes.processes_of(mark):
             process.kill()  # of runs that were removed while their supervisor was stopped
-    for left in psutil.process_iter():  # of those runs too: nothing but a stopped supervisor stays
-        with suppress(psutil.Error):
-            if any(str(workspace) in part for part in left.cmdline()):
-                assert left.status() == psutil.STATUS_STOPPED, left.cmdline()
-                left.kill()
+    # Of those runs too: nothing but a stopped supervisor stays.
+    until(lambda: set(_started_in(workspace).values()) <= {psutil.STATUS_STOPPED}, 60)
+    for left in _started_in(workspace):
+        left.kill()
     print(f"{steps} steps, {walk.count} runs")
     for summary in api.list_runs():
         with suppress(UserError):
