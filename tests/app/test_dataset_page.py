@@ -209,7 +209,7 @@ def test_build_runs_as_a_job_and_gives_a_named_version(workspace_with_model: Pat
 def test_rows_are_paged_searched_and_filtered() -> None:
     dataset()
     app = page("rows")
-    assert "120 conversations, no unsaved edits" in words(app)
+    assert "120 conversations · no unsaved edits" in words(app)
     assert len(app.dataframe[0].value) == 50
     app.number_input(key="page-luna--3").set_value(3).run()
     assert len(app.dataframe[0].value) == 20
@@ -229,7 +229,7 @@ def test_own_rows_undo_and_save_as_version() -> None:
     user.set_value("Mine?")
     reply.set_value("Yours.")
     next(b for b in app.button if b.label == "Add").click().run()
-    assert "4 conversations, 1 unsaved edit, kept on disk" in words(app)
+    assert "4 conversations · 1 unsaved edit, kept on disk" in words(app)
     app = page("rows")
     assert "4 conversations" in words(app), "a reload loses nothing"
     next(b for b in app.button if b.label == "Undo").click().run()

@@ -82,18 +82,18 @@ def test_from_a_pack_to_an_edited_version(workspace_with_model: Path) -> None:
             page.reload()
             main.get_by_text("is saved as").wait_for()
             main.get_by_role("button", name="Look at it").click()
-            main.get_by_text("12 conversations, no unsaved edits").wait_for()
+            main.get_by_text("12 conversations · no unsaved edits").wait_for()
             type_into_grid(page, main, 0, 500, "Edited reply.")
-            main.get_by_text("12 conversations, 1 unsaved edit, kept on disk").wait_for()
+            main.get_by_text("12 conversations · 1 unsaved edit, kept on disk").wait_for()
             page.reload()
-            main.get_by_text("12 conversations, 1 unsaved edit, kept on disk").wait_for()
+            main.get_by_text("12 conversations · 1 unsaved edit, kept on disk").wait_for()
             main.get_by_role("button", name="Undo").click()
             main.get_by_text("no unsaved edits").wait_for()
             main.get_by_role("button", name="Redo").click()
             main.get_by_text("1 unsaved edit").wait_for()
             main.get_by_role("button", name="Save as version").click()
             page.get_by_role("button", name="Save", exact=True).click()
-            main.get_by_text("12 conversations, no unsaved edits").wait_for()
+            main.get_by_text("12 conversations · no unsaved edits").wait_for()
             assert "dataset=mira-2" in page.url
             assert outside == []
     finally:
@@ -118,7 +118,7 @@ def test_import_and_export_in_a_narrow_window(workspace_with_model: Path, tmp_pa
             main.get_by_text("1 row left out").wait_for()
             main.get_by_role("button", name="Save as a new dataset").click()
             page.get_by_role("button", name="Save", exact=True).click()
-            main.get_by_text("2 conversations, no unsaved edits").wait_for()
+            main.get_by_text("2 conversations · no unsaved edits").wait_for()
             page.goto(f"{server.url}/Dataset?view=files&dataset=talks")
             main.get_by_text("train.jsonl").wait_for()
             with page.expect_download() as download:

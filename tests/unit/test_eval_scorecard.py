@@ -27,6 +27,7 @@ from core.evaluation import (
 )
 from core.evaluation.pool import Source
 from core.evaluation.score_job import ScoreSpec
+from core.evaluation.sweep import CheckpointScore
 from core.evaluation.sweep_job import SweepSpec
 from core.inference import decoding
 from core.inference.requests import Decoded
@@ -218,7 +219,7 @@ def test_a_sweep_stops_early_when_asked(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sweep.Scored, "passes", property(lambda self: self.step == 20))
+    monkeypatch.setattr(CheckpointScore, "passes", property(lambda self: self.step == 20))
     found = sweep.sweep(
         make_run(tmp_path / "run", adapters),
         dataset,
@@ -237,7 +238,7 @@ def test_a_sweep_of_the_candidates_begins_with_the_likeliest(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The base answers once for the sweep and the scorecard that follows."""
-    monkeypatch.setattr(sweep.Scored, "passes", property(lambda self: self.step == 10))
+    monkeypatch.setattr(CheckpointScore, "passes", property(lambda self: self.step == 10))
     longer = plan.Plan(
         {"held_out": plan.SuitePlan(12, 9), "general": plan.SuitePlan(16, 7)}, 2, 4, 2, 0
     )
@@ -415,7 +416,7 @@ def test_adapter_of_another_model(tiny_llama: Path, tmp_path: Path) -> None:
     sides = {"base": Source(catalog.resolve(str(tiny_llama)), tmp_path / "a")}
     with (
         pool.Pool(sides) as found,
-        pytest.raises(UserError, match="does not fit"),
+        pytest.raises(UserError, match="cannot be loaded"),
         found.use("base"),
     ):
         pass
@@ -436,10 +437,10 @@ def test_following_a_run_ends_it_when_the_gates_hold(
     monkeypatch.setattr(
         "core.jobs.api.stop", lambda r: stopped.append(r) or alive.clear() or alive.append(False)
     )
-    monkeypatch.setattr(sweep.Scored, "passes", property(lambda self: self.step == 20))
+    monkeypatch.setattr(CheckpointScore, "passes", property(lambda self: self.step == 20))
     real = sweep._score
 
-    def score(*args: object) -> sweep.Scored:
+    def score(*args: object) -> CheckpointScore:
         make_listing(run, adapters)
         return real(*args)
 
