@@ -79,14 +79,15 @@ def memory(apps: list[AppTest], minutes: float) -> bool:
     """Redraw in turn, one a second; returns whether the memory stays."""
     import psutil
 
-    held, start = [], time.monotonic()
+    held, said, start = [], 0, time.monotonic()
     for turn in itertools.count():
         gone = time.monotonic() - start
         if gone > 60 * minutes:
             break
         apps[turn % len(apps)].run()
         held.append(psutil.Process().memory_info().rss / 1e6)
-        if gone // 60 > (gone - 1) // 60:
+        if gone // 60 >= said:
+            said += 1
             print(f"minute {gone / 60:4.1f}: {turn + 1} draws, {held[-1]:.0f} MB", flush=True)
         time.sleep(max(0.0, start + turn + 1 - time.monotonic()))
     fifth = max(1, len(held) // 5)

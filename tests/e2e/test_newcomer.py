@@ -94,7 +94,7 @@ def test_from_an_empty_workspace_to_an_answer(workspace: Path, tiny_llama: Path)
             screenshot(page, "newcomer-answer")
             assert newcomer.clicks <= MOST
             sidebar = page.get_by_test_id("stSidebar")
-            sidebar.get_by_text("Mei Lan").first.wait_for()
+            assert sidebar.get_by_label("Persona", exact=True).input_value() == "Mei Lan"
             sidebar.get_by_text("Not enough evidence").wait_for()
             assert faults == []
     finally:
