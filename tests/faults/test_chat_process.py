@@ -99,7 +99,7 @@ def test_a_stopped_process_can_be_unloaded_while_it_is_written_to(
 
     def ask() -> None:
         try:
-            chat.call(protocol.Plan(talk, GREEDY), protocol.Planned)  # type: ignore[arg-type]
+            chat.call(protocol.Ask(talk, GREEDY, op="preview"), protocol.Planned)  # type: ignore[arg-type]
         except UserError as error:
             ended.append(error)
 

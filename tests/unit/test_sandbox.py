@@ -79,7 +79,7 @@ def test_a_rendering_is_transformers_own(tiny_llama: Path) -> None:
         "{{ bos_token or '' }}{% for m in messages %}\n  {{ m.content | trim }}{% endfor %}",
         "{% for m in messages %}{% if loop.index0 > 1 %}{% break %}{% endif %}{{ m | tojson }}"
         "{% endfor %}{% if add_generation_prompt %}{{ eos_token }}{% endif %}",
-        "{% for m in messages %}{% generation %}{{ m['role'] }}{% endgeneration %}{% endfor %}",
+        "{% for m in messages %}{% generation %}{{ m['content'] }}{% endgeneration %}{% endfor %}",
     ):
         tokenizer.chat_template = source
         want = tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)

@@ -97,7 +97,7 @@ def test_tune_makes_all_and_every_list_shows_it(
 
     assert "luna" in page("1_Dataset.py", view="rows")
     assert "Luna, run 1" in page("2_Train.py", run=runs["train"].id)
-    assert "Luna, run 1" in page("3_Merge.py")
+    assert "Luna, merge 1" in page("3_Merge.py")
     assert "Luna, merge 1" in page("4_Compare.py")
 
     # Two homes: neither needs the other. Nothing is done twice.
