@@ -8,6 +8,7 @@ few types listed here, and stops at any other name. Nobody in this program unpic
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import pickle
@@ -78,9 +79,9 @@ def data_only() -> Iterator[None]:
         try:
             with torch.serialization.safe_globals(allowed):
                 return original(f, *args[:1], **kwargs)
-        except (OSError, RuntimeError, MemoryError):
-            raise  # of the disk or the device, not of what the pickle says
         except Exception as error:  # a damaged pickle makes the reader raise nearly anything
+            if not _of_the_file(error):
+                raise
             raise UserError(
                 f"{f if isinstance(f, str) else getattr(f, 'name', f)} is refused",
                 why="a checkpoint is a pickle, which can run code, and this one is damaged or "
@@ -93,6 +94,15 @@ def data_only() -> Iterator[None]:
         yield
     finally:
         torch.load = original
+
+
+def _of_the_file(error: Exception) -> bool:
+    """Whether the file is at fault, not the disk, the device or the memory."""
+    if isinstance(error, OSError):  # what the reader says where an archive leads outside itself
+        return error.errno == errno.EINVAL
+    if isinstance(error, RuntimeError):
+        return "PytorchStreamReader" in str(error)
+    return not isinstance(error, MemoryError)
 
 
 def _reason(error: BaseException) -> str:

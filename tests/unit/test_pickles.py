@@ -89,6 +89,17 @@ def test_what_a_training_run_saves_is_read(tmp_path: Path) -> None:
     assert content["param_schedulers"] == [{"last_step": 3}]
 
 
+def test_an_archive_whose_places_lead_outside_is_refused_in_words(tmp_path: Path) -> None:
+    """Torch says "Invalid argument" of it, as if the disk had failed. Found by fuzzing."""
+    path = tmp_path / "iter_2.pth"
+    torch.save({"state_dict": {}}, path)
+    whole = path.read_bytes()
+    directory = whole.index(b"PK\x01\x02")
+    path.write_bytes(whole[:directory] + b"x" * 5000 + whole[directory:])
+    with data_only(), pytest.raises(UserError, match="is refused"):
+        torch.load(path)
+
+
 @pytest.mark.parametrize(("module", "name"), ATTACKS[:2])
 def test_xtuners_converter_runs_nothing_of_a_checkpoint(
     module: str, name: str, tmp_path: Path
