@@ -97,24 +97,13 @@ def endless_stream(megabytes: int) -> bool:
     return told("kept of it in the conversation", kept, 0.1, "MB") and in_time
 
 
-def _importing() -> None:
-    import streamlit as st
-    from streamlit.runtime.scriptrunner import get_script_run_ctx
-
-    from pages._ui.dataset.files import _import
-
-    _import("")
-    context = get_script_run_ctx()
-    assert context is not None
-    held = context.uploaded_file_mgr.file_storage.get(context.session_id, {})
-    st.session_state["held"] = sum(len(file.data) for file in held.values())
-
-
 def uploads(count: int, megabytes: int = 2) -> bool:
     """Upload one file after the other in one window: what is held after the last."""
     from streamlit.testing.v1 import AppTest
 
-    app = AppTest.from_function(_importing, default_timeout=300).run()
+    from tests.fakes.upload_page import importing
+
+    app = AppTest.from_function(importing, default_timeout=300).run()
     row = (json.dumps(ROW | {"pad": "x" * 10_000}) + "\n").encode()
     data = row * (megabytes * 10**6 // len(row))
     for index in range(count):

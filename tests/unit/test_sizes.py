@@ -9,6 +9,7 @@ from pathlib import Path
 from streamlit.testing.v1 import AppTest
 
 from core.data.importer import import_file
+from tests.fakes.upload_page import importing
 
 LINE = json.dumps(
     {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
@@ -34,22 +35,9 @@ def test_18_a_line_of_200_mb_costs_no_memory(tmp_path: Path) -> None:
     assert peak < 40 * 10**6
 
 
-def _importing() -> None:
-    import streamlit as st
-    from streamlit.runtime.scriptrunner import get_script_run_ctx
-
-    from pages._ui.dataset.files import _import
-
-    _import("")
-    context = get_script_run_ctx()
-    assert context is not None
-    held = context.uploaded_file_mgr.file_storage.get(context.session_id, {})
-    st.session_state["held"] = sum(len(file.data) for file in held.values())
-
-
 def test_uploads_one_after_the_other_are_not_all_kept(workspace: Path) -> None:
     """Twenty of 45 MB kept 860 MB; here ten of 1 MB."""
-    app = AppTest.from_function(_importing, default_timeout=60).run()
+    app = AppTest.from_function(importing, default_timeout=60).run()
     size = 10**6
     row = LINE.encode() + b"\n"
     for index in range(10):

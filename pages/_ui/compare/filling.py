@@ -37,7 +37,7 @@ def run_of(column: Column) -> str:
 
 
 def own_first(models: list[Column]) -> list[Column]:
-    """The current persona's models before those of otids, the bases before both."""
+    """The current persona's models before those of others, the bases before both."""
     project = current.current()
     ids = {run.id for run in project.runs} if project else set()
     bases = [m for m in models if not run_of(m)]
