@@ -267,6 +267,21 @@ def _has_plain_head(llm: Any) -> bool:
     return families.of(getattr(llm.config, "model_type", "")).plain_head
 
 
+def processes_without_gpu() -> None:
+    """mmengine gives each process of a launcher a CUDA device, also where there is none.
+
+    ``_init_dist_pytorch`` calls ``torch.cuda.set_device``, which raises. And DeepSpeed compiles C++
+    for minutes to let processes on CPUs talk through shared memory; gloo does without.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    torch.cuda.set_device = lambda device: None
+    ops = importlib.import_module("deepspeed.ops")
+    ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
 #: In order of application.
 REPAIRS: tuple[Callable[[], None], ...] = (
     importable,
@@ -280,5 +295,6 @@ REPAIRS: tuple[Callable[[], None], ...] = (
     quiet_data_restart,
     atomic_checkpoints,
     only_trusted_code,
+    processes_without_gpu,
     loss_on_supervised_tokens,
 )
