@@ -47,7 +47,7 @@ def settings(args: argparse.Namespace, gpus: int, variant: str) -> dict[str, Any
         "max_length": 2048,
         "lora_r": args.rank,
         "lora_alpha": 2 * args.rank,
-        "compile_step": cuda and stage == "none",
+        "compile_step": cuda and stage != "zero3",
         "group_by_length": False,
         "lr": 1e-4,
         "checkpoint_every": args.steps,

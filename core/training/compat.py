@@ -282,6 +282,23 @@ def processes_without_gpu() -> None:
     ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
+def same_start_under_deepspeed() -> None:
+    """Under DeepSpeed mmengine builds the model after the data, which has drawn random numbers.
+
+    Without it the model comes first. Seeded anew, LoRA starts with the same values in both.
+    """
+    from mmengine._strategy import DeepSpeedStrategy
+    from mmengine.runner.utils import set_random_seed
+
+    original = DeepSpeedStrategy.build_model
+
+    def build_model(self: Any, model: Any) -> Any:
+        set_random_seed(self.seed)
+        return original(self, model)
+
+    DeepSpeedStrategy.build_model = build_model
+
+
 #: In order of application.
 REPAIRS: tuple[Callable[[], None], ...] = (
     importable,
@@ -296,5 +313,6 @@ REPAIRS: tuple[Callable[[], None], ...] = (
     atomic_checkpoints,
     only_trusted_code,
     processes_without_gpu,
+    same_start_under_deepspeed,
     loss_on_supervised_tokens,
 )

@@ -269,7 +269,7 @@ def _edit_loss(editor: ConfigEditor, spec: TrainSpec) -> None:
     editor.ensure_import("core.training.anchored", "AnchoredFinetune")
     editor.ensure_import("core.training.anchored", "collate")
     editor.set("model.type", "AnchoredFinetune")
-    for name in ("anchor_kl", "anchor_ce", "dft"):
+    for name in ("anchor_kl", "anchor_ce", "anchor_tokens", "dft"):
         editor.set(f"model.{name}", literal(getattr(spec, name)))
     editor.set(f"{editor.value('train_dataloader.dataset')}.remove_unused_columns", "False")
     editor.set("train_dataloader.collate_fn.type", "collate")

@@ -135,7 +135,7 @@ def _activations(shape: Shape, spec: TrainSpec, tokens: int, recompute: bool) ->
     with a label.
     Recomputed: the layer's input, and one layer's worth.
     """
-    if spec.fused_step and not spec.deepspeed:
+    if spec.fused_step and not spec.shards_weights:
         width = 4.0 if spec.dtype == "float32" else 2.0
         padded = 4 * shape.hidden if spec.dtype == "float32" else 0
         layer = 4 * shape.hidden + 2 * shape.kv + 2 * shape.intermediate + 7 * spec.lora_r + padded
@@ -168,10 +168,10 @@ def _fixed(shape: Shape, spec: TrainSpec) -> float:
     # The fused step and DeepSpeed keep it in the compute type.
     compute = 4 if spec.dtype == "float32" else 2
     other = compute if spec.fused_step or spec.deepspeed else 4
-    held = compute if spec.hold_weights and not spec.deepspeed else 0.53
+    held = compute if spec.hold_weights and not spec.shards_weights else 0.53
     body = shape.body * (held if spec.quantize == "nf4" else other)
     base = body + (shape.expert + shape.embedding * (1 if shape.tied else 2)) * other
-    if spec.deepspeed and spec.deepspeed.startswith("zero3"):
+    if spec.shards_weights:
         # Shared among the processes; each puts one layer or embedding together at a time.
         base = base / spec.world_size + max(shape.body / shape.layers, shape.embedding) * other
     return base + shape.lora(spec.lora_r) * _trained_bytes(spec, compute) + RUNTIME

@@ -93,7 +93,8 @@ class Fit:
     def accumulation(self, batch: int) -> tuple[int, str]:
         """Micro-batches of an optimizer step."""
         count = max(1, ROWS_PER_STEP // (batch * self.processes))
-        return count, f"{batch * count * self.processes} rows an optimizer step"
+        together = batch * count * self.processes
+        return count, f"{together} rows an optimizer step"
 
     def recompute(self, batch: int) -> tuple[int, str]:
         """Tokens of a micro-batch above which activations are recomputed; 0 for never."""

@@ -28,6 +28,7 @@ from core.evaluation import (
 )
 from core.evaluation.pool import Source
 from core.evaluation.score_job import ScoreSpec
+from core.evaluation.scored import Part
 from core.evaluation.sweep import CheckpointScore
 from core.evaluation.sweep_job import SweepSpec
 from core.inference import decoding
@@ -36,6 +37,7 @@ from core.models import catalog, device
 from core.paths import TEMPLATES, DatasetPaths, RunPaths
 from core.persona.persona import load_persona
 from core.probes import suites
+from core.training.checkpoints import Checkpoint
 from tests.fakes import tiny_models
 
 NAMES = {"name": "Luna", "author": "Riverside Lab"}
@@ -229,8 +231,11 @@ def test_two_gpus_give_what_one_gives(
         SMOKE,
         on_progress=lambda stage, done, total: stages.append(stage),
     )
-    timeless = [{**asdict(r), "seconds": 0} for r in alone.rows]
-    assert [{**asdict(r), "seconds": 0} for r in both.rows] == timeless
+
+    def timeless(found: sweep.Sweep) -> str:  # as text: NaN is not equal to itself
+        return json.dumps([{**asdict(row), "seconds": 0} for row in found.rows], sort_keys=True)
+
+    assert timeless(both) == timeless(alone)
     assert (both.base, both.notes, both.reason) == (alone.base, alone.notes, alone.reason)
     assert (run.root / "sweep_replies.jsonl").read_bytes() == replies
     said = capfd.readouterr().out
@@ -470,13 +475,13 @@ def test_following_a_run_ends_it_when_the_gates_hold(
         "core.jobs.api.stop", lambda r: stopped.append(r) or alive.clear() or alive.append(False)
     )
     monkeypatch.setattr(CheckpointScore, "passes", property(lambda self: self.step == 20))
-    real = sweep._score
+    real = sweep.Scorer.score
 
-    def score(*args: object) -> CheckpointScore:
+    def score(self: sweep.Scorer, checkpoint: Checkpoint) -> Part:
         make_listing(run, adapters)
-        return real(*args)
+        return real(self, checkpoint)
 
-    monkeypatch.setattr(sweep, "_score", score)
+    monkeypatch.setattr(sweep.Scorer, "score", score)
     found = sweep.sweep(
         run, dataset, str(tiny_llama), replace(SMOKE, follow=True, stop_when_passed=True)
     )

@@ -31,13 +31,17 @@ from tests.unit.test_training_run import dataset  # noqa: F401  (fixture)
 
 pytestmark = pytest.mark.slow
 
-#: One run as different processes compute it: 6 rows a step, the same in each.
-STEPS = 4
+#: One run as different processes compute it: 6 rows a step, the same in each, one by one, so that
+#: each row weighs the same whatever process it falls to.
+STEPS, ACCUMULATION = 4, 3
 SETTINGS = {
     "steps": STEPS,
     "warmup_steps": 1,
     "checkpoint_every": 2,
-    "batch_size": 3,
+    "batch_size": 1,
+    "accumulation": ACCUMULATION,
+    "group_by_length": False,
+    "lora_dropout": 0.0,
     "evaluation_inputs": ["Who are you?"],
     "quantize": "none",
     "dtype": "float32",
@@ -70,8 +74,8 @@ def finished(run: RunPaths) -> RunPaths:
 
 @pytest.fixture(scope="module")
 def one(spec_for: Callable[..., TrainSpec]) -> RunPaths:
-    """One process that makes two micro-batches of what two processes make one of."""
-    return finished(start(spec_for(accumulation=2)))
+    """One process with twice the micro-batches a step."""
+    return finished(start(spec_for(accumulation=2 * ACCUMULATION)))
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +125,10 @@ def losses(run: RunPaths) -> list[float]:
     return [p["loss"] for p in series_of(run).points if p.get("loss") is not None]
 
 
+def tokens(run: RunPaths) -> list[float]:
+    return [p["tokens_per_s"] * p["s_per_step"] for p in series_of(run).points if "loss" in p]
+
+
 def adapter(run: RunPaths, tmp_path: Path, step: int = STEPS) -> dict[str, Any]:
     from safetensors.numpy import load_file
 
@@ -133,20 +141,36 @@ def _spec(run: RunPaths) -> TrainSpec:
     return TrainSpec.from_dict(dict(read_spec(run).params))
 
 
-@pytest.mark.parametrize("kind", ["nodes", "zero2", "zero3"])
 def test_two_processes_learn_what_one_learns(
-    kind: str, one: RunPaths, request: pytest.FixtureRequest, tmp_path: Path
+    one: RunPaths, nodes: RunPaths, tmp_path: Path
 ) -> None:
-    """The same rows in each step; a micro-batch's mean weighs its tokens a little differently."""
+    """The same start and the same rows in each step.
+
+    XTuner's schedule counts micro-batches, so an optimizer step of six is taken at a slightly
+    later place of the warm-up than one of three: the adapters differ by that, and by no more. In
+    the fourth step the two begin their second pass with a row that fills up the first.
+    """
+    assert losses(nodes)[:3] == pytest.approx(losses(one)[:3], rel=1e-3)
+    assert tokens(nodes)[:3] == pytest.approx(tokens(one)[:3])
+    learned, other = (
+        np.concatenate([v.ravel() for k, v in sorted(adapter(run, tmp_path, 2).items())
+                        if "lora_B" in k])
+        for run in (one, nodes)
+    )  # fmt: skip
+    assert np.linalg.norm(other - learned) < 0.05 * np.linalg.norm(learned)
+
+
+@pytest.mark.parametrize("kind", ["zero2", "zero3"])
+def test_deepspeed_learns_what_data_parallel_learns(
+    kind: str, nodes: RunPaths, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     run = request.getfixturevalue(kind)
-    assert losses(run) == pytest.approx(losses(one), rel=0.02)
-    expected, got = adapter(one, tmp_path), adapter(run, tmp_path)
+    assert losses(run) == pytest.approx(losses(nodes), rel=1e-5)
+    assert tokens(run) == pytest.approx(tokens(nodes))
+    expected, got = adapter(nodes, tmp_path), adapter(run, tmp_path)
     assert expected.keys() == got.keys()
     for name, value in expected.items():
-        np.testing.assert_allclose(got[name], value, atol=2e-3, err_msg=name)
-    tokens = [p["tokens_per_s"] * p["s_per_step"] for p in series_of(run).points if "loss" in p]
-    alone = [p["tokens_per_s"] * p["s_per_step"] for p in series_of(one).points if "loss" in p]
-    assert tokens == pytest.approx(alone)
+        np.testing.assert_allclose(got[name], value, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("kind", ["zero2", "zero3"])
@@ -154,21 +178,22 @@ def test_a_checkpoint_of_several_files_is_whole_only_with_all_of_them(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     run: RunPaths = request.getfixturevalue(kind)
-    found = checkpoints.scan(run.work)
+    found = checkpoints.scan(run.work, ACCUMULATION)
     assert [(c.step, c.problem) for c in found] == [(2, ""), (4, "")]
     folder = checkpoints.require_own(found[0].path)
     copy = tmp_path / "work"
     shutil.copytree(run.work, copy)
     for file in sorted(folder.iterdir()):
         other = copy / folder.name / file.name
-        other.write_bytes(file.read_bytes()[:-1] + b"\0")
+        whole = file.read_bytes()
+        other.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
         with pytest.raises(Exception, match="is not the file that the run wrote"):
             checkpoints.require_own(copy / folder.name)
         shutil.copyfile(file, other)
     ranks = [file for file in folder.iterdir() if "optim_states" in file.name]
     assert len(ranks) == 2
     (copy / folder.name / ranks[1].name).unlink()
-    assert "torn" in checkpoints.scan(copy)[0].problem
+    assert "torn" in checkpoints.scan(copy, ACCUMULATION)[0].problem
     with pytest.raises(Exception, match="1 optimizer files"):
         convert(copy / folder.name, run.config, tmp_path / "out")
 
@@ -184,7 +209,7 @@ def test_a_checkpoint_of_several_files_is_whole_only_with_all_of_them(
 def test_another_count_or_stage_is_refused_before_loading(
     changes: dict[str, Any], told: str, zero2: RunPaths, spec_for: Callable[..., TrainSpec]
 ) -> None:
-    half = next(c.path for c in checkpoints.scan(zero2.work) if c.step == 2)
+    half = next(c.path for c in checkpoints.scan(zero2.work, ACCUMULATION) if c.step == 2)
     with pytest.raises(UserErrors) as caught:
         record.require_same(spec_for(**changes, resume_from=str(half)), half)
     assert any(told in problem.what for problem in caught.value.problems)
@@ -204,7 +229,7 @@ def test_stop_writes_a_checkpoint_of_two_processes_and_it_goes_on_bit_for_bit(
     end = api.wait(run, at_step, poll=0.05)
     assert end.state is State.STOPPED, run.log.read_text()[-3000:]
     assert processes.processes_of(read_spec(run).mark) == []
-    last = checkpoints.scan(run.work)[-1]
+    last = checkpoints.scan(run.work, ACCUMULATION)[-1]
     assert last.whole and last.step < STEPS
     again = finished(start(spec_for(**settings, resume_from=str(last.path))))
     assert losses(again) == losses(zero2)[last.step :]
