@@ -28,7 +28,7 @@ from core.evaluation import (
 )
 from core.evaluation.pool import Source
 from core.evaluation.score_job import ScoreSpec
-from core.evaluation.scored import Part
+from core.evaluation.scored import Scored
 from core.evaluation.sweep import CheckpointScore
 from core.evaluation.sweep_job import SweepSpec
 from core.inference import decoding
@@ -233,10 +233,10 @@ def test_two_gpus_give_what_one_gives(
     )
 
     def timeless(found: sweep.Sweep) -> str:  # as text: NaN is not equal to itself
-        return json.dumps([{**asdict(row), "seconds": 0} for row in found.rows], sort_keys=True)
+        rows = [{**asdict(row), "seconds": 0} for row in found.rows]
+        return json.dumps([rows, found.base, found.notes, found.reason], sort_keys=True)
 
     assert timeless(both) == timeless(alone)
-    assert (both.base, both.notes, both.reason) == (alone.base, alone.notes, alone.reason)
     assert (run.root / "sweep_replies.jsonl").read_bytes() == replies
     said = capfd.readouterr().out
     assert all(f"scored on GPU {card}" in said for card in ("4", "6"))
@@ -477,7 +477,7 @@ def test_following_a_run_ends_it_when_the_gates_hold(
     monkeypatch.setattr(CheckpointScore, "passes", property(lambda self: self.step == 20))
     real = sweep.Scorer.score
 
-    def score(self: sweep.Scorer, checkpoint: Checkpoint) -> Part:
+    def score(self: sweep.Scorer, checkpoint: Checkpoint) -> Scored:
         make_listing(run, adapters)
         return real(self, checkpoint)
 
