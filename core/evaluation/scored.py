@@ -71,7 +71,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredCheckpoint:
     """A checkpoint's row, its notes and replies; those of the base, which are the same in all."""
 
     row: CheckpointScore
@@ -114,7 +114,7 @@ class Scorer:
     def __exit__(self, *_: object) -> None:
         self.pool.__exit__()
 
-    def score(self, checkpoint: Checkpoint) -> Scored:
+    def score(self, checkpoint: Checkpoint) -> ScoredCheckpoint:
         """Ask it everything, unless a third of the probes tells enough."""
         from core.evaluation.pool import Source
         from core.weights.convert import adapter_of
@@ -139,4 +139,6 @@ class Scorer:
         )
         replies = [reply.to_json() for reply in self.run.rows[side]]
         notes = self.run.notes[before:]
-        return Scored(row, notes, replies, self._base, self._base_notes, self._base_replies)
+        return ScoredCheckpoint(
+            row, notes, replies, self._base, self._base_notes, self._base_replies
+        )

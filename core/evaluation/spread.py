@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from core.conversation import OnProgress
-from core.evaluation.scored import Scored, Scorer, Task
+from core.evaluation.scored import ScoredCheckpoint, Scorer, Task
 from core.training.checkpoints import Checkpoint
 
 #: Of a worker process.
@@ -20,7 +20,7 @@ _scorer: list[Scorer] = []
 
 def score(
     task: Task, cards: Sequence[str], checkpoints: Sequence[Checkpoint], on_progress: OnProgress
-) -> Iterator[Scored]:
+) -> Iterator[ScoredCheckpoint]:
     """Each checkpoint's part, as they get ready.
 
     Every worker asks the base itself: they would wait for it otherwise.
@@ -50,7 +50,7 @@ def _begin(free: Any, told: Any, task: Task) -> None:
     _scorer.append(Scorer(task, report))
 
 
-def _score(checkpoint: Checkpoint) -> Scored:
+def _score(checkpoint: Checkpoint) -> ScoredCheckpoint:
     print(
         f"step {checkpoint.step} is scored on GPU {os.environ['CUDA_VISIBLE_DEVICES']}", flush=True
     )

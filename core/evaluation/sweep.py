@@ -18,7 +18,7 @@ from core import fsio
 from core.conversation import OnProgress
 from core.errors import UserError
 from core.evaluation import spread
-from core.evaluation.scored import CheckpointScore, Scored, Scorer, Task
+from core.evaluation.scored import CheckpointScore, ScoredCheckpoint, Scorer, Task
 from core.jobs.state import ACTIVE
 from core.models import device
 from core.paths import DatasetPaths, RunPaths
@@ -174,7 +174,7 @@ def sweep(
     if not extent.follow:
         require_checkpoints(run)  # the base is not asked for nothing
     task = Task(run, dataset, base, extent.size, extent.then, count, _steps_a_pass(run, dataset))
-    parts: list[Scored] = []
+    parts: list[ScoredCheckpoint] = []
     for part in _parts(task, extent, _numbered(on_progress, count)):
         parts.append(part)
         result.base = part.base
@@ -195,7 +195,7 @@ def sweep(
     return result
 
 
-def _parts(task: Task, extent: Extent, on_progress: OnProgress) -> Iterator[Scored]:
+def _parts(task: Task, extent: Extent, on_progress: OnProgress) -> Iterator[ScoredCheckpoint]:
     """The checkpoints' parts: one after the other, or on all GPUs at once.
 
     Where the sweep may end early, or waits for a run that trains, the order counts.

@@ -28,7 +28,7 @@ from core.evaluation import (
 )
 from core.evaluation.pool import Source
 from core.evaluation.score_job import ScoreSpec
-from core.evaluation.scored import Scored
+from core.evaluation.scored import ScoredCheckpoint
 from core.evaluation.sweep import CheckpointScore
 from core.evaluation.sweep_job import SweepSpec
 from core.inference import decoding
@@ -477,7 +477,7 @@ def test_following_a_run_ends_it_when_the_gates_hold(
     monkeypatch.setattr(CheckpointScore, "passes", property(lambda self: self.step == 20))
     real = sweep.Scorer.score
 
-    def score(self: sweep.Scorer, checkpoint: Checkpoint) -> Scored:
+    def score(self: sweep.Scorer, checkpoint: Checkpoint) -> ScoredCheckpoint:
         make_listing(run, adapters)
         return real(self, checkpoint)
 
