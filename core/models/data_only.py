@@ -20,11 +20,12 @@ from typing import Any
 from core.errors import UserError
 from core.models.pickled import require_small
 
-#: What mmengine's message hub and optimizers hold, and DeepSpeed's states. Read in mmengine
-#: 0.10.7 and DeepSpeed 0.19.4. Each is a plain record; calling it with any argument does nothing
-#: but make one. A type that is not installed cannot occur.
+#: What mmengine's message hub and optimizers hold, and DeepSpeed's states with their settings.
+#: Read in mmengine 0.10.7 and DeepSpeed 0.19.4. Each is a plain record; calling it with any
+#: argument does nothing but make one. A type that is not installed cannot occur.
 _TYPES = (
     ("mmengine.logging.history_buffer", "HistoryBuffer"),
+    ("mmengine.config.config", "ConfigDict"),
     ("numpy._core.multiarray", "scalar"),
     ("numpy", "ndarray"),
     ("numpy", "dtype"),
