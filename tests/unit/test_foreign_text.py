@@ -150,14 +150,13 @@ def test_what_the_command_line_prints_on_a_terminal_is_text() -> None:
 
 def transcript(text: str) -> Transcript:
     reply = Reply(text=text, tokens=1, finish_reason="stop")
-    return Transcript(
-        "c1", 0.0, [Column("a", "base", text, "bundled")], text,
-        [Turn(text, GenerationSettings(), {"a": reply})],
-    )  # fmt: skip
+    turns = [Turn(text, GenerationSettings(), {"a": reply})]
+    return Transcript("c1", 0.0, [Column("a", "base", text, "bundled")], text, turns=turns)
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_exports_hold_text(attack: str) -> None:
+    assert "## 1. Prompt" in to_markdown(transcript(attack))
     assert images(to_markdown(transcript(attack))) == []
     page = to_html(transcript(attack))
     assert not re.findall(r"<(?:img|script)", page)
