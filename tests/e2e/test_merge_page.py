@@ -21,7 +21,7 @@ _SLOW = 240_000  # ms; a proof on two busy cores
 def test_merge_by_hand(workspace: Path, bundled_model: Path) -> None:
     from playwright.sync_api import expect, sync_playwright
 
-    base = tiny.save_base(workspace / "models" / "tiny", tokenizer=bundled_model, vocab=49152)
+    base = tiny.save_base(workspace / "models" / "tiny", tokenizer=bundled_model)
     make_run(workspace, base.path)
     server = Server(workspace)
     try:

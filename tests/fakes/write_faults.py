@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.models import internlm2
 from core.weights import manifest
 from core.weights.convert import convert
 from core.weights.export import export_gguf, export_ollama
 from core.weights.merge import MergeSettings, merge
 from tests.fakes import tiny_models as tiny
+from tests.fakes import warm  # noqa: F401  nine of the ten seconds of a trial without it
 
 #: Every way in which merge, convert and export touch the disk from Python; ``open`` to write.
 CALLS = ("write", "fsync", "fdatasync", "rename", "replace", "mkdir", "open")
@@ -138,19 +138,10 @@ def _judge(name: str, act: str, inputs: Path, folder: Path) -> dict[str, Any]:
     return {"calls": calls, "bad": bad}
 
 
-def _warm_up() -> None:
-    """Import and register what the work needs: nine of the ten seconds of a trial without it."""
-    from transformers import AutoTokenizer  # noqa: F401  imported for the forks, as the next is
-    from transformers.models.auto import modeling_auto, tokenization_auto  # noqa: F401
-
-    internlm2.register()
-
-
 def main() -> None:
     """The pieces of work that were named (default: all) under every fault."""
     inputs, folder = Path(sys.argv[1]), Path(sys.argv[2])
     folder.mkdir()
-    _warm_up()
     found = {}
     for name in sys.argv[3:] or WORK:
         for act in ACTS:

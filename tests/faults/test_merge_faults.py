@@ -39,9 +39,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, bundled_model: Path) -> tup
     peft = tiny.save_adapter(base.path, folder / "adapter", target_modules=["q_proj"])
     tiny.save_checkpoint(peft, folder / "run" / "iter_3.pth")
     tiny.save_config(folder / "run" / "config.py", base.path)
-    # A vocabulary of 49,152 would take three seconds of every trial of an export.
-    whole = tiny.save_base(folder / "whole", vocab=512)
-    tiny.save_small_tokenizer(bundled_model, whole.path, 512)
+    whole = tiny.save_base(folder / "whole", tokenizer=bundled_model, vocab=512)
     tiny.save_adapter(whole.path, folder / "second", target_modules=["q_proj"])
     merge(whole, folder / "second", folder / "merged")
     return base, folder
