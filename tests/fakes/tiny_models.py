@@ -41,6 +41,7 @@ def save_base(
     tokenizer: Path | None = None,
     shard: str = "5GB",
     vocab: int | None = None,
+    intermediate: int = 160,
 ) -> ModelRef:
     """A causal LM of 2 layers and width 64 with biases where the family has them.
 
@@ -58,7 +59,7 @@ def save_base(
         config = kind(
             vocab_size=vocab,
             hidden_size=64,
-            intermediate_size=160,
+            intermediate_size=intermediate,
             num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=2,
