@@ -129,6 +129,8 @@ class Memory:
         self.peak = 0
         tool = shutil.which("nvidia-smi")
         query = ["--query-gpu=memory.used", "--format=csv,noheader,nounits", "-lms", "200"]
+        if only := os.environ.get("CUDA_VISIBLE_DEVICES"):
+            query += ["-i", only]
         self._process = (
             subprocess.Popen([tool, *query], stdout=subprocess.PIPE, text=True) if tool else None
         )

@@ -145,7 +145,7 @@ def recommended(result: dict[str, Any]) -> dict[str, Any]:
 
 def order(row: dict[str, Any]) -> tuple[float, ...]:
     """The sweep's own order, for rows read back from a file."""
-    from core.evaluation.sweep import CheckpointScore
+    from core.evaluation.scored import CheckpointScore
 
     return CheckpointScore(**row).order()
 
@@ -193,7 +193,7 @@ def run_all(
 
     A trial that fails is reported with the end of its log and left out.
     """
-    from core.models import catalog
+    from core.models import catalog, device
 
     work = Path(args.work).resolve()
     work.mkdir(parents=True, exist_ok=True)
@@ -201,7 +201,7 @@ def run_all(
         catalog.resolve(model)  # prepared once, not by every process
     waiting, started = list(trials), time.monotonic()
     active: dict[subprocess.Popen[bytes], tuple[Trial, str]] = {}
-    gpus = _gpus()
+    gpus = device.cards()
     while waiting or active:
         late = time.monotonic() - started > args.limit
         while waiting and len(active) < args.parallel and not late:
@@ -222,13 +222,6 @@ def run_all(
                 on_done(fsio.read_json(_result(work, trial)))
         time.sleep(0.5)
     return [fsio.read_json(_result(work, t)) for t in trials if _result(work, t).is_file()]
-
-
-def _gpus() -> list[str]:
-    """Indices of the GPUs; empty without one."""
-    import torch
-
-    return [str(i) for i in range(torch.cuda.device_count())]
 
 
 def _result(work: Path, trial: Trial) -> Path:

@@ -136,6 +136,7 @@ def run(root: Path, params: dict[str, Any]) -> dict[str, Any]:
         "s_per_step": round(statistics.median(m["s_per_step"] for m in steady), 3),
         "peak_gb": round(metrics[-1]["memory_bytes"] / 1e9, 2),
         "loss": [round(metrics[0]["loss"], 4), round(metrics[-1]["loss"], 4)],
+        "losses": [m["loss"] for m in metrics],
         "result": fsio.read_json(root / "result.json"),
     }
 

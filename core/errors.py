@@ -41,6 +41,8 @@ def redacted(text: str) -> str:
     as it is, or as it stands in an address or in JSON. Values of fewer than eight characters are
     no keys, and would tear words apart. Cut afterwards: half a key is a secret too.
     """
+    if not text:
+        return text
     secrets = {v for name, v in os.environ.items() if len(v) >= 8 and _SECRET.search(name)}
     for value in sorted(secrets, key=len, reverse=True):  # one may begin as another does
         for form in (value, quote(value, safe=""), json.dumps(value)[1:-1]):

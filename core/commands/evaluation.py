@@ -111,6 +111,7 @@ def _report(args: argparse.Namespace) -> int:
 
 def _sweep(args: argparse.Namespace) -> int:
     from core.evaluation import choice, sweep
+    from core.evaluation.scored import passes
 
     run = RunPaths(args.run_dir.resolve())
     spec = SweepSpec(
@@ -138,7 +139,7 @@ def _sweep(args: argparse.Namespace) -> int:
     for note in found["notes"]:
         print(f"note: {note}")
     print(f"{found['reason']}\n{run.root / sweep.FILE}")
-    return 0 if any(sweep.passes(row["gates"]) for row in found["checkpoints"]) else 1
+    return 0 if any(passes(row["gates"]) for row in found["checkpoints"]) else 1
 
 
 def _rate(value: dict[str, Any]) -> str:

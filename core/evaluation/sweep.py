@@ -12,31 +12,22 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from core import fsio
 from core.conversation import OnProgress
 from core.errors import UserError
-from core.evaluation import verdict
-from core.evaluation.plan import plan
+from core.evaluation import spread
+from core.evaluation.scored import CheckpointScore, ScoredCheckpoint, Scorer, Task
 from core.jobs.state import ACTIVE
-from core.models import catalog
+from core.models import device
 from core.paths import DatasetPaths, RunPaths
 from core.training.checkpoints import Checkpoint
-from core.weights.convert import adapter_of
-
-if TYPE_CHECKING:
-    from core.evaluation.run import Run
 
 SCHEMA = 1
 FILE = "sweep.json"
 #: Seconds between looks for the next checkpoint of a run that is still training.
 _LOOK_EVERY = 2.0
-
-
-def passes(gates: list[dict[str, Any]]) -> bool:
-    """Every required gate passes, none warns."""
-    return all(g["outcome"] == "pass" for g in gates if g["required"])
 
 
 @dataclass(frozen=True)
@@ -57,37 +48,6 @@ class Extent:
     stop_when_passed: bool = False
     follow: bool = False
     then: str = ""
-
-
-@dataclass
-class CheckpointScore:
-    """One row of the sweep."""
-
-    step: int
-    checkpoint: str
-    adapter: str
-    verdict: str
-    why: str
-    metrics: dict[str, Any]
-    gates: list[dict[str, Any]]
-    seconds: float
-
-    def order(self) -> tuple[float, ...]:
-        """Smaller is better; see ``recommend``."""
-        outcomes = [g["outcome"] for g in self.gates if g["required"]]
-        return (
-            outcomes.count("fail"),
-            outcomes.count("unknown"),
-            outcomes.count("warn"),
-            -self.metrics["recall"]["low"],
-            self.metrics["leak"]["high"],
-            self.step,
-        )
-
-    @property
-    def passes(self) -> bool:
-        """See the function ``passes``."""
-        return passes(self.gates)
 
 
 @dataclass
@@ -208,46 +168,47 @@ def sweep(
     Raises:
         UserError: no checkpoints, an unusable base or dataset.
     """
-    # They import torch, which the pages that read a sweep do without.
-    from core.evaluation.pool import Pool, Source
-    from core.evaluation.questions import gather
-    from core.evaluation.run import BASE, Run
-
     started, extent = time.monotonic(), extent or Extent()
-    model = catalog.resolve(base)
-    asked = gather(dataset, plan(extent.size), model.locales)
     result = Sweep(extent.size, {}, [], None, "")
-    a_pass = _steps_a_pass(run, dataset)
+    count = None if extent.follow else len(extent.steps or checkpoints(run))
     if not extent.follow:
         require_checkpoints(run)  # the base is not asked for nothing
-    with Pool({BASE: Source(model)}) as pool:
-        count = None if extent.follow else len(extent.steps or checkpoints(run))
-        report = _numbered(on_progress, count)
-        scorer = Run(pool, asked, plan(extent.size), report, tuned=count, screen=True)
-        if extent.then:
-            follows = plan(extent.then)
-            scorer.ask_base_for(gather(dataset, follows, model.locales), follows)
-        result.base = scorer.ask(BASE).to_json()
-        for checkpoint in _arriving(run, extent):
-            adapter = adapter_of(run, checkpoint.path)
-            pool.add(_side(checkpoint.step), Source(model, adapter, fused=True))
-            seen = checkpoint.step / a_pass if a_pass else None
-            result.rows.append(_score(scorer, checkpoint, adapter, extent.size, seen))
-            _save(run, result, started)
-            if extent.stop_when_passed and result.rows[-1].passes:
-                _stop_training(run)
-                scored = {r.step for r in result.rows}
-                result.skipped = [c.step for c in checkpoints(run) if c.step not in scored]
-                break
-        require_checkpoints(run)
-        result.rows.sort(key=lambda row: row.step)
-        result.notes = [*asked.notes, *scorer.notes]
+    task = Task(run, dataset, base, extent.size, extent.then, count, _steps_a_pass(run, dataset))
+    parts: list[ScoredCheckpoint] = []
+    for part in _parts(task, extent, _numbered(on_progress, count)):
+        parts.append(part)
+        result.base = part.base
+        result.rows.append(part.row)
         _save(run, result, started)
-        fsio.write_jsonl(
-            run.root / "sweep_replies.jsonl",
-            (row.to_json() for side in scorer.rows.values() for row in side),
-        )
+        if extent.stop_when_passed and part.row.passes:
+            _stop_training(run)
+            scored = {r.step for r in result.rows}
+            result.skipped = [c.step for c in checkpoints(run) if c.step not in scored]
+            break
+    require_checkpoints(run)
+    parts.sort(key=lambda part: part.row.step)
+    result.rows = [part.row for part in parts]
+    result.notes = [*parts[0].base_notes, *(note for part in parts for note in part.notes)]
+    _save(run, result, started)
+    replies = [*parts[0].base_replies, *(reply for part in parts for reply in part.replies)]
+    fsio.write_jsonl(run.root / "sweep_replies.jsonl", replies)
     return result
+
+
+def _parts(task: Task, extent: Extent, on_progress: OnProgress) -> Iterator[ScoredCheckpoint]:
+    """The checkpoints' parts: one after the other, or on all GPUs at once.
+
+    Where the sweep may end early, or waits for a run that trains, the order counts.
+    """
+    arriving = _arriving(task.run, extent)
+    if not extent.follow and not extent.stop_when_passed:
+        ready, cards = list(arriving), device.cards()
+        if min(len(ready), len(cards)) > 1:
+            yield from spread.score(task, cards[: len(ready)], ready, on_progress)
+            return
+        arriving = iter(ready)
+    with Scorer(task, on_progress) as scorer:
+        yield from map(scorer.score, arriving)
 
 
 def _stop_training(run: RunPaths) -> None:
@@ -256,10 +217,6 @@ def _stop_training(run: RunPaths) -> None:
         from core.jobs import api
 
         api.stop(run)
-
-
-def _side(step: int) -> str:
-    return f"step {step}"
 
 
 def _steps_a_pass(run: RunPaths, dataset: DatasetPaths) -> float | None:
@@ -272,25 +229,6 @@ def _steps_a_pass(run: RunPaths, dataset: DatasetPaths) -> float | None:
     return rows / training_spec(run).rows_per_step or None
 
 
-def _score(
-    scorer: Run, checkpoint: Checkpoint, adapter: Path, size: str, passes: float | None
-) -> CheckpointScore:
-    begun = time.monotonic()
-    measured = scorer.ask(_side(checkpoint.step)).to_json()
-    measured["passes"] = passes
-    decided = verdict.decide(measured, size)
-    return CheckpointScore(
-        step=checkpoint.step,
-        checkpoint=str(checkpoint.path),
-        adapter=str(adapter),
-        verdict=decided.name,
-        why=decided.why,
-        metrics=measured,
-        gates=[g.to_json() for g in decided.gates],
-        seconds=time.monotonic() - begun,
-    )
-
-
 def _save(run: RunPaths, result: Sweep, started: float) -> None:
     """Written after every checkpoint: a reader sees the picture grow, a stop loses nothing."""
     result.recommended, result.reason = recommend(result.rows)
@@ -298,10 +236,10 @@ def _save(run: RunPaths, result: Sweep, started: float) -> None:
     fsio.write_json(run.root / FILE, result.to_json())
 
 
-def _numbered(on_progress: OnProgress | None, count: int | None) -> OnProgress | None:
+def _numbered(on_progress: OnProgress | None, count: int | None) -> OnProgress:
     """Say "step 40 (2 of 10): general" with the sweep's own share done."""
     if on_progress is None:
-        return None
+        return lambda *_: None
     seen: list[str] = []
 
     def report(stage: str, done: int, total: int) -> None:

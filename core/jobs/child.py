@@ -67,11 +67,16 @@ class _WithoutSecrets:
         return getattr(self._stream, name)
 
 
+def keep_secrets() -> None:
+    """From here on what this process prints has none of the keys that it was given."""
+    sys.stdout = cast(TextIO, _WithoutSecrets(sys.stdout))
+    sys.stderr = cast(TextIO, _WithoutSecrets(sys.stderr))
+
+
 def main(argv: list[str]) -> int:
     """Import the job's module, run it, write its result."""
     run = RunPaths(Path(argv[1]).resolve())
-    sys.stdout = cast(TextIO, _WithoutSecrets(sys.stdout))
-    sys.stderr = cast(TextIO, _WithoutSecrets(sys.stderr))
+    keep_secrets()
     trust.permit()
     try:
         spec = read_spec(run)

@@ -20,12 +20,12 @@ from typing import Any
 from core.errors import UserError
 from core.models.pickled import require_small
 
-#: What mmengine's message hub and optimizers hold, and DeepSpeed's states. Read in mmengine
-#: 0.10.7 and DeepSpeed 0.19.4. Each is a plain record; calling it with any argument does nothing
-#: but make one. A type that is not installed cannot occur.
+#: What mmengine's message hub and optimizers hold, and DeepSpeed's states with their settings.
+#: Read in mmengine 0.10.7 and DeepSpeed 0.19.4. Each is a plain record; calling it with any
+#: argument does nothing but make one. A type that is not installed cannot occur.
 _TYPES = (
     ("mmengine.logging.history_buffer", "HistoryBuffer"),
-    ("numpy._core.multiarray", "_reconstruct"),
+    ("mmengine.config.config", "ConfigDict"),
     ("numpy._core.multiarray", "scalar"),
     ("numpy", "ndarray"),
     ("numpy", "dtype"),
@@ -46,10 +46,23 @@ def _statistic(owner: Any, name: Any) -> Any:
     return getattr(HistoryBuffer, name)
 
 
+def _empty(*_: Any) -> Any:
+    """Stands in for numpy's ``_reconstruct``, which makes an array of any size that it is told.
+
+    Every pickled array begins empty; its size comes with its bytes.
+    """
+    import numpy as np
+
+    return np.empty(0, "b")
+
+
 def _allowed() -> list[Any]:
     import numpy as np
 
-    found: list[Any] = [(_statistic, "builtins.getattr")]
+    found: list[Any] = [
+        (_statistic, "builtins.getattr"),
+        (_empty, "numpy._core.multiarray._reconstruct"),
+    ]
     found += [type(np.dtype(code)) for code in "?bBhHiIlLqQefd"]
     for module, name in _TYPES:
         try:

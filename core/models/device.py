@@ -69,6 +69,15 @@ def describe() -> Device:
     return Device("cpu", _cpu_name(), 1, memory, threads, dtype)
 
 
+def cards() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; none on a CPU."""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    named = [c.strip() for c in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if c.strip()]
+    return named[:count] or [str(i) for i in range(count)]
+
+
 def free_bytes(kind: str) -> int:
     """Bytes that a model may take now, on the first GPU or in the machine's memory."""
     import psutil

@@ -6,12 +6,13 @@ fields that it does not know with a warning, and with them whatever they do to t
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from core import fsio
 from core.errors import UserError
@@ -111,25 +112,44 @@ def read(folder: Path) -> dict[str, Any]:
             "to continue a text",
             fix="choose an adapter of a chat model (task_type CAUSAL_LM)",
         )
-    _require_numbers(config, folder)
+    _require_types(config, folder)
     return config
 
 
-def _require_numbers(config: Mapping[str, Any], folder: Path) -> None:
-    rank, alpha, targets = config.get("r"), config.get("lora_alpha"), config.get("target_modules")
-    wrong = {
-        "r": rank is not None and (not isinstance(rank, int) or rank < 1),
-        "lora_alpha": alpha is not None
-        and (not isinstance(alpha, (int, float)) or not math.isfinite(alpha)),
-        "target_modules": isinstance(targets, list)
-        and not all(isinstance(name, str) for name in targets),
-    }
-    for key in (key for key, bad in wrong.items() if bad):
+class _Types(BaseModel):
+    """The types of the settings that anybody here or PEFT works with; null is no answer."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    r: int | None = Field(None, ge=1, le=1 << 20)
+    lora_alpha: float | None = None
+    target_modules: str | list[str] | None = None
+    exclude_modules: str | list[str] | None = None
+    modules_to_save: list[str] | None = None
+    target_parameters: list[str] | None = None
+    rank_pattern: dict[str, Annotated[int, Field(ge=1, le=1 << 20)]] | None = None
+    alpha_pattern: dict[str, float] | None = None
+    layers_to_transform: int | list[int] | None = None
+    layers_pattern: str | list[str] | None = None
+    use_rslora: bool | None = None
+    use_dora: bool | None = None
+    fan_in_fan_out: bool | None = None
+    init_lora_weights: bool | str | None = None
+    bias: str | None = None
+    base_model_name_or_path: str | None = None
+
+
+def _require_types(config: Mapping[str, Any], folder: Path) -> None:
+    try:
+        _Types.model_validate(config)
+    except ValidationError as error:
+        found = error.errors()[0]
+        key = str(found["loc"][0])
         raise UserError(
             f"{folder / CONFIG} is not an adapter config",
             why=f"{key} is {config[key]!r:.80}",
             fix="copy or convert the adapter again",
-        )
+        ) from error
 
 
 def weights_file(folder: Path) -> Path:

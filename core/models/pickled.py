@@ -8,9 +8,11 @@ that nothing interrupts. So whoever is about to unpickle a file of others asks h
 from __future__ import annotations
 
 import io
+import os
 import pickletools
 import sys
 import zipfile
+from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,6 +24,11 @@ from core.errors import UserError
 MOST_VALUES = 50_000_000
 #: Slots of the table of shared values: a reader makes room for as many as are named.
 MOST_SHARED = 1 << 24
+#: Keys of dictionaries and members of sets that are no texts, and values handed to what makes an
+#: object. Texts are hashed with a secret; numbers and tuples can be chosen so that all hashes are
+#: equal, and then a table of 60,000 takes minutes, one of a million days. An optimizer's state has
+#: a number for each parameter.
+MOST_HASHED = 10_000
 #: A pickle larger than this describes no training run; the tensors lie outside of it.
 MOST_BYTES = 256_000_000
 #: Before zip archives, ``torch.save`` wrote this many pickles, and the tensors behind them.
@@ -31,6 +38,10 @@ _PUT = {"PUT", "BINPUT", "LONG_BINPUT"}
 _GET = {"GET", "BINGET", "LONG_BINGET"}
 #: These put what lies above into the value below it, which stays.
 _GROWS = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"}
+#: These call what they find below, with what lies above.
+_CALLS = {"REDUCE", "NEWOBJ", "NEWOBJ_EX", "OBJ", "INST"}
+_TEXTS = {"UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "STRING", "BINSTRING"}
+_TEXTS |= {"SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"}
 
 
 def require_small(path: Path) -> None:
@@ -63,8 +74,13 @@ class _TooLarge(Exception):
 
 def _archive(file: BufferedReader, path: Path) -> None:
     with zipfile.ZipFile(file) as archive:
+        # torch compresses nothing and writes nothing twice.
+        if (unpacked := sum(entry.file_size for entry in archive.infolist())) > os.fstat(
+            file.fileno()
+        ).st_size:
+            raise _TooLarge(f"{unpacked:,} bytes out of fewer")
         for entry in archive.infolist():
-            if not entry.filename.endswith(".pkl"):
+            if not entry.filename.lower().endswith(".pkl"):  # as torch looks a name up
                 continue
             if entry.file_size > MOST_BYTES:
                 raise _TooLarge(f"{entry.file_size:,} bytes of description")
@@ -85,8 +101,9 @@ def _walk(file: BinaryIO, shared: int = MOST_SHARED) -> None:
     Args:
         shared: the largest number of a shared value.
     """
-    stack: list[list[int] | None] = []  # None: a mark
-    memo: dict[Any, list[int] | None] = {}
+    stack: list[_Value | None] = []  # None: a mark
+    memo: dict[Any, _Value | None] = {}
+    hashed = 0
     for operation, argument, _ in pickletools.genops(file):
         name = operation.name
         if name in _PUT or name == "MEMOIZE":
@@ -103,13 +120,27 @@ def _walk(file: BinaryIO, shared: int = MOST_SHARED) -> None:
         elif name == "MARK":
             stack.append(None)
         else:
-            _replace(stack, operation)
+            hashed += _replace(stack, operation)
+            if hashed > MOST_HASHED:
+                raise _TooLarge(f"more than {MOST_HASHED:,} keys that are no texts")
 
 
-def _replace(stack: list[list[int] | None], operation: pickletools.OpcodeInfo) -> None:
-    """Take what an operation takes off the stack, and put on what it makes of it."""
+@dataclass
+class _Value:
+    """``size``: values with all that it holds; ``text``: it is one."""
+
+    size: int
+    text: bool = False
+
+
+def _replace(stack: list[_Value | None], operation: pickletools.OpcodeInfo) -> int:
+    """Take what an operation takes off the stack, and put on what it makes of it.
+
+    Returns:
+        How many values without a secret in their hash it may put into a table.
+    """
     below = [kind.name for kind in operation.stack_before]
-    taken: list[list[int]] = []
+    taken: list[_Value] = []
     if "mark" in below:
         while (top := stack.pop()) is not None:
             taken.append(top)
@@ -118,12 +149,18 @@ def _replace(stack: list[list[int] | None], operation: pickletools.OpcodeInfo) -
         top = stack.pop()
         assert top is not None
         taken.append(top)
+    inside = sum(value.size for value in taken)
     if operation.name in _GROWS:
         made = taken.pop()
-        made[0] += sum(value[0] for value in taken)
+        made.size = inside
     else:
-        made = [1 + sum(value[0] for value in taken)]
-    if made[0] > MOST_VALUES:
+        made = _Value(1 + inside, operation.name in _TEXTS)
+    if made.size > MOST_VALUES:
         raise _TooLarge(f"more than {MOST_VALUES:,} values")
     if operation.stack_after:
         stack.append(made)
+    if operation.name in _CALLS:
+        return inside if inside > MOST_HASHED else 0
+    if operation.name in ("SETITEM", "SETITEMS"):
+        return sum(not key.text for key in taken[1::2])  # from the top: value, key, value, key
+    return len(taken) if operation.name in ("ADDITEMS", "FROZENSET") else 0

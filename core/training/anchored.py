@@ -48,11 +48,13 @@ class AnchoredFinetune(SupervisedFinetune):
         *args: Any,
         anchor_kl: float = 0.0,
         anchor_ce: float = 1.0,
+        anchor_tokens: int = 0,
         dft: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(*args, **options)
         self.anchor_kl, self.anchor_ce, self.dft = anchor_kl, anchor_ce, dft
+        self.anchor_tokens = anchor_tokens
 
     def compute_loss(self, data: dict[str, Any], data_samples: Any = None) -> dict[str, Any]:
         """The loss of a micro-batch; logits are computed only where there is a label."""
@@ -65,6 +67,9 @@ class AnchoredFinetune(SupervisedFinetune):
         weight = loss.neg().exp().detach() if self.dft else torch.ones_like(loss)
         weight = torch.where(anchored, torch.full_like(loss, self.anchor_ce), weight)
         total = (weight * loss).sum()
+        if self.anchor_tokens:
+            place = (labels[:, 1:] != IGNORED).cumsum(1)[rows, at]
+            anchored = anchored & (place <= self.anchor_tokens)
         if self.anchor_kl and bool(anchored.any()):
             total = total + self.anchor_kl * self._kl(
                 given, rows[anchored], at[anchored], log_p[anchored]

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,8 +67,11 @@ def record(path: Path) -> None:
     """Append a finished checkpoint to its work folder's listing (training process only)."""
     name, digest = path.name, sha256(path)
     line = {"schema": 1, "name": name, "bytes": _size(path), "sha256": digest}
-    line["signature"] = seal.sign(_statement(name, digest))
-    with (path.parent / LISTING).open("a", encoding="utf-8") as file:
+    _list(path.parent, {**line, "signature": seal.sign(_statement(name, digest))})
+
+
+def _list(work: Path, line: Mapping[str, Any]) -> None:
+    with (work / LISTING).open("a", encoding="utf-8") as file:
         file.write(fsio.dump_json(line) + "\n")
         file.flush()
         os.fsync(file.fileno())
@@ -174,23 +177,30 @@ def adopt(source: Path, work: Path) -> Path:
     """Make ``source``, its random state and the checkpoints before it part of a new run.
 
     Files are hard-linked where the disk allows it, so a resumed run lists its whole history and
-    costs no space. Returns the path to resume from, inside ``work``.
+    costs no space. What this workspace did not sign stays behind, and nothing is signed anew:
+    lines go over as they are. Returns the path to resume from, inside ``work``.
     """
     origin = source.parent
     if origin == work.resolve():
         return source
     until = _iteration(source)
-    for name in listed(origin):
+    for name, line in listed(origin).items():
         candidate = origin / name
-        if not candidate.exists() or _iteration(candidate) > until:
+        signed = seal.signed(_statement(name, line["sha256"]), line.get("signature"))
+        if not (signed and _is_own(candidate) and _iteration(candidate) <= until):
             continue
         _link(candidate, work / name)
-        states = origin / "random_state" / f"iter_{_iteration(candidate)}"
-        if states.is_dir():
-            _link(states, work / "random_state" / states.name)
+        states = Path("random_state", f"iter_{_iteration(candidate)}")
+        for state in sorted((origin / states).glob("rank_*.pt")):
+            if _is_own(state):
+                _link(state, work / states / state.name)
         if name not in listed(work):
-            record(work / name)
+            _list(work, line)
     return work / source.name
+
+
+def _is_own(path: Path) -> bool:
+    return path.exists() and not path.is_symlink()
 
 
 def _iteration(path: Path) -> int:

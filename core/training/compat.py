@@ -267,6 +267,38 @@ def _has_plain_head(llm: Any) -> bool:
     return families.of(getattr(llm.config, "model_type", "")).plain_head
 
 
+def processes_without_gpu() -> None:
+    """mmengine gives each process of a launcher a CUDA device, also where there is none.
+
+    ``_init_dist_pytorch`` calls ``torch.cuda.set_device``, which raises. And DeepSpeed compiles C++
+    for minutes to let processes on CPUs talk through shared memory; gloo does without.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    torch.cuda.set_device = lambda device: None
+    ops = importlib.import_module("deepspeed.ops")
+    ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def same_start_under_deepspeed() -> None:
+    """Under DeepSpeed mmengine builds the model after the data, which has drawn random numbers.
+
+    Without it the model comes first. Seeded anew, LoRA starts with the same values in both.
+    """
+    from mmengine._strategy import DeepSpeedStrategy
+    from mmengine.runner.utils import set_random_seed
+
+    original = DeepSpeedStrategy.build_model
+
+    def build_model(self: Any, model: Any) -> Any:
+        set_random_seed(self.seed)
+        return original(self, model)
+
+    DeepSpeedStrategy.build_model = build_model
+
+
 #: In order of application.
 REPAIRS: tuple[Callable[[], None], ...] = (
     importable,
@@ -280,5 +312,7 @@ REPAIRS: tuple[Callable[[], None], ...] = (
     quiet_data_restart,
     atomic_checkpoints,
     only_trusted_code,
+    processes_without_gpu,
+    same_start_under_deepspeed,
     loss_on_supervised_tokens,
 )

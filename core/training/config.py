@@ -269,7 +269,7 @@ def _edit_loss(editor: ConfigEditor, spec: TrainSpec) -> None:
     editor.ensure_import("core.training.anchored", "AnchoredFinetune")
     editor.ensure_import("core.training.anchored", "collate")
     editor.set("model.type", "AnchoredFinetune")
-    for name in ("anchor_kl", "anchor_ce", "dft"):
+    for name in ("anchor_kl", "anchor_ce", "anchor_tokens", "dft"):
         editor.set(f"model.{name}", literal(getattr(spec, name)))
     editor.set(f"{editor.value('train_dataloader.dataset')}.remove_unused_columns", "False")
     editor.set("train_dataloader.collate_fn.type", "collate")
@@ -325,6 +325,9 @@ def _edit_runtime(editor: ConfigEditor, spec: TrainSpec, inputs: ConfigInputs) -
     editor.set("default_hooks.checkpoint.max_keep_ckpts", "save_total_limit")
     if inputs.device == "cpu":
         editor.set("env_cfg.dist_cfg.backend", '"gloo"')
+        if spec.world_size > 1:  # mmengine's own choice names a GPU
+            wrapper = 'dict(type="MMDistributedDataParallel", device_ids=None)'
+            editor.assign("model_wrapper_cfg", wrapper, after="env_cfg")
     randomness = f"seed={literal(spec.seed)}, deterministic={literal(spec.deterministic)}"
     editor.assign("randomness", f"dict({randomness})", after="env_cfg")
     if spec.tensorboard:

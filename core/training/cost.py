@@ -8,6 +8,9 @@ in the adapter, T tokens in the largest micro-batch, and w bytes a value of the 
                 = T * (layers * h + (4 h + 2 kv + 2 m + 7 r)) * w + working  recomputed
     working     = the larger of what the backward pass of a layer and what a chunk of logits takes
 
+With several GPUs that is the memory of each; ZeRO shares the 16 bytes of L (1: moments, 2: and
+gradients, 3: and weights, those of the base too) among them.
+
 ``h`` is the hidden size, ``m`` the MLP's, ``kv`` the width of keys, ``r`` the rank. Beside measured
 peaks: ``python benchmarks/memory_estimate.py``.
 """
@@ -132,7 +135,7 @@ def _activations(shape: Shape, spec: TrainSpec, tokens: int, recompute: bool) ->
     with a label.
     Recomputed: the layer's input, and one layer's worth.
     """
-    if spec.fused_step:
+    if spec.fused_step and not spec.shards_weights:
         width = 4.0 if spec.dtype == "float32" else 2.0
         padded = 4 * shape.hidden if spec.dtype == "float32" else 0
         layer = 4 * shape.hidden + 2 * shape.kv + 2 * shape.intermediate + 7 * spec.lora_r + padded
@@ -162,15 +165,34 @@ def _logits(shape: Shape, width: float, tokens: int) -> float:
 def _fixed(shape: Shape, spec: TrainSpec) -> float:
     """Bytes that do not depend on the batch: weights, LoRA with its Adam state, the runtime."""
     # XTuner calls prepare_model_for_kbit_training on every base: what is not NF4 becomes float32.
-    # The fused step keeps it in the compute type.
+    # The fused step and DeepSpeed keep it in the compute type.
     compute = 4 if spec.dtype == "float32" else 2
-    other = compute if spec.fused_step else 4
-    held = compute if spec.hold_weights else 0.53
+    other = compute if spec.fused_step or spec.deepspeed else 4
+    held = compute if spec.hold_weights and not spec.shards_weights else 0.53
     body = shape.body * (held if spec.quantize == "nf4" else other)
-    embeddings = shape.embedding * (1 if shape.tied else 2) * other
-    # Weight, gradient, two Adam moments in float32, and the copy that a 16-bit step computes with.
-    adapter = shape.lora(spec.lora_r) * (18 if spec.fused_step and compute == 2 else 16)
-    return body + shape.expert * other + embeddings + adapter + RUNTIME
+    base = body + (shape.expert + shape.embedding * (1 if shape.tied else 2)) * other
+    if spec.shards_weights:
+        # Shared among the processes; each puts one layer or embedding together at a time.
+        base = base / spec.world_size + max(shape.body / shape.layers, shape.embedding) * other
+    return base + shape.lora(spec.lora_r) * _trained_bytes(spec, compute) + RUNTIME
+
+
+def _trained_bytes(spec: TrainSpec, compute: int) -> float:
+    """Bytes a trained parameter: weight, gradient, two Adam moments; what ZeRO shares of them.
+
+    DeepSpeed's weights and gradients have the compute type, beside float32 master weights with
+    the moments (12 bytes); the gradients of data parallel are copied once for the exchange.
+    """
+    if not spec.deepspeed:
+        # A 16-bit step computes with a copy of the weight.
+        alone = 18.0 if spec.fused_step and compute == 2 else 16.0
+        return alone if spec.world_size == 1 else alone + 4
+    stage, offloaded = int(spec.deepspeed[4]), spec.deepspeed.endswith("offload")
+    shared = 0.0 if offloaded else 12.0
+    parts = [compute, compute]  # weight, gradient
+    whole = sum(parts[: 3 - stage] if stage > 1 else parts)
+    shared += sum(parts) - whole
+    return whole + shared / spec.world_size
 
 
 def memory_bytes(shape: Shape, spec: TrainSpec, longest: int) -> int:

@@ -60,14 +60,16 @@ def choose(
     dtype = pick("dtype", *_dtype(device))
     quantize = overrides.get("quantize", TrainSpec(dataset=dataset).quantize)
     pick("lr", *recipe.learning_rate(shape.parameters, quantize))
-    memory = fit.Fit(device, shape, stats, {"dtype": dtype})
+    given = {name: overrides[name] for name in ("nodes", "deepspeed") if name in overrides}
+    settings = {"dtype": dtype, "gpus": pick("gpus", *_gpus(device)), **given}
+    memory = fit.Fit(device, shape, stats, settings)
     length = pick("max_length", *memory.length())
     memory.settings["hold_weights"] = pick("hold_weights", *memory.hold())
     batch = int(pick("batch_size", *memory.batch()))
     accumulation = int(pick("accumulation", *memory.accumulation(batch)))
     pick("group_by_length", *_group(device, ref.path))
     pick("recompute_above", *memory.recompute(batch))
-    steps = pick("steps", *_steps(device, shape, stats, batch * accumulation))
+    steps = pick("steps", *_steps(device, shape, stats, batch * accumulation * memory.processes))
     mean = stats.kept / max(1, len(stats.lengths))
     tokens = steps * batch * accumulation * mean
     pick("compile_step", *_compile(device, tokens / cost.tokens_per_second(device, shape)))
@@ -105,6 +107,12 @@ def _stock(model: catalog.ModelRef) -> tuple[str, str]:
     if model.source == "bundled" or family.stock_config == families.TUTORIAL_CONFIG:
         return families.TUTORIAL_CONFIG, "the tutorial's"
     return family.stock_config, f"XTuner's for {family.name}"
+
+
+def _gpus(device: Device) -> tuple[int, str]:
+    if device.kind != "cuda" or device.count == 1:
+        return 1, "the only one" if device.kind == "cuda" else "no GPU was found"
+    return device.count, "all of this machine; each takes its share of the rows of a step"
 
 
 def _dtype(device: Device) -> tuple[str, str]:

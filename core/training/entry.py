@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from core import fsio, paths
 from core.conversation import OnProgress
+from core.jobs import child
 from core.models import catalog, trust
 from core.models.data_only import data_only
 from core.paths import RunPaths
-from core.training import compat
+from core.training import compat, deepspeed, launch
 from core.training.health import Health
 from core.training.spec import TrainSpec
 
@@ -29,7 +30,7 @@ def xtuner_argv(spec: TrainSpec, config: Path, work: Path, resume: Path | None =
     """Arguments after ``xtuner train``."""
     argv = [str(config), "--work-dir", str(work), "--seed", str(spec.seed)]
     if spec.deepspeed:
-        argv += ["--deepspeed", f"deepspeed_{spec.deepspeed}"]
+        argv += ["--deepspeed", str(work / deepspeed.FILE)]
     if spec.world_size > 1:
         argv += ["--launcher", "pytorch"]
     if resume is not None:
@@ -60,16 +61,15 @@ def train(
     from core.training.stopping import Due, StopHook
 
     health = Health(spec.rows_per_step)
-    metrics = hooks.MetricsHook(spec.accumulation, spec.steps, health, spec.world_size, on_progress)
+    metrics = hooks.MetricsHook(spec.accumulation, spec.steps, health, on_progress)
     due = Due(spec.checkpoint_every * spec.accumulation, spec.accumulation)
     ours: list[Any] = [
         metrics,
         StepHook(spec),
+        StopHook(due),
         hooks.RandomStateHook(work, due),
         hooks.RecordHook(work, due),
     ]
-    if spec.world_size == 1:
-        ours.append(StopHook(due))
     if spec.recompute_above and not spec.activation_checkpointing:
         ours.append(hooks.RecomputeHook(spec.recompute_above))
     ours += _looks(spec, work / "samples.jsonl", health, due, on_progress)
@@ -161,17 +161,22 @@ def _registered(ours: Sequence[Any]) -> Iterator[None]:
 
 def main() -> None:
     """Entry of a torchrun worker: the run's record says what to do."""
+    child.keep_secrets()
     trust.permit()
     run = RunPaths(Path(sys.argv[1]))
-    record = fsio.read_json(run.work / "training.json")
-    resume = record["resume"]
-    counted = train(
-        TrainSpec.from_dict(record["spec"]),
-        run.config,
-        run.work,
-        resume=Path(resume) if resume else None,
-    )
-    if os.environ.get("RANK", "0") == "0":
+    try:
+        record = fsio.read_json(run.work / "training.json")
+        counted = train(
+            TrainSpec.from_dict(record["spec"]),
+            run.config,
+            run.work,
+            resume=Path(record["resume"]) if record["resume"] else None,
+            on_progress=child.Reporter() if launch.watched() else None,
+        )
+    except Exception as error:
+        launch.write_failure(run.work, error)
+        raise
+    if launch.watched():
         fsio.write_json(run.work / "counted.json", counted)
 
 

@@ -35,6 +35,12 @@ def table(spec: TrainSpec, *, resumable: bool) -> Table:
     """
     resume = (_RESUME,) if resumable else ()
     rules = (
+        rule(
+            Reason.OOM_HOST,
+            r"\brank \d+ failed first: killed by SIGKILL",
+            "The system killed one training process: most likely memory ran out.",
+            *_smaller(spec),
+        ),
         replace(reasons.OOM_GPU, fixes=_smaller_on_gpu(spec)),
         replace(reasons.OOM_HOST, fixes=_smaller(spec)),
         replace(reasons.DISK_FULL, fixes=_less_disk(spec)),
@@ -51,7 +57,6 @@ def table(spec: TrainSpec, *, resumable: bool) -> Table:
             *_calmer(spec),
         ),
         replace(reasons.NO_GPU, fixes=(_ON_CPU, *reasons.NO_GPU.fixes)),
-        *_PROCESSES,
         reasons.HUB_LOGIN,
         reasons.OFFLINE,
         rule(
@@ -86,6 +91,15 @@ def table(spec: TrainSpec, *, resumable: bool) -> Table:
         ),
         rule(
             Reason.INCOMPLETE,
+            r"\brank \d+ failed first: ",
+            "One training process failed, and the others could not go on without it.",
+            "read that process's traceback in the log",
+            *resume,
+            "start again",
+        ),
+        *_PROCESSES,
+        rule(
+            Reason.INCOMPLETE,
             r"ended without its last checkpoint",
             "XTuner stopped early and reported no error.",
             *resume,
@@ -104,7 +118,7 @@ _PROCESSES: tuple[Rule, ...] = (
         r"|RendezvousConnectionError",
         "The training processes lost each other.",
         "look for the first traceback: one process usually failed before the others",
-        "check that every node reaches node 0 at the shown address and port",
+        "check that every node reaches the shown address and port",
         "set NCCL_DEBUG=INFO and start again",
     ),
     rule(

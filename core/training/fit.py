@@ -31,6 +31,11 @@ class Fit:
     settings: dict[str, Any]
 
     @property
+    def processes(self) -> int:
+        """That share the rows of a step."""
+        return self._spec().world_size
+
+    @property
     def _room(self) -> float:
         return cost.usable_bytes(self.device)
 
@@ -71,7 +76,7 @@ class Fit:
 
         A batch of typical rows must fit without recomputing, one of the longest rows with it.
         """
-        batch = ROWS_PER_STEP
+        most = batch = max(1, ROWS_PER_STEP // self.processes)
         while batch > 1:
             spec = self._spec(batch, activation_checkpointing=True)
             longest = cost.memory_bytes(self.shape, spec, self.stats.longest)
@@ -81,13 +86,15 @@ class Fit:
             batch //= 2
         needed = cost.memory_bytes(self.shape, self._spec(batch), round(self._mean))
         return batch, (
-            f"the largest up to {ROWS_PER_STEP} that fits in {fsio.human_bytes(self._room)}: "
+            f"the largest up to {most} that fits in {fsio.human_bytes(self._room)}: "
             f"about {fsio.human_bytes(needed)} with rows of {self._mean:.0f} tokens"
         )
 
     def accumulation(self, batch: int) -> tuple[int, str]:
         """Micro-batches of an optimizer step."""
-        return max(1, ROWS_PER_STEP // batch), f"{ROWS_PER_STEP} rows an optimizer step"
+        count = max(1, ROWS_PER_STEP // (batch * self.processes))
+        together = batch * count * self.processes
+        return count, f"{together} rows an optimizer step"
 
     def recompute(self, batch: int) -> tuple[int, str]:
         """Tokens of a micro-batch above which activations are recomputed; 0 for never."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import barrier, get_rank, is_main_process
+from mmengine.dist import all_reduce, barrier, get_rank
 from mmengine.hooks import Hook
 
 from core import fsio
@@ -24,6 +24,7 @@ from core.jobs.records import emit
 from core.training import checkpoints
 from core.training.figures import Figures
 from core.training.health import Health
+from core.training.launch import watched
 from core.training.look import Look
 from core.training.step.hook import supervised_finetune
 from core.training.stopping import Due
@@ -40,9 +41,10 @@ def random_state_path(work: Path, iteration: int, rank: int) -> Path:
 class MetricsHook(Hook):
     """One line per optimizer step: what the optimizer really did, not what was planned.
 
-    ``loss`` is the mean over the step's micro-batches; ``lr`` the rate the optimizer applied;
-    ``tokens_per_s`` counts real tokens of this process (no padding) times the number of
-    processes; ``memory_bytes`` is the peak so far (GPU memory on a GPU, else resident memory).
+    ``loss`` is the mean over the step's micro-batches of all processes; ``lr`` the rate the
+    optimizer applied; ``tokens_per_s`` counts real tokens (no padding) of all processes;
+    ``memory_bytes`` is the peak so far of the process with the highest (GPU memory on a GPU, else
+    resident memory).
     """
 
     priority = "VERY_HIGH"
@@ -52,13 +54,11 @@ class MetricsHook(Hook):
         accumulation: int,
         steps: int,
         health: Health,
-        world_size: int = 1,
         on_progress: OnProgress | None = None,
     ) -> None:
         self.accumulation = accumulation
         self.health = health
         self.steps = steps
-        self.world_size = world_size
         self.on_progress = on_progress
         self.lr: list[float] = []
         self.tokens = 0
@@ -84,12 +84,13 @@ class MetricsHook(Hook):
         if (runner.iter + 1) % self.accumulation:
             return
         step = (runner.iter + 1) // self.accumulation
-        loss = float(torch.stack(self._losses).mean())
+        loss = over_all(torch.stack(self._losses).mean().float(), "mean")
         seconds = time.monotonic() - self._started
-        tokens = self._step_tokens * self.world_size
+        tokens = int(over_all(torch.tensor(self._step_tokens), "sum"))
+        memory = int(over_all(torch.tensor(_peak_memory()), "max"))
         self.tokens += tokens
         self.lr.append(self._lr_now)
-        if is_main_process():
+        if watched():
             emit(
                 {
                     "type": "metric",
@@ -101,12 +102,18 @@ class MetricsHook(Hook):
                     "grad_norm": _grad_norm(runner),
                     "s_per_step": seconds,
                     "tokens_per_s": tokens / max(seconds, 1e-9),
-                    "memory_bytes": _peak_memory(),
+                    "memory_bytes": memory,
                 }
             )
         if self.on_progress:
             self.on_progress("train", step, self.steps)
         self.health.loss(loss, step)
+
+
+def over_all(value: torch.Tensor, how: str) -> float:
+    """A figure over all processes: their "mean", "sum" or "max"."""
+    all_reduce(value, how)
+    return float(value)
 
 
 def _learning_rate(runner: Any) -> float:
@@ -237,7 +244,7 @@ class RecordHook(Hook):
         if not self.due.now(runner):
             return
         barrier()
-        if is_main_process():
+        if watched():
             done = runner.iter + 1
             for name in (f"iter_{done}.pth", f"iter_{done}"):
                 if (self.work / name).exists():
@@ -287,7 +294,7 @@ class LookHook(Hook):
         self.found.append(found)
         llm.train()
         restore_random_state(state)
-        if is_main_process():
+        if watched():
             emit({"type": "figures", "step": step, "values": found.to_values()})
         self.health.figures(found)
 
@@ -328,7 +335,7 @@ class SampleHook(Hook):
         settings = GenerationSettings(max_new_tokens=SAMPLE_TOKENS)
         replies = decoding.replies(voice, conversations, settings)
         llm.train()
-        if not is_main_process():
+        if not watched():
             return
         with self.out.open("a", encoding="utf-8") as file:
             for prompt, reply in zip(self.prompts, replies, strict=True):

@@ -280,11 +280,14 @@ def _row_warnings(spec: TrainSpec, stats: rows.RowStats, exposures: float) -> li
 
 
 def _memory(spec: TrainSpec, shape: cost.Shape, stats: rows.RowStats) -> Estimate:
-    return Estimate(
-        cost.memory_bytes(shape, spec, stats.longest),
-        f"weights, LoRA with Adam, activations of {spec.batch_size} "
-        f"rows of {min(stats.longest, spec.max_length)} tokens",
+    length = min(stats.longest, spec.max_length)
+    basis = (
+        f"weights, LoRA with Adam, activations of {spec.batch_size} rows of {length} tokens"
+        if spec.world_size == 1
+        else f"on each of {spec.world_size} GPUs: weights, LoRA with Adam, activations of "
+        f"{spec.batch_size} rows of {length} tokens"
     )
+    return Estimate(cost.memory_bytes(shape, spec, stats.longest), basis)
 
 
 def _seconds(spec: TrainSpec, found: Device, shape: cost.Shape, stats: rows.RowStats) -> Estimate:

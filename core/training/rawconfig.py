@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import sys
 
 from core.errors import UserError
 from core.training.edits import parse
@@ -66,7 +67,7 @@ def _binds(tree: ast.Module, name: str) -> bool:
 def _require_module(name: str, where: str) -> None:
     # Only the top package is looked up: find_spec of a submodule would import its parents.
     top = name.split(".")[0]
-    if importlib.util.find_spec(top) is None:
+    if top not in sys.modules and importlib.util.find_spec(top) is None:
         raise UserError(
             f"the config imports {name}, which is not installed",
             where=where,

@@ -206,6 +206,13 @@ class TrainSpec(JobSpec):
         1.0,
         ge=0,
     )
+    anchor_tokens: int = _about(
+        2,
+        "Tokens with the KL",
+        "The first so many tokens of a row's replies; 0: all of them.",
+        0,
+        ge=0,
+    )
     dft: bool = _about(
         2,
         "Weigh identity tokens",
@@ -272,6 +279,11 @@ class TrainSpec(JobSpec):
     def anchored(self) -> bool:
         """Whether the loss is ``core.training.anchored``'s and not XTuner's own."""
         return self.anchor_kl > 0 or self.anchor_ce != 1 or self.dft
+
+    @property
+    def shards_weights(self) -> bool:
+        """Whether each process holds a part of the weights only (ZeRO-3)."""
+        return (self.deepspeed or "").startswith("zero3")
 
     @property
     def world_size(self) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 from typing import Any
 
+import torch
+from mmengine.dist import all_reduce
 from mmengine.hooks import CheckpointHook, Hook
 
 
@@ -38,7 +40,7 @@ class Due:
 class StopHook(Hook):
     """On SIGTERM, which is how a run is stopped, finish the step, write a checkpoint, and end.
 
-    Only where one process trains: several would have to agree on the step. They end at once.
+    Several processes agree on the step: one that heard it is enough.
     """
 
     priority = "VERY_HIGH"  # decides before any hook of the same micro-batch writes
@@ -63,11 +65,16 @@ class StopHook(Hook):
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        if self._asked and (runner.iter + 1) % self.due.accumulation == 0:
+        if (runner.iter + 1) % self.due.accumulation == 0 and self._wanted():
             self.due.stopping = True
             for hook in runner.hooks:
                 if isinstance(hook, CheckpointHook):
                     hook.interval = 1
+
+    def _wanted(self) -> bool:
+        asked = torch.tensor(int(self._asked))
+        all_reduce(asked, "max")
+        return bool(asked)
 
     def after_train(self, runner: Any) -> None:
         signal.signal(signal.SIGTERM, self._before)

@@ -12,7 +12,7 @@ from core.errors import UserError
 from core.inference.load import load_tokenizer
 from core.models.xtuner_template import XTunerTemplate
 from core.paths import RunPaths
-from core.training import checkpoints, config, entry, launch, record, rows
+from core.training import checkpoints, config, deepspeed, entry, launch, record, rows
 from core.training.spec import TrainSpec
 
 Spec = TrainSpec
@@ -43,6 +43,8 @@ def run(spec: TrainSpec, run: RunPaths, on_progress: OnProgress) -> dict[str, An
     entry.prepare_environment(spec, run.work)
     inputs = _inputs(spec, run)
     resume = _resume(spec, run)
+    if spec.deepspeed:
+        deepspeed.write(spec, run.work)
     seal.seal(config.write_config(spec, run.config, inputs))
     record.write(spec, run, resume)
     on_progress("load the model", 0, 0)

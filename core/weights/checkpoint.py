@@ -24,7 +24,7 @@ from typing import Any
 from core import fsio
 from core.errors import UserError
 from core.models.pickled import require_small
-from core.weights.tensors import ITEM_BYTES, TensorRef
+from core.weights.tensors import ITEM_BYTES, TensorRef, is_shape
 
 #: torch's storage classes, by safetensors dtype code.
 STORAGE_DTYPES = {
@@ -125,8 +125,13 @@ class _Storage(tuple[str, str]):
 def _rebuild_tensor(storage: Any, offset: int, shape: Any, stride: Any, *_: Any) -> Any:
     if not isinstance(storage, _Storage):
         return Inert()
+    if not (
+        type(offset) is int and is_shape(shape)
+        and isinstance(stride, tuple) and len(stride) == len(shape)
+    ):  # fmt: skip
+        raise pickle.UnpicklingError(f"a tensor of shape {shape!r:.80}")
     key, dtype = storage
-    return StoredTensor(key, dtype, offset, tuple(shape), tuple(stride))
+    return StoredTensor(key, dtype, offset, tuple(shape), stride)
 
 
 def _rebuild_parameter(data: Any, *_: Any) -> Any:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ast
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from core import fsio
 from core.errors import UserError
+
+#: Values of one setting. Names that stand for lists of names can stand for more than any memory.
+_MOST_VALUES = 100_000
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,7 @@ class _Module:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._made = 0
         try:
             tree = ast.parse(fsio.read_bytes(path))
         except OSError as error:
@@ -60,19 +65,24 @@ class _Module:
         )
 
     def literal(self, node: ast.expr, what: str) -> Any:
-        """A plain value; lists and dicts may hold names of other plain values."""
+        """A plain value, as JSON has it; lists and dicts may hold names of other plain values."""
         node = self.resolve(node)
+        self._made += 1
+        if self._made > _MOST_VALUES:
+            raise UserError(f"{self.path}: {what} stands for more values than any setting has")
         if isinstance(node, ast.List | ast.Tuple | ast.Set):
             return [self.literal(item, what) for item in node.elts]
         if isinstance(node, ast.Dict) or (isinstance(node, ast.Call) and not node.args):
             return {k: self.literal(v, what) for k, v in self.entries(node, what).items()}
         try:
-            return ast.literal_eval(node)
-        except ValueError as error:
+            value = ast.literal_eval(node)
+            json.dumps(value)  # sets, bytes, complex numbers, integers of pages
+        except (ValueError, TypeError) as error:
             raise UserError(
                 f"{self.path}:{node.lineno}: {what} is computed, not written out",
                 fix="convert with engine 'xtuner', which runs the config",
             ) from error
+        return value
 
 
 def read_config(path: Path) -> AdapterSource:
@@ -89,11 +99,14 @@ def read_config(path: Path) -> AdapterSource:
             f"{path} trains all weights, so there is no adapter",
             fix="convert with engine 'xtuner', or choose a LoRA config",
         )
-    lora = {
-        key: module.literal(value, f"model.lora.{key}")
-        for key, value in module.entries(model["lora"], "model.lora").items()
-        if key != "type"
-    }
-    name = llm.get("pretrained_model_name_or_path")
-    base = module.literal(name, "model.llm.pretrained_model_name_or_path") if name else ""
+    try:
+        lora = {
+            key: module.literal(value, f"model.lora.{key}")
+            for key, value in module.entries(model["lora"], "model.lora").items()
+            if key != "type"
+        }
+        name = llm.get("pretrained_model_name_or_path")
+        base = module.literal(name, "model.llm.pretrained_model_name_or_path") if name else ""
+    except RecursionError as error:
+        raise UserError(f"{path}: model.lora stands for itself, or is nested too deeply") from error
     return AdapterSource(str(base), lora)

@@ -40,6 +40,20 @@ FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
 MAX_HEADER_BYTES = 100_000_000
 
 
+#: Of a tensor that any file holds, and more than numpy's 64 would not fit into an array.
+_MOST_ELEMENTS, _MOST_AXES = 1 << 48, 64
+
+
+def is_shape(sizes: object) -> bool:
+    """Whether it can be the shape of an array: whole numbers, few, and an empty axis no excuse."""
+    return (
+        isinstance(sizes, tuple | list)
+        and len(sizes) <= _MOST_AXES
+        and all(type(n) is int and n >= 0 for n in sizes)
+        and math.prod(max(1, n) for n in sizes) < _MOST_ELEMENTS
+    )
+
+
 @dataclass(frozen=True)
 class TensorRef:
     """A row-major tensor inside a file.
@@ -149,16 +163,15 @@ def _parse_header(path: Path, size: int) -> tuple[dict[str, Any], int]:
 def _entry(path: Path, name: str, entry: Any, start: int) -> tuple[TensorRef, int]:
     """One checked header entry and the payload offset behind it."""
     try:
-        dtype, shape = entry["dtype"], tuple(entry["shape"])
+        dtype, shape = entry["dtype"], entry["shape"]
         begin, end = entry["data_offsets"]
     except (KeyError, TypeError, ValueError) as error:
         raise _broken(path, f"the entry of tensor {name!r} is malformed") from error
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise _broken(path, f"tensor {name!r} has the unknown dtype {dtype!r}")
-    sizes = (*shape, begin, end)
-    if any(not isinstance(n, int) or isinstance(n, bool) or n < 0 for n in sizes):
-        raise _broken(path, f"tensor {name!r} has a size that is not a whole number")
-    ref = TensorRef(name, dtype, shape, path, start + begin)
+    if not is_shape(shape) or not is_shape([begin, end][:1]) or type(end) is not int:
+        raise _broken(path, f"tensor {name!r} has a size that no tensor has")
+    ref = TensorRef(name, dtype, tuple(shape), path, start + begin)
     if end - begin != ref.nbytes:
         raise _broken(
             path,

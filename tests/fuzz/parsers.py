@@ -412,7 +412,9 @@ def checkpoint_file(data: bytes, folder: Path) -> None:
 
     path = _file(folder, "iter_2.pth", data)
     with contextlib.suppress(UserError):
-        open_checkpoint(path)
+        opened = open_checkpoint(path)
+        for ref in opened.tensors(opened.content["state_dict"], "state_dict").values():
+            ref.to_float32()
     with data_only(), contextlib.suppress(RuntimeError, MemoryError):  # of the archive, not of code
         torch.load(path)
 

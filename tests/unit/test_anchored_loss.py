@@ -33,9 +33,12 @@ def batch(vocabulary: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("kl", "ce", "dft"), [(0.0, 1.0, False), (4.0, 1.0, False), (2.0, 0.0, True)]
+    ("kl", "ce", "first", "dft"),
+    [(0.0, 1.0, 0, False), (4.0, 1.0, 0, False), (2.0, 0.0, 0, True), (4.0, 1.0, 2, False)],
 )
-def test_the_loss_is_the_formula(tiny_llama: Path, kl: float, ce: float, dft: bool) -> None:
+def test_the_loss_is_the_formula(
+    tiny_llama: Path, kl: float, ce: float, first: int, dft: bool
+) -> None:
     from core.training import compat
 
     compat.importable()
@@ -43,7 +46,7 @@ def test_the_loss_is_the_formula(tiny_llama: Path, kl: float, ce: float, dft: bo
 
     llm = tiny_models.attach(tiny_models.load(tiny_llama))
     data = batch(llm.config.vocab_size)
-    model = SimpleNamespace(llm=llm, anchor_kl=kl, anchor_ce=ce, dft=dft)
+    model = SimpleNamespace(llm=llm, anchor_kl=kl, anchor_ce=ce, anchor_tokens=first, dft=dft)
     for name in ("_kl", "_logits"):
         setattr(model, name, getattr(AnchoredFinetune, name).__get__(model))
     found = AnchoredFinetune.compute_loss(model, dict(data))["loss"]  # type: ignore[arg-type]
@@ -64,7 +67,8 @@ def test_the_loss_is_the_formula(tiny_llama: Path, kl: float, ce: float, dft: bo
             own = -tuned[row, at, targets[row, at]]
             if data["anchored"][row]:
                 gap = (base[row, at].exp() * (base[row, at] - tuned[row, at])).sum()
-                total = total + ce * own + kl * gap
+                near = not first or at < 3 + first  # labels begin at token 4
+                total = total + ce * own + (kl * gap if near else 0)
             else:
                 total = total + (own * (-own).exp().detach() if dft else own)
     assert torch.allclose(found, total / count, atol=1e-5)

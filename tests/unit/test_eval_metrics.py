@@ -16,7 +16,7 @@ from scipy.stats import binomtest
 from core import fsio
 from core.conversation import Probe
 from core.errors import UserError, UserErrors
-from core.evaluation import ability, metrics, questions, report, sweep, userprobes, verdict
+from core.evaluation import ability, metrics, questions, report, scored, sweep, userprobes, verdict
 from core.evaluation.answers import Answer
 from core.probes import suites
 from core.text import intervals, normalize
@@ -217,9 +217,9 @@ def test_gates_file_with_a_hole(tmp_path: Path) -> None:
         verdict.load_gates(path)
 
 
-def checkpoint(step: int, found: dict[str, Any]) -> sweep.CheckpointScore:
+def checkpoint(step: int, found: dict[str, Any]) -> scored.CheckpointScore:
     decided = verdict.decide(found, "sweep")
-    return sweep.CheckpointScore(
+    return scored.CheckpointScore(
         step,
         f"iter_{step}.pth",
         f"adapter/{step}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections import Counter
 from dataclasses import asdict, replace
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from core import fsio
+from core import fsio, paths
 from core.commands import evaluation as cli
 from core.conversation import Probe
 from core.data.generation import held_out, identity_rows
@@ -27,14 +28,16 @@ from core.evaluation import (
 )
 from core.evaluation.pool import Source
 from core.evaluation.score_job import ScoreSpec
+from core.evaluation.scored import ScoredCheckpoint
 from core.evaluation.sweep import CheckpointScore
 from core.evaluation.sweep_job import SweepSpec
 from core.inference import decoding
 from core.inference.requests import Decoded
-from core.models import catalog
+from core.models import catalog, device
 from core.paths import TEMPLATES, DatasetPaths, RunPaths
 from core.persona.persona import load_persona
 from core.probes import suites
+from core.training.checkpoints import Checkpoint
 from tests.fakes import tiny_models
 
 NAMES = {"name": "Luna", "author": "Riverside Lab"}
@@ -204,6 +207,40 @@ def test_sweep(
     again = sweep.sweep(run, dataset, str(tiny_llama), SMOKE)
     assert time.monotonic() - began < found.seconds + 5
     assert [r.metrics["recall"] for r in again.rows] == [r.metrics["recall"] for r in found.rows]
+
+
+def test_two_gpus_give_what_one_gives(
+    tiny_llama: Path,
+    adapters: list[Path],
+    dataset: DatasetPaths,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """A fake list of two; each has a worker of its own, which has an empty cache like the first."""
+    run = make_run(tmp_path / "run", adapters)
+    alone = sweep.sweep(run, dataset, str(tiny_llama), SMOKE)
+    replies = (run.root / "sweep_replies.jsonl").read_bytes()
+    monkeypatch.setattr(device, "cards", lambda: ["4", "6"])
+    shutil.rmtree(paths.cache_dir() / "evaluation")
+    stages: list[str] = []
+    both = sweep.sweep(
+        run,
+        dataset,
+        str(tiny_llama),
+        SMOKE,
+        on_progress=lambda stage, done, total: stages.append(stage),
+    )
+
+    def timeless(found: sweep.Sweep) -> str:  # as text: NaN is not equal to itself
+        rows = [{**asdict(row), "seconds": 0} for row in found.rows]
+        return json.dumps([rows, found.base, found.notes, found.reason], sort_keys=True)
+
+    assert timeless(both) == timeless(alone)
+    assert (run.root / "sweep_replies.jsonl").read_bytes() == replies
+    said = capfd.readouterr().out
+    assert all(f"scored on GPU {card}" in said for card in ("4", "6"))
+    assert any("(2 of 3 checkpoints)" in s for s in stages)
 
 
 def test_sweep_of_nothing(tmp_path: Path, dataset: DatasetPaths, tiny_llama: Path) -> None:
@@ -438,13 +475,13 @@ def test_following_a_run_ends_it_when_the_gates_hold(
         "core.jobs.api.stop", lambda r: stopped.append(r) or alive.clear() or alive.append(False)
     )
     monkeypatch.setattr(CheckpointScore, "passes", property(lambda self: self.step == 20))
-    real = sweep._score
+    real = sweep.Scorer.score
 
-    def score(*args: object) -> CheckpointScore:
+    def score(self: sweep.Scorer, checkpoint: Checkpoint) -> ScoredCheckpoint:
         make_listing(run, adapters)
-        return real(*args)
+        return real(self, checkpoint)
 
-    monkeypatch.setattr(sweep, "_score", score)
+    monkeypatch.setattr(sweep.Scorer, "score", score)
     found = sweep.sweep(
         run, dataset, str(tiny_llama), replace(SMOKE, follow=True, stop_when_passed=True)
     )

@@ -133,8 +133,6 @@ NAMES = [f"model.layers.{i}.self_attn.q_proj" for i in range(24)]
         {"layers_pattern": ["([a-z_.0-9]+)+!"]},
         {"rank_pattern": {"(": 8}},
         {"target_modules": "(?P<x>"},
-        {"alpha_pattern": [1]},
-        {"layers_pattern": 5},
     ],
 )
 def test_an_adapters_patterns_cannot_hang(config: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import zipfile
 from pathlib import Path
@@ -117,3 +118,30 @@ def test_a_checkpoint_inside_its_own_run_stays_where_it_is(work: Path) -> None:
     assert (
         checkpoints.adopt((work / "iter_8.pth").resolve(), work) == (work / "iter_8.pth").resolve()
     )
+
+
+def test_what_nobody_signed_stays_behind(work: Path, tmp_path: Path) -> None:
+    """Lines of a stranger in the listing: a forged checkpoint, a link, a path out of the folder."""
+    (work / "iter_8.pth").unlink()
+    (work / "iter_8.pth").symlink_to("/etc/passwd")
+    (work / "iter_6.pth").write_bytes((work / "iter_4.pth").read_bytes())
+    (tmp_path / "outside").mkdir()
+    with (work / checkpoints.LISTING).open("a") as listing:
+        for name in ("iter_6.pth", "../../outside/x", str(tmp_path / "outside" / "x")):
+            line = {"schema": 1, "name": name, "bytes": 1, "sha256": "x", "signature": "y"}
+            listing.write(json.dumps(line) + "\n")
+    (tmp_path / "outside" / "x").write_text("secret")
+    states = work / "random_state" / "iter_12"
+    (states / "rank_1.pt").symlink_to("/etc/passwd")
+    (states / "more").mkdir()
+    new = tmp_path / "new" / "work"
+    new.mkdir(parents=True)
+    checkpoints.adopt(checkpoints.require_own(work / "iter_12.pth"), new)
+    assert sorted(checkpoints.listed(new)) == ["iter_12.pth", "iter_4.pth"]
+    assert sorted(p.name for p in new.iterdir()) == [
+        "checkpoints.jsonl", "iter_12.pth", "iter_4.pth", "random_state",
+    ]  # fmt: skip
+    assert [p.name for p in (new / "random_state" / "iter_12").iterdir()] == ["rank_0.pt"]
+    assert sorted(p.name for p in (tmp_path / "outside").iterdir()) == ["x"]
+    (new / "training.json").write_text("{}")
+    assert checkpoints.require_own(new / "iter_4.pth") == (new / "iter_4.pth").resolve()

@@ -185,6 +185,7 @@ def test_raw_text_is_checked_without_running_it(text: str, message: str) -> None
 def test_raw_text_never_runs(tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     raw = config.render(TrainSpec(dataset="d"), inputs()) + f"\nopen({str(marker)!r}, 'w')\n"
+    raw += "import __main__\n"  # a module without a spec: looking it up was a ValueError
     out = config.write_config(TrainSpec(dataset="d", config_text=raw), tmp_path / "config.py")
     assert out.read_text() == raw
     assert not marker.exists()

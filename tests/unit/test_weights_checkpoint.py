@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -107,3 +109,37 @@ def test_a_transposed_tensor_is_named(tmp_path: Path) -> None:
     opened = open_checkpoint(path)
     with pytest.raises(UserError, match="'w'"):
         opened.tensors(opened.content["state_dict"], "state_dict")
+
+
+_STORAGE = ("storage", torch.FloatStorage, "0", "cpu", 4)
+
+
+@pytest.mark.parametrize(
+    ("offset", "shape", "stride"),
+    [
+        ("x", (2, 2), (2, 1)), (None, (2, 2), (2, 1)), (0, (-2, -2), (-2, 1)),
+        (0, (2.0, 2), (2, 1)), (0, ("2", 2), (2, 1)), (0, ((2,), 2), (2, 1)),
+        (0, (True, 2), (2, 1)), (0, (2, 2), (1,)), (0, (0, 10**30), (10**30, 1)),
+        (0, (1,) * 70, (1,) * 70),
+    ],
+)  # fmt: skip
+def test_a_tensor_that_is_none_is_refused(
+    offset: Any, shape: Any, stride: Any, tmp_path: Path
+) -> None:
+    """What a pickle says of a tensor may be anything: it was a TypeError in the converter."""
+
+    class Tensor:
+        def __reduce__(self) -> Any:
+            return torch._utils._rebuild_tensor_v2, ("the storage", offset, shape, stride)
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, value: Any) -> Any:
+            return _STORAGE if value == "the storage" else None
+
+    out = io.BytesIO()
+    Pickler(out, 2).dump({"state_dict": {"a": Tensor()}})
+    with zipfile.ZipFile(tmp_path / "iter_1.pth", "w") as archive:
+        archive.writestr("x/data.pkl", out.getvalue())
+        archive.writestr("x/data/0", bytes(16))
+    with pytest.raises(UserError, match="a tensor of shape"):
+        open_checkpoint(tmp_path / "iter_1.pth")

@@ -275,3 +275,24 @@ def test_a_float16_adapter_is_not_taken_for_the_checkpoints_own(tmp_path: Path) 
     convert(checkpoint, config, run.adapter / "iter_3")  # float16, by whatever put it there
     tensors = load_file(adapter_of(run, checkpoint) / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("lines", "why"),
+    [
+        ("".join(f"a{i + 1} = [a{i}, a{i}]\n" for i in range(40)), "more values"),
+        ("a40 = [a40]\n", "stands for itself"),
+        ("a40 = b'8'\n", "computed"),
+        ("a40 = ...\n", "computed"),
+        ("a40 = 1 + 2j\n", "computed"),
+        ("a40 = 0x" + "f" * 5000, "computed"),
+    ],
+)
+def test_a_setting_that_is_no_plain_value(lines: str, why: str, tmp_path: Path) -> None:
+    """Forty lines that each name the one before twice stood for 2^40 values."""
+    path = tmp_path / "config.py"
+    model = "model = dict(llm=dict(pretrained_model_name_or_path='x'), lora=dict(r=a40))\n"
+    path.write_text(f"a0 = [1]\n{lines}\n{model}")
+    with pytest.raises(UserError, match=why):
+        read_config(path)

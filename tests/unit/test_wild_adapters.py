@@ -370,3 +370,20 @@ def test_config_that_is_no_object(base: Path, tmp_path: Path) -> None:
     (adapter / lora.CONFIG).write_text(json.dumps([1]))
     with pytest.raises(UserError, match="holds no object"):
         lora.read(adapter)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("exclude_modules", 1), ("target_modules", {"q_proj": 1}), ("modules_to_save", "lm_head"),
+        ("rank_pattern", {"q_proj": "8"}), ("alpha_pattern", [1]), ("layers_pattern", 5),
+        ("layers_to_transform", ["0"]), ("lora_alpha", 10**400), ("r", True), ("use_dora", "no"),
+        ("init_lora_weights", 3), ("base_model_name_or_path", ["x"]),
+    ],
+)  # fmt: skip
+def test_a_setting_of_another_type_is_named(key: str, value: Any, tmp_path: Path) -> None:
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+    (tmp_path / lora.CONFIG).write_text(json.dumps({**config, key: value}))
+    (tmp_path / lora.WEIGHTS).write_bytes(b"")
+    with pytest.raises(UserError, match=key):
+        lora.read(tmp_path)

@@ -25,7 +25,7 @@ def supervised_finetune(runner: Any) -> Any:
 class StepHook(Hook):
     """Changes the model once, after a resume has loaded its weights and before the first step.
 
-    DeepSpeed keeps XTuner's own step: it moves and casts the weights itself.
+    ZeRO-3 keeps XTuner's own step: no process has whole weights to hold or to fuse.
     """
 
     priority = "VERY_HIGH"
@@ -34,7 +34,7 @@ class StepHook(Hook):
         self.spec = spec
 
     def before_train(self, runner: Any) -> None:
-        if self.spec.deepspeed:
+        if self.spec.shards_weights:
             return
         model, spec = supervised_finetune(runner), self.spec
         dtype = getattr(torch, spec.dtype)

@@ -12,6 +12,7 @@ from core import fsio, paths
 from core.chat.render import literal
 from core.errors import UserErrors
 from core.training.entry import xtuner_argv
+from core.training.launch import node_command
 from core.training.preflight import Estimate, Preflight, preflight
 from core.training.spec import TrainSpec
 from pages._ui.shell.common import device, show_error
@@ -97,3 +98,6 @@ def command(spec: TrainSpec) -> None:
         line = f"NPROC_PER_NODE={spec.gpus} NNODES={spec.nodes} {line}"
     st.caption(t("The same by hand, RUN being the folder of the run:"))
     st.code(line, language="bash", wrap_lines=True)
+    if spec.nodes > 1:
+        st.caption(t("On every other node, once the run has started:"))
+        st.code(node_command(spec, paths.RunPaths(Path("RUN"))), language="bash", wrap_lines=True)
