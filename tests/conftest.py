@@ -22,11 +22,14 @@ MODEL_CACHE = Path(
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests with real browsers and real processes may be starved on a loaded machine: try again.
 
-    A test that fails twice in a row is broken, not starved.
+    A test that fails twice in a row is broken, not starved. Files with slow tests come first: each
+    process takes whole files (``--dist loadfile``), and the last ones should be short.
     """
     for item in items:
         if {"e2e", "faults"} & set(item.path.parts):
             item.add_marker(pytest.mark.flaky(reruns=1, reruns_delay=3))
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 #: One key for all workspaces of the tests: runs that a session fixture made are resumed in another.

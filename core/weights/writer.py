@@ -27,7 +27,7 @@ class TensorWriter:
     ``close``.
 
     Where the file system can, the page cache is passed by (O_DIRECT): copying a large model into
-    it takes a fifth of the processor time of a merge (``benchmarks/merge.py --page-cache``), and
+    it takes a third of the processor time of a merge (``benchmarks/merge.py --page-cache``), and
     pushes the base out of it.
     """
 

@@ -23,6 +23,7 @@ from core import fsio
 from core.jobs.locks import DeviceLock
 from core.models import bundled
 from tests.fakes.streamlit_server import StreamlitServer
+from tests.faults.support import until
 
 pytestmark = pytest.mark.browser
 
@@ -318,7 +319,7 @@ def test_the_page_follows_the_stream_until_one_scrolls_up(
     box = "document.querySelector('[data-testid=stAppScrollToBottomContainer]')"
     compare.live("b").get_by_text("word90").wait_for()
     rest = f"({box}.scrollHeight - {box}.clientHeight - {box}.scrollTop)"
-    compare.page.wait_for_function(f"{rest} < 80")
+    until(lambda: compare.page.evaluate(rest) < 80, 60)
     compare.page.mouse.move(700, 300)
     compare.page.mouse.wheel(0, -2000)
     compare.live("b").get_by_text("word150").wait_for()
