@@ -99,15 +99,26 @@ class UserError(Exception):
         return "\n".join(lines)
 
 
-class UserErrors(UserError):
-    """Several problems found in one pass, so that they can be mended in one pass."""
+#: Nobody mends more at one go, and a file of a stranger can have one in each of 100,000 lines.
+MOST_PROBLEMS = 100
 
-    def __init__(self, problems: Sequence[UserError], what: str = "") -> None:
+
+class UserErrors(UserError):
+    """Several problems found in one pass, so that they can be mended in one pass.
+
+    Args:
+        problems: the first ``MOST_PROBLEMS`` are kept.
+        more: how many were found beside them.
+    """
+
+    def __init__(self, problems: Sequence[UserError], what: str = "", *, more: int = 0) -> None:
         if not problems:
             raise ValueError("UserErrors needs at least one problem")
-        count = len(problems)
+        count = len(problems) + more
         super().__init__(what or f"{count} problem{'s' if count > 1 else ''} found")
-        self.problems = list(problems)
+        self.problems = list(problems[:MOST_PROBLEMS])
+        if left := count - len(self.problems):
+            self.problems.append(UserError(f"{left:,} more are not listed here"))
 
     def to_dict(self) -> ErrorRecord:
         """As of UserError, with every problem."""

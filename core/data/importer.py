@@ -38,6 +38,12 @@ class RowProblem:
         return f"{at}: {self.what}; {self.fix}"
 
 
+#: Rows of an upload, which is read in the server: half a minute and half a gigabyte.
+MAX_UPLOAD_ROWS = 300_000
+#: Names of keys and placeholders that are told apart; those beyond are counted together.
+_MOST_NAMES, _OTHERS = 200, "(others)"
+
+
 @dataclass
 class Seen:
     """Something met in rows: how often, and the first example."""
@@ -116,14 +122,15 @@ def import_file(
     Raises:
         UserError: the file is missing, empty, too large, or not text at all.
     """
+    most = None if max_bytes is None else MAX_UPLOAD_ROWS
     reader = _Reader(fmt, columns, fill)
     if not isinstance(source, Path):
         records = reader.records(source, getattr(source, "name", "upload"), max_bytes)
-        return _import(records, reader, problem_limit)
+        return _import(records, reader, problem_limit, most)
     if not source.is_file():
         raise _no_file(source)
     with fsio.open_file(source) as file:
-        return _import(reader.records(file, source.name, max_bytes), reader, problem_limit)
+        return _import(reader.records(file, source.name, max_bytes), reader, problem_limit, most)
 
 
 def _no_file(path: Path) -> UserError:
@@ -139,11 +146,18 @@ def _no_file(path: Path) -> UserError:
     )
 
 
-def _import(records: Iterator[Record], reader: _Reader, problem_limit: int) -> ImportReport:
+def _import(
+    records: Iterator[Record], reader: _Reader, problem_limit: int, most: int | None
+) -> ImportReport:
     report, unique, empty = reader.report, UniqueIds(), True
     seen: set[str] = set()
-    for line, record in records:
+    for count, (line, record) in enumerate(records):
         empty = False
+        if count == most:
+            raise UserError(
+                f"the file holds more than {most:,} rows",
+                fix="split the file, or use `python -m core dataset import`, which has no limit",
+            )
         try:
             row = reader.row(line, record)
         except RowError as error:
@@ -255,8 +269,7 @@ class _Reader:
 
     def _ignore(self, left: Mapping[str, Any], line: int) -> None:
         for key, value in left.items():
-            seen = self.report.ignored.setdefault(_clean(key), Seen(0, _shown(value), line))
-            seen.count += 1
+            _count(self.report.ignored, _clean(key), _shown(value), line)
 
     def _placeholders(self, row: Conversation, line: int) -> Conversation:
         if self._fill:
@@ -266,9 +279,13 @@ class _Reader:
         for message in row.messages:
             for mark in placeholders.find(message["content"]):
                 example = _shown(message["content"])
-                seen = self.report.placeholders.setdefault(mark, Seen(0, example, line))
-                seen.count += 1
+                _count(self.report.placeholders, mark, example, line)
         return row
+
+
+def _count(table: dict[str, Seen], name: str, example: str, line: int) -> None:
+    name = name if name in table or len(table) < _MOST_NAMES else _OTHERS
+    table.setdefault(name, Seen(0, example, line)).count += 1
 
 
 def _clean(text: object) -> str:

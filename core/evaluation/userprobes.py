@@ -33,11 +33,10 @@ from pydantic import (
     model_validator,
 )
 
-from core import fsio
 from core.conversation import Message, OnProgress, Probe
-from core.errors import UserError, UserErrors
+from core.errors import MOST_PROBLEMS, UserError, UserErrors
 from core.inference.settings import GenerationSettings
-from core.persona.packfile import parse_yaml
+from core.persona.packfile import parse_yaml, yaml_text
 from core.probes.scorer import score_reply
 from core.text import normalize
 
@@ -114,16 +113,11 @@ def read(path: Path) -> list[UserProbe]:
         UserError: missing, or not YAML (with the line).
         UserErrors: every probe that is wrong, with its place.
     """
-    try:
-        text = fsio.read_bytes(path).decode("utf-8-sig")
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist", fix="check the path") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}", why=str(error), fix="save it as UTF-8") from error
-    data = parse_yaml(text, path.name).data
+    data = parse_yaml(yaml_text(path, "probes"), path.name).data
     try:
         return _File.model_validate(data).probes
     except ValidationError as error:
+        found = error.errors()
         raise UserErrors(
             [
                 UserError(
@@ -133,8 +127,9 @@ def read(path: Path) -> list[UserProbe]:
                     if e["loc"] in ((), ("schema",))
                     else "correct this field",
                 )
-                for e in error.errors()
-            ]
+                for e in found[:MOST_PROBLEMS]
+            ],
+            more=max(0, len(found) - MOST_PROBLEMS),
         ) from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from core import fsio, paths
-from core.errors import UserError, UserErrors
+from core.errors import MOST_PROBLEMS, UserError, UserErrors
 from core.persona.schema import Pack
 
 try:
@@ -94,23 +95,32 @@ def read_document(path: Path) -> Document:
         UserError: it is missing, too large, not UTF-8, not YAML, or uses anchors (a few lines of
             them can stand for gigabytes), or a key twice.
     """
+    return parse_document(yaml_text(path, "persona"), path.name)
+
+
+def yaml_text(path: Path, what: str) -> str:
+    """The text of a YAML file that a person writes; ``what`` it holds, for messages.
+
+    Raises:
+        UserError: it is missing, too large, or not UTF-8.
+    """
     try:
         size = path.stat().st_size
         raw = fsio.read_bytes(path) if size <= MAX_BYTES else b""
     except OSError as error:
         raise UserError(
-            f"cannot read the persona file {path}",
+            f"cannot read the {what} file {path}",
             why=error.strerror or str(error),
-            fix="give the path of a pack, for example data_templates/assistant.yaml",
+            fix="check the path",
         ) from error
     if size > MAX_BYTES:
         raise UserError(
             f"{path} has {size:,} bytes",
-            why=f"a persona file has at most {MAX_BYTES:,}",
-            fix="check that this is a persona file",
+            why=f"a {what} file has at most {MAX_BYTES:,}",
+            fix=f"check that this is a {what} file",
         )
     try:
-        text = raw.decode("utf-8-sig")
+        return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise UserError(
@@ -118,7 +128,6 @@ def read_document(path: Path) -> Document:
             fix="save the file as UTF-8",
             where=f"{path.name}:{line}",
         ) from error
-    return parse_document(text, path.name)
 
 
 def parse_document(text: str, name: str) -> Document:
@@ -214,7 +223,7 @@ def parse_yaml(text: str, name: str) -> Document:
             fix="check quotes, indentation and colons on this line and the one before",
             where=_at(name, mark),
         ) from error
-    twice = list(_repeated(root, name))
+    twice = list(islice(_repeated(root, name), MOST_PROBLEMS))
     if twice:
         raise UserErrors(twice)
     return Document(data, root, name)
@@ -253,7 +262,9 @@ def to_pack(document: Document) -> Pack:
     try:
         return Pack.model_validate(document.data)
     except ValidationError as error:
-        raise UserErrors([_problem(e, document) for e in error.errors()]) from error
+        found = error.errors()  # the line of each is looked for from the top
+        problems = [_problem(e, document) for e in found[:MOST_PROBLEMS]]
+        raise UserErrors(problems, more=len(found) - len(problems)) from error
 
 
 _FIXES = {
