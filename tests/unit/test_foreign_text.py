@@ -125,6 +125,7 @@ ESCAPES = "\x1b]52;c;ZWNobyBoaQ==\x07\x1b[2J\x1b[31mred\x9b1m\r\x08\u202etxt"
 def test_a_terminal_gets_no_sequences() -> None:
     assert printable(ESCAPES) == "red1mtxt"
     assert printable("a\tb\r\nc\n") == "a\tb\nc\n"
+    assert printable("a\u061c\u200e\u200f\u202e\u2066b") == literal("a\u061c\u200eb") == "ab"
 
 
 def test_what_the_command_line_prints_on_a_terminal_is_text() -> None:
