@@ -423,6 +423,33 @@ def checkpoint_file(data: bytes, folder: Path) -> None:
         torch.load(path)
 
 
+def _gguf() -> bytes:
+    def text(value: str) -> bytes:
+        return len(value).to_bytes(8, "little") + value.encode()
+
+    tokens = (9).to_bytes(4, "little") + (8).to_bytes(4, "little") + (2).to_bytes(8, "little")
+    fields = [
+        text("general.architecture") + (8).to_bytes(4, "little") + text("llama"),
+        text("llama.block_count") + (4).to_bytes(4, "little") + (2).to_bytes(4, "little"),
+        text("tokenizer.ggml.tokens") + tokens + text("a") + text("b"),
+    ]
+    tensor = text("x") + b"\1\0\0\0" + (4).to_bytes(8, "little") + bytes(12)
+    head = b"GGUF\3\0\0\0" + (1).to_bytes(8, "little") + len(fields).to_bytes(8, "little")
+    return (head + b"".join(fields) + tensor).ljust(256, b"\0") + bytes(16)
+
+
+@parser(spoilt([_gguf()]))
+def gguf_file(data: bytes, folder: Path) -> None:
+    from gguf import GGUFReader
+
+    from core.models import gguf_header
+
+    path = _file(folder, "x.gguf", data)
+    gguf_header.require_whole(path)
+    with contextlib.suppress(Exception):  # ``prepared.from_gguf`` tells whatever it raises
+        GGUFReader(str(path))
+
+
 _ZERO = {
     "optimizer_state_dict": {
         "zero_stage": 2, "partition_count": [1, 1], "single_partition_of_fp32_groups": [None],
