@@ -412,13 +412,11 @@ def checkpoint_file(data: bytes, folder: Path) -> None:
     import torch
 
     from core.models.data_only import data_only
-    from core.weights.checkpoint import open_checkpoint
+    from core.weights import convert
 
     path = _file(folder, "iter_2.pth", data)
     with contextlib.suppress(UserError):
-        opened = open_checkpoint(path)
-        for ref in opened.tensors(opened.content["state_dict"], "state_dict").values():
-            ref.to_float32()
+        convert._trained(path)
     with data_only(), contextlib.suppress(RuntimeError, MemoryError):  # of the archive, not of code
         torch.load(path)
 
