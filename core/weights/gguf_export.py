@@ -188,7 +188,7 @@ def write_gguf(
 def _tensors(path: Path) -> Iterator[tuple[str, Any]]:
     from gguf import GGUFReader, GGUFValueType
 
-    class Tensors(GGUFReader):  # type: ignore[misc]
+    class Tensors(GGUFReader):
         """Passes by the lists, of which the reader makes four objects an entry.
 
         A vocabulary of 92,544 tokens took it longer than everything else of an export.
@@ -197,7 +197,7 @@ def _tensors(path: Path) -> Iterator[tuple[str, Any]]:
         def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
             if raw_type != GGUFValueType.ARRAY:
                 return super()._get_field_parts(orig_offs, raw_type)
-            whole = memoryview(self.data)
+            whole = self.data.data
             kind, count = struct.unpack_from("<IQ", whole, orig_offs)
             end = orig_offs + 12
             if kind == GGUFValueType.STRING:
