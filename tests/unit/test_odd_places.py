@@ -20,7 +20,7 @@ from core.evaluation import report
 from core.jobs import api
 from core.jobs.locks import DeviceLock, device_holder, is_held
 from core.jobs.numbering import next_seq
-from core.models import found, trust
+from core.models import folder, found, trust
 from core.paths import RunPaths
 from core.pipeline import projects
 from core.training import checkpoints
@@ -168,3 +168,18 @@ def test_a_scorecard_of_a_stranger(card: dict[str, Any], reply: Any, tmp_path: P
     (tmp_path / "replies.jsonl").write_text(json.dumps(reply) + "\n")
     with pytest.raises(UserError, match="scorecard"):
         report.write_html([path], tmp_path / "report.html")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_hidden_layers", 10**9), ("_attn_implementation", "somebody/kernels"),
+        ("attn_implementation", "kernels-community/x@main"), ("n_layer", "x"),
+    ],
+)  # fmt: skip
+def test_a_config_that_builds_for_ever_or_fetches_code(
+    name: str, value: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", name: value}))
+    with pytest.raises(UserError, match=name):
+        folder.config_of(tmp_path)
