@@ -118,7 +118,7 @@ class _Row(BaseModel):
     id: str
     prompt: str
     reply: str
-    label: Literal["OLD", "DEGEN", "MISS", "PART", "HIT"] | None
+    label: Literal["OLD", "DEGEN", "MISS", "PART", "HIT"]
     sample: int
     leak: bool
     kl: float | None

@@ -412,15 +412,40 @@ def checkpoint_file(data: bytes, folder: Path) -> None:
     import torch
 
     from core.models.data_only import data_only
-    from core.weights.checkpoint import open_checkpoint
+    from core.weights import convert
 
     path = _file(folder, "iter_2.pth", data)
     with contextlib.suppress(UserError):
-        opened = open_checkpoint(path)
-        for ref in opened.tensors(opened.content["state_dict"], "state_dict").values():
-            ref.to_float32()
+        convert._trained(path)
     with data_only(), contextlib.suppress(RuntimeError, MemoryError):  # of the archive, not of code
         torch.load(path)
+
+
+def _gguf() -> bytes:
+    def text(value: str) -> bytes:
+        return len(value).to_bytes(8, "little") + value.encode()
+
+    tokens = (9).to_bytes(4, "little") + (8).to_bytes(4, "little") + (2).to_bytes(8, "little")
+    fields = [
+        text("general.architecture") + (8).to_bytes(4, "little") + text("llama"),
+        text("llama.block_count") + (4).to_bytes(4, "little") + (2).to_bytes(4, "little"),
+        text("tokenizer.ggml.tokens") + tokens + text("a") + text("b"),
+    ]
+    tensor = text("x") + b"\1\0\0\0" + (4).to_bytes(8, "little") + bytes(12)
+    head = b"GGUF\3\0\0\0" + (1).to_bytes(8, "little") + len(fields).to_bytes(8, "little")
+    return (head + b"".join(fields) + tensor).ljust(256, b"\0") + bytes(16)
+
+
+@parser(spoilt([_gguf()]))
+def gguf_file(data: bytes, folder: Path) -> None:
+    from gguf import GGUFReader
+
+    from core.models import gguf_header
+
+    path = _file(folder, "x.gguf", data)
+    gguf_header.require_whole(path)
+    with contextlib.suppress(Exception):  # ``prepared.from_gguf`` tells whatever it raises
+        GGUFReader(str(path))
 
 
 _ZERO = {

@@ -155,7 +155,8 @@ REPLY = {
         ({**CARD, "models": {"base": {"recall": {"hits": 1}, "leak": RATE}}}, REPLY),
         ({**CARD, "subject": "x"}, REPLY), ({**CARD, "explanation": "x"}, REPLY),
         ({**CARD, "models": {"base": {"recall": RATE, "leak": RATE, "old": {"hits": 1}}}}, REPLY),
-        (CARD, {**REPLY, "label": "x"}), (CARD, {"model": "base"}), (CARD, [1]),
+        (CARD, {**REPLY, "label": "x"}), (CARD, {**REPLY, "label": None}),
+        (CARD, {"model": "base"}), (CARD, [1]),
     ],
 )  # fmt: skip
 def test_a_scorecard_of_a_stranger(card: dict[str, Any], reply: Any, tmp_path: Path) -> None:
