@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -136,21 +137,20 @@ def progress_of(run: RunPaths, kind: str) -> Progress:
     return Progress(now.stage, now.done, now.total, remaining.seconds_left(counts, phases))
 
 
+#: As ``records`` allows it to a job.
+_MOST = 10**15
+
+
 def _count(record: dict[str, Any]) -> Count | None:
-    """Of a progress or a metric record."""
+    """Of a progress or a metric record; None for one of ours that others have changed."""
+    names = {"progress": ("done", "total"), "metric": ("step", "max_steps")}
     try:
-        if record["type"] == "progress":
-            return Count(
-                str(record["stage"]),
-                int(record["done"]),
-                int(record["total"]),
-                float(record["t"]),
-            )
-        if record["type"] == "metric":
-            return Count("train", int(record["step"]), int(record["max_steps"]), float(record["t"]))
+        done, total = (int(record[name]) for name in names[record["type"]])
+        stage, t = str(record.get("stage", "train")), float(record["t"])
     except (KeyError, TypeError, ValueError, OverflowError):
         return None
-    return None
+    known = 0 <= done < _MOST and 0 <= total < _MOST and math.isfinite(t)
+    return Count(stage, done, total, t) if known else None
 
 
 def lost_at(run: RunPaths, state: State) -> float | None:

@@ -24,7 +24,8 @@ from core.inference.events import Ended, Event, Grown
 from core.inference.settings import GenerationSettings
 from core.jobs import api, processes
 from core.jobs.child import error_record
-from core.jobs.state import State
+from core.jobs.observe import progress_of
+from core.jobs.state import Progress, State
 from core.paths import RunPaths
 from core.probes import suites
 
@@ -291,3 +292,19 @@ def test_a_broken_probe_is_named_by_whoever_reads_it(tmp_path: Path, row: dict[s
                  lambda: suites.read_probes(dataset.probes)):  # fmt: skip
         with pytest.raises(UserError, match="holds a line that is no probe"):
             read()
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"type": "metric", "step": 1, "max_steps": -1, "t": 1.0},
+        {"type": "metric", "step": -5, "max_steps": 9, "t": 1.0},
+        {"type": "progress", "stage": "x", "done": 1, "total": 10**400, "t": 1.0},
+        {"type": "metric", "step": 1, "max_steps": 9, "t": float("nan")}, {"type": ["metric"]},
+    ],
+)  # fmt: skip
+def test_a_count_of_a_stranger_is_no_progress(record: dict[str, Any], tmp_path: Path) -> None:
+    """Fewer than no steps ended the look at a run, and with it the page (found by fuzzing)."""
+    run = RunPaths(tmp_path)
+    run.metrics.write_text(json.dumps(record) + "\n")
+    assert progress_of(run, "train") == Progress()
