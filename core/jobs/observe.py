@@ -113,7 +113,7 @@ def elapsed(
         if record.get("boot_id") != processes.boot_id():
             return None  # that clock began anew with the machine
         return max(0.0, time.monotonic() - float(record["monotonic"]))
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
 
 

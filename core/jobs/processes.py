@@ -111,7 +111,7 @@ def same_process(pid: object, start_time: object) -> psutil.Process | None:
     try:
         process = psutil.Process(int(str(pid)))
         return process if abs(process.create_time() - float(str(start_time))) < 0.1 else None
-    except (psutil.Error, ValueError):
+    except (psutil.Error, ValueError, OverflowError):
         return None
 
 

@@ -308,3 +308,14 @@ def test_a_count_of_a_stranger_is_no_progress(record: dict[str, Any], tmp_path: 
     run = RunPaths(tmp_path)
     run.metrics.write_text(json.dumps(record) + "\n")
     assert progress_of(run, "train") == Progress()
+
+
+def test_a_time_beyond_all_numbers_takes_no_list_down(workspace: Path) -> None:
+    run = RunPaths(paths.runs_dir() / "odd")
+    run.root.mkdir(parents=True)
+    spec = {"schema": 1, "kind": "train", "name": "n", "params": {}, "seq": 1, "mark": "m"}
+    run.spec.write_text(json.dumps(spec))
+    for record in ({"started": 10**400}, {"pid": 10**400}, {"pid": 1, "start_time": 10**400}):
+        run.supervisor.write_text(json.dumps({"pid": 1, "started": 1.0, "boot_id": "x", **record}))
+        assert [summary.id for summary in api.list_runs()] == ["odd"]
+        api.status(run)
