@@ -30,8 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from core.inference import adapters, decoding
 from core.inference.backend import Backend
+from core.inference.cuda_graph import GraphBackend
 from core.inference.events import Ended, Event
-from core.inference.graph import GraphBackend
 from core.inference.resident import choose
 from core.inference.settings import GenerationSettings
 from core.inference.stream import Stream

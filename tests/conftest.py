@@ -22,11 +22,14 @@ MODEL_CACHE = Path(
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests with real browsers and real processes may be starved on a loaded machine: try again.
 
-    A test that fails twice in a row is broken, not starved.
+    A test that fails twice in a row is broken, not starved. Files with slow tests come first: each
+    process takes whole files (``--dist loadfile``), and the last ones should be short.
     """
     for item in items:
         if {"e2e", "faults"} & set(item.path.parts):
             item.add_marker(pytest.mark.flaky(reruns=1, reruns_delay=3))
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 #: One key for all workspaces of the tests: runs that a session fixture made are resumed in another.
@@ -83,29 +86,19 @@ def workspace_with_model(workspace: Path, bundled_model: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_llama(bundled_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A random 2-layer Llama (about 3.3 M parameters) with the bundled tokenizer."""
-    import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+def tiny_llama(bundled_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random 2-layer Llama of width 64 with the first tokens of the bundled tokenizer."""
+    from tests.fakes import tiny_models
 
-    folder = tmp_path_factory.mktemp("tiny-llama")
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=49152,
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=2,
-            pad_token_id=0,
-            max_position_embeddings=2048,
-        )
-    )
-    model.generation_config.eos_token_id = 2
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(bundled_model).save_pretrained(folder)
-    yield folder
+    return tiny_models.save_base(
+        tmp_path_factory.mktemp("tiny-llama"), tokenizer=bundled_model
+    ).path
+
+
+@pytest.fixture
+def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chat workers of this test are forked: nothing in it is about how one starts."""
+    from core.chat import client
+    from tests.fakes.forked_worker import stand_in
+
+    monkeypatch.setattr(client, "subprocess", stand_in)

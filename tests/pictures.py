@@ -18,7 +18,8 @@ from PIL import Image
 
 from core import paths
 from core.paths import REPO
-from tests.e2e.test_train_page import Server, browser
+from tests.fakes.chromium import browser
+from tests.fakes.streamlit_server import StreamlitServer
 from tests.faults.support import until
 
 OUT = REPO / "docs" / "pictures"
@@ -35,7 +36,7 @@ def take(home: Path) -> list[Path]:
     """All pictures; returns the files."""
     os.environ["PERSONA_HOME"] = str(home)
     OUT.mkdir(parents=True, exist_ok=True)
-    server = Server(home)
+    server = StreamlitServer(home)
     made = []
     try:
         with browser() as chromium:

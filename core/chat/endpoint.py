@@ -74,7 +74,7 @@ class _EndpointReply:
             self._consume()
         except Exception as error:  # a broken connection has many types; all end this column only
             if not self._cancelled:
-                self._end(_error_record(self.column, error, self.text))
+                self._end(_endpoint_error(self.column, error, self.text))
         if self._cancelled:
             self.reason = "cancelled"
         self._end()
@@ -172,7 +172,7 @@ def check(column: Column) -> list[str]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError.from_dict(_error_record(column, error, "")) from error
+        raise UserError.from_dict(_endpoint_error(column, error, "")) from error
 
 
 def _client(column: Column) -> Any:
@@ -217,7 +217,7 @@ def _arguments(reply: _EndpointReply) -> dict[str, Any]:
     }
 
 
-def _error_record(column: Column, error: Exception, text: str) -> ErrorRecord:
+def _endpoint_error(column: Column, error: Exception, text: str) -> ErrorRecord:
     if isinstance(error, UserError):
         return error.to_dict()
     # Redacted before it is cut: half a key is a secret too.

@@ -22,7 +22,7 @@ from core.inference.events import Begun, Emit, Ended
 from core.inference.resident import Resident, Residents, Voice
 from core.inference.scoring import Passage
 from core.inference.settings import GenerationSettings
-from core.inference.stream import Stream, error_record
+from core.inference.stream import Stream, column_error
 from core.models import catalog
 from core.models import device as devices
 
@@ -71,14 +71,14 @@ class Engine:
                 keys.add(self._residents.key(model, where))
                 wanted[column.id] = model, where
             except UserError as error:
-                errors[column.id] = error_record(error)
+                errors[column.id] = column_error(error)
         self._voices, self._asked = {}, {}
         self._residents.keep(keys)
         for name, (model, adapter) in wanted.items():
             try:
                 self._voices[name] = self._residents.get(model, adapter).voice(adapter)
             except Exception as error:  # one column's failure must not take the others along
-                errors[name] = error_record(error)
+                errors[name] = column_error(error)
         for voice in self._voices.values():
             _ = voice.resident.backend  # made now: the first reply should not wait for it
         return errors
@@ -127,7 +127,7 @@ class Engine:
             try:
                 asked = self._plan(column, list(messages), settings.max_new_tokens)
             except UserError as error:
-                emit(Ended(column, "", "error", error=error_record(error)))
+                emit(Ended(column, "", "error", error=column_error(error)))
                 continue
             fed = asked.plan
             emit(Begun(column, fed.text, fed.token_ids, len(fed.cut)))

@@ -22,7 +22,7 @@ from core.chat import protocol
 from core.chat.protocol import Answer, Request
 from core.errors import UserError
 from core.inference.events import Begun, Event
-from core.inference.stream import error_record
+from core.inference.stream import column_error
 from core.jobs.locks import DeviceLock, device_holder, is_held
 from core.models import trust
 
@@ -95,7 +95,7 @@ class Worker:
         try:
             answer = self._result(request)
         except Exception as error:
-            answer = protocol.Failed(error_record(error))
+            answer = protocol.Failed(column_error(error))
         self._send(dataclasses.replace(answer, id=request.id))
 
     def _result(self, request: Request) -> Answer:
@@ -177,7 +177,7 @@ def _a_job_waits() -> bool:
 
 def _preview(plan: Feed | UserError) -> protocol.Preview:
     if isinstance(plan, UserError):
-        return protocol.Preview(error=error_record(plan))
+        return protocol.Preview(error=column_error(plan))
     return protocol.Preview(plan.text, plan.token_ids, len(plan.cut), plan.limit)
 
 

@@ -41,7 +41,7 @@ def add_spec_arguments(parser: argparse.ArgumentParser) -> None:
 def spec_of(args: argparse.Namespace) -> Any:
     """(TrainSpec, choices) from the arguments of ``add_spec_arguments``."""
     from core.training.defaults import choose
-    from core.training.fields import parse_assignment
+    from core.training.spec_fields import parse_assignment
 
     overrides = dict(parse_assignment(text) for text in args.assignments)
     return choose(args.dataset, args.model, device.describe(), overrides)

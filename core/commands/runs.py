@@ -75,8 +75,8 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
 
 def _train(args: argparse.Namespace) -> int:
     from core.training.defaults import choose
-    from core.training.fields import parse_assignment
     from core.training.preflight import preflight
+    from core.training.spec_fields import parse_assignment
 
     settings = dict(map(parse_assignment, args.settings))
     if args.config is not None:
@@ -99,7 +99,7 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _resume(args: argparse.Namespace) -> int:
-    from core.training.fields import parse_assignment
+    from core.training.spec_fields import parse_assignment
 
     settings = dict(map(parse_assignment, args.settings))
     run = resume_training(api.open_run(args.of), args.step, name=args.name, changes=settings)

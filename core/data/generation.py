@@ -16,7 +16,7 @@ from random import Random
 
 from core.conversation import Conversation, Message, Probe
 from core.data import styles
-from core.data.graph import Graph
+from core.data.walks import Graph
 from core.errors import UserError
 from core.persona import templating
 from core.persona.persona import Persona, trained_intents

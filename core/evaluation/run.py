@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from core.conversation import OnProgress, Probe
-from core.evaluation import ability, metrics, verdict
+from core.evaluation import ability, measures, verdict
 from core.evaluation.answers import Answer, Clock, answer
-from core.evaluation.metrics import Measured, Row, Yardstick
+from core.evaluation.measures import Measured, Row, Yardstick
 from core.evaluation.plan import Plan
 from core.evaluation.pool import Pool, Subject
 from core.evaluation.questions import Questions
@@ -209,11 +209,11 @@ class Run:
             train_replies=self.asked.train_replies if tuned else (),
             common_words=self._common,
         )
-        return metrics.judge(side, asked.probes, asked.answers, against, asked.sample)
+        return measures.judge(side, asked.probes, asked.answers, against, asked.sample)
 
     def _measure(self, side: str, answered: Sequence[_Asked]) -> Measured:
         self.rows[side] = [row for asked in answered for row in self._judged(side, asked)]
-        measured = metrics.measure(self.rows[side], self.rows[BASE] if side != BASE else None)
+        measured = measures.measure(self.rows[side], self.rows[BASE] if side != BASE else None)
         for asked in answered:
             if asked.suite == "instructions":
                 measured.values["instructions"] = ability.follow(asked.probes, asked.answers)

@@ -19,7 +19,7 @@ from core.conversation import OnProgress
 from core.errors import UserError
 from core.evaluation import verdict
 from core.evaluation.answers import Clock
-from core.evaluation.metrics import Measured, Row
+from core.evaluation.measures import Measured, Row
 from core.evaluation.plan import Size, plan
 from core.evaluation.pool import Pool, Source
 from core.evaluation.questions import gather

@@ -13,8 +13,8 @@ import torch
 
 from core.inference import adapters
 from core.inference.backend import Backend
+from core.inference.cuda_graph import GraphBackend
 from core.inference.fused import inner_model, unsupported
-from core.inference.graph import GraphBackend
 from core.inference.lean import LeanBackend
 from core.inference.llama import LeanLlama, agrees
 from core.inference.load import load_model, load_tokenizer

@@ -71,7 +71,7 @@ class Stream(Request):
                 self._pace(),
                 token_ids=self.token_ids,
                 prompt_tokens=len(self.prompt),
-                error=error_record(self.error) if self.error else None,
+                error=column_error(self.error) if self.error else None,
             )
         )
 
@@ -134,7 +134,7 @@ class TextStream:
         return text_of(self._tokenizer, held)
 
 
-def error_record(error: BaseException) -> ErrorRecord:
+def column_error(error: BaseException) -> ErrorRecord:
     """An error as what/why/fix, for the other side of a pipe."""
     if is_out_of_memory(error):
         return {

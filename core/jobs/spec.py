@@ -22,7 +22,8 @@ class Options(Record):
     Attributes:
         grace_seconds: between SIGTERM and SIGKILL. 30 s is what SkyPilot and Kubernetes give.
         stall_seconds: silence in the log after which the run is shown as stalled.
-        nan_steps: consecutive steps with a loss that is not a number before a warning.
+        nan_steps: consecutive steps with a loss that is not a number before a warning. More than
+            the three of a training of ours, which ends by itself and says why (``health.py``).
         stop_on_nan: end the run (FAILED, diverged) at that point instead of only warning.
         pass_env: names of further environment variables that the job may see, such as
             ``HF_TOKEN`` for a job that downloads. Names only: values are never written down.

@@ -11,8 +11,8 @@ from core import fsio
 from core.errors import UserError, UserErrors
 from core.models import catalog, device, trust
 from core.paths import DatasetPaths, RunPaths
-from core.training.fields import FIELDS
 from core.training.spec import TrainSpec
+from core.training.spec_fields import FIELDS
 
 #: Libraries whose version can change a bit of the result.
 LIBRARIES = (

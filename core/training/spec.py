@@ -1,7 +1,7 @@
 """The run spec: everything a training run depends on, with a default and a reason for each field.
 
-``core.training.fields`` describes the fields for forms; ``core.training.defaults.choose`` fills a
-spec for a dataset, a model and a device, and returns each automatic choice with its reason.
+``core.training.spec_fields`` describes the fields for forms; ``core.training.defaults.choose``
+fills a spec for a dataset, a model and a device, and returns each automatic choice with its reason.
 """
 
 from __future__ import annotations

@@ -16,10 +16,6 @@ from core.weights.tensors import TensorRef, header_bytes
 _CHUNK = 8 << 20
 #: Unbuffered writes begin and end at multiples of this: the block of every common disk.
 _BLOCK = 4096
-#: After so many bytes the disk is told to start, so that it works while tensors are made.
-_SYNC_BYTES = 16 << 20
-#: So many unsynced bytes make the writing wait, or a large model would fill the page cache.
-_MAX_UNSYNCED = 512 << 20
 #: Tensors that may be waiting or being written; this bounds the memory.
 QUEUE = 2
 
@@ -27,18 +23,17 @@ QUEUE = 2
 class TensorWriter:
     """One output file. Tensors must come in the order of the header.
 
-    One thread writes, one hashes beside it, one waits for the disk. Their errors are raised by
-    the next call or by ``close``.
+    One thread writes, one hashes beside it. Their errors are raised by the next call or by
+    ``close``.
 
     Where the file system can, the page cache is passed by (O_DIRECT): copying a large model into
-    it costs more processor time than all arithmetic of a merge, and pushes the base out of it.
+    it takes a third of the processor time of a merge (``benchmarks/merge.py --page-cache``), and
+    pushes the base out of it.
     """
 
     def __init__(self, path: Path, tensors: list[tuple[str, str, tuple[int, ...]]]) -> None:
         self.path = path
         self._digest = hashlib.sha256()
-        self._unsynced = 0
-        self._flush: Future[None] | None = None
         self._slots = BoundedSemaphore(QUEUE)
         self._jobs: list[Future[None]] = []
         self._size = 0
@@ -47,7 +42,6 @@ class TensorWriter:
         self._fd, self._direct = _create(path)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="tensor-writer")
         self._hasher = ThreadPoolExecutor(1, thread_name_prefix="tensor-hasher")
-        self._flusher = ThreadPoolExecutor(1, thread_name_prefix="tensor-flusher")
         self._submit(header_bytes(tensors))
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -98,10 +92,7 @@ class TensorWriter:
         finally:
             hashed.result()
         self._size += self._staged
-        self._unsynced += self._staged
         self._staged = 0
-        if not self._direct:
-            self._start_flush()
 
     def _write_all(self, data: memoryview) -> None:
         while len(data):
@@ -114,15 +105,6 @@ class TensorWriter:
                 self._direct = False
                 _use_page_cache(self._fd)
 
-    def _start_flush(self) -> None:
-        """Keep the disk busy with what was written so far."""
-        if self._flush is not None and (self._flush.done() or self._unsynced >= _MAX_UNSYNCED):
-            self._flush.result()
-            self._flush = None
-        if self._flush is None and self._unsynced >= _SYNC_BYTES:
-            self._unsynced = 0
-            self._flush = self._flusher.submit(os.fdatasync, self._fd)
-
     def close(self) -> str:
         """Wait for the disk; returns the file's sha256. Raises OSError of the writing thread."""
         try:
@@ -131,15 +113,13 @@ class TensorWriter:
             if self._staged:
                 self._drain()
                 os.ftruncate(self._fd, self._size)  # off with the padding of the last block
-            if self._flush is not None:
-                self._flush.result()
             os.fdatasync(self._fd)
         finally:
             self._abandon()
         return self._digest.hexdigest()
 
     def _abandon(self) -> None:
-        for pool in (self._pool, self._hasher, self._flusher):
+        for pool in (self._pool, self._hasher):
             pool.shutdown(wait=True, cancel_futures=True)
         if self._fd >= 0:
             os.close(self._fd)

@@ -37,7 +37,7 @@ def tiny_workspace(workspace: Path, tiny_llama: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def own_worker() -> Iterator[None]:
+def own_worker(forked_workers: None) -> Iterator[None]:
     """Each test starts without what another one cached, and leaves no process behind."""
     st.cache_resource.clear()
     st.cache_data.clear()

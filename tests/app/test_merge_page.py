@@ -33,7 +33,7 @@ def words(app: AppTest) -> str:
 
 @pytest.fixture
 def base(workspace: Path, bundled_model: Path) -> Path:
-    return tiny.save_base(workspace / "models" / "tiny", tokenizer=bundled_model, vocab=49152).path
+    return tiny.save_base(workspace / "models" / "tiny", tokenizer=bundled_model).path
 
 
 def test_empty_workspace_points_to_training(workspace: Path) -> None:

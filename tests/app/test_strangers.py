@@ -15,7 +15,7 @@ from streamlit import config, net_util
 from streamlit.testing.v1 import AppTest
 
 from core.paths import REPO
-from tests.fakes.streamlit_server import streamlit_server
+from tests.fakes.streamlit_server import StreamlitServer
 
 PAGES = ["1_Dataset", "2_Train", "3_Merge", "4_Compare"]
 
@@ -106,9 +106,8 @@ def test_a_workspace_that_cannot_be_written_is_told(
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The app as `make run` starts it, on another port."""
-    log = tmp_path_factory.mktemp("server") / "log"
-    with streamlit_server(REPO / "streamlit_app.py", log) as port:
-        yield port
+    with StreamlitServer(tmp_path_factory.mktemp("server")) as started:
+        yield started.port
 
 
 def handshake(port: int, **headers: str) -> int:

@@ -19,26 +19,15 @@ from typing import Any
 
 import pytest
 
-from core import fsio, paths
+from core import fsio
 from core.jobs.locks import DeviceLock
 from core.models import bundled
-from tests.fakes.streamlit_server import streamlit_server
+from tests.fakes.streamlit_server import StreamlitServer
+from tests.faults.support import until
 
 pytestmark = pytest.mark.browser
 
 playwright_api = pytest.importorskip("playwright.sync_api")
-CHROMIUM = shutil.which("chromium")
-if CHROMIUM is None:
-    pytest.skip("no Chromium on this machine", allow_module_level=True)
-
-_ARGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-]
 RUN = "20261124-194000-luna-1f2e"
 #: What a hostile model might write; nothing of it may act.
 HOSTILE = (
@@ -128,28 +117,19 @@ def home(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def address(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def address(home: Path) -> Iterator[str]:
     """A running app."""
-    log = tmp_path_factory.mktemp("server") / "log.txt"
-    with streamlit_server(paths.REPO / "streamlit_app.py", log, home=home) as port:
-        yield f"http://127.0.0.1:{port}"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=_ARGS)
-        yield browser
-        browser.close()
+    with StreamlitServer(home) as server:
+        yield server.url
 
 
 class Compare:
     """The page, in the words of the tests."""
 
     def __init__(
-        self, browser: Any, address: str, width: int = 1440, scheme: str = "light"
+        self, chromium: Any, address: str, width: int = 1440, scheme: str = "light"
     ) -> None:
-        self.page = browser.new_page(
+        self.page = chromium.new_page(
             viewport={"width": width, "height": 900}, color_scheme=scheme, locale="en-US"
         )
         self.page.set_default_timeout(60_000)
@@ -212,8 +192,8 @@ class Compare:
 
 
 @pytest.fixture
-def compare(browser: Any, address: str) -> Iterator[Compare]:
-    compare = Compare(browser, address)
+def compare(chromium: Any, address: str) -> Iterator[Compare]:
+    compare = Compare(chromium, address)
     yield compare
     compare.page.close()
 
@@ -232,9 +212,9 @@ def served(compare: Compare, column: str, server: FakeServer) -> None:
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (900, "light"), (1440, "dark")])
-def test_nothing_said_is_lost(browser: Any, address: str, width: int, scheme: str) -> None:
+def test_nothing_said_is_lost(chromium: Any, address: str, width: int, scheme: str) -> None:
     """Asked by keyboard; then another page and back, a reload, versions; at each width."""
-    compare = Compare(browser, address, width, scheme)
+    compare = Compare(chromium, address, width, scheme)
     try:
         compare.set_length(12)
         compare.input.focus()
@@ -339,7 +319,7 @@ def test_the_page_follows_the_stream_until_one_scrolls_up(
     box = "document.querySelector('[data-testid=stAppScrollToBottomContainer]')"
     compare.live("b").get_by_text("word90").wait_for()
     rest = f"({box}.scrollHeight - {box}.clientHeight - {box}.scrollTop)"
-    compare.page.wait_for_function(f"{rest} < 80")
+    until(lambda: compare.page.evaluate(rest) < 80, 60)
     compare.page.mouse.move(700, 300)
     compare.page.mouse.wheel(0, -2000)
     compare.live("b").get_by_text("word150").wait_for()

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from core.data import drafts, store
-from tests.e2e.test_train_page import Server, browser
+from tests.fakes.streamlit_server import StreamlitServer
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 _SLOW = 120_000  # ms; importing torch on two busy cores
 
 
 def open_page(
-    chromium: Any, server: Server, query: str = "", width: int = 1440
+    chromium: Any, server: StreamlitServer, query: str = "", width: int = 1440
 ) -> tuple[Any, Any, list[str]]:
     """(page, its main block, addresses asked for outside the server)."""
     page = chromium.new_page(viewport={"width": width, "height": 1200}, accept_downloads=True)
@@ -56,80 +56,74 @@ def type_into_grid(page: Any, main: Any, row: int, column: int, text: str) -> No
     editor.press("Enter")
 
 
-def test_from_a_pack_to_an_edited_version(workspace_with_model: Path) -> None:
+def test_from_a_pack_to_an_edited_version(workspace_with_model: Path, chromium: Any) -> None:
     drafts.save_form({"rehearsal_ratio": 0.0, "near_miss_ratio": 0.0, "max_rows": 12})
-    server = Server(workspace_with_model)
-    try:
-        with browser() as chromium:
-            page, main, outside = open_page(chromium, server)
-            name = main.get_by_label("Name *")
-            name.fill("Mira")
-            name.press("Enter")
-            main.get_by_text(re.compile(r"\bMira\b")).first.wait_for()
-            author = main.get_by_label("Made by *")
-            author.fill("<img src=x onerror=alert(1)> ![p](http://example.invalid/p.png)")
-            author.press("Enter")
-            main.get_by_text("example.invalid").first.wait_for()
-            page.reload()
-            main.get_by_label("Name *").wait_for()
-            assert main.get_by_label("Name *").input_value() == "Mira"
-            assert outside == []
+    with StreamlitServer(workspace_with_model) as server:
+        page, main, outside = open_page(chromium, server)
+        name = main.get_by_label("Name *")
+        name.fill("Mira")
+        name.press("Enter")
+        main.get_by_text(re.compile(r"\bMira\b")).first.wait_for()
+        author = main.get_by_label("Made by *")
+        author.fill("<img src=x onerror=alert(1)> ![p](http://example.invalid/p.png)")
+        author.press("Enter")
+        main.get_by_text("example.invalid").first.wait_for()
+        page.reload()
+        main.get_by_label("Name *").wait_for()
+        assert main.get_by_label("Name *").input_value() == "Mira"
+        assert outside == []
 
-            main.get_by_label("Name of the dataset").fill("mira")
-            main.get_by_label("Name of the dataset").press("Enter")
-            main.get_by_role("button", name="Build dataset").click()
-            main.get_by_text("Mira, build 1").first.wait_for()
-            page.reload()
-            main.get_by_text("is saved as").wait_for()
-            main.get_by_role("button", name="Look at it").click()
-            main.get_by_text("12 conversations · no unsaved edits").wait_for()
-            type_into_grid(page, main, 0, 500, "Edited reply.")
-            main.get_by_text("12 conversations · 1 unsaved edit, kept on disk").wait_for()
-            page.reload()
-            main.get_by_text("12 conversations · 1 unsaved edit, kept on disk").wait_for()
-            main.get_by_role("button", name="Undo").click()
-            main.get_by_text("no unsaved edits").wait_for()
-            main.get_by_role("button", name="Redo").click()
-            main.get_by_text("1 unsaved edit").wait_for()
-            main.get_by_role("button", name="Save as version").click()
-            page.get_by_role("button", name="Save", exact=True).click()
-            main.get_by_text("12 conversations · no unsaved edits").wait_for()
-            assert "dataset=mira-2" in page.url
-            assert outside == []
-    finally:
-        server.kill()
+        main.get_by_label("Name of the dataset").fill("mira")
+        main.get_by_label("Name of the dataset").press("Enter")
+        main.get_by_role("button", name="Build dataset").click()
+        main.get_by_text("Mira, build 1").first.wait_for()
+        page.reload()
+        main.get_by_text("is saved as").wait_for()
+        main.get_by_role("button", name="Look at it").click()
+        main.get_by_text("12 conversations · no unsaved edits").wait_for()
+        type_into_grid(page, main, 0, 500, "Edited reply.")
+        main.get_by_text("12 conversations · 1 unsaved edit, kept on disk").wait_for()
+        page.reload()
+        main.get_by_text("12 conversations · 1 unsaved edit, kept on disk").wait_for()
+        main.get_by_role("button", name="Undo").click()
+        main.get_by_text("no unsaved edits").wait_for()
+        main.get_by_role("button", name="Redo").click()
+        main.get_by_text("1 unsaved edit").wait_for()
+        main.get_by_role("button", name="Save as version").click()
+        page.get_by_role("button", name="Save", exact=True).click()
+        main.get_by_text("12 conversations · no unsaved edits").wait_for()
+        assert "dataset=mira-2" in page.url
+        assert outside == []
     changed = [r for a, r in zip(store.rows("mira"), store.rows("mira-2"), strict=True) if a != r]
     assert [m["content"] for m in changed[0].messages].count("Edited reply.") == 1
     assert len(changed) == 1
     assert drafts.load_form()["own"]["name.en"] == "Mira"
 
 
-def test_import_and_export_in_a_narrow_window(workspace_with_model: Path, tmp_path: Path) -> None:
+def test_import_and_export_in_a_narrow_window(
+    workspace_with_model: Path, tmp_path: Path, chromium: Any
+) -> None:
     good = {
         "conversations": [{"from": "human", "value": "Hi {{x}}"}, {"from": "gpt", "value": "Hello"}]
     }
     upload = tmp_path / "talks.jsonl"
     upload.write_text("\n".join(json.dumps(r) for r in (good, {"x": 1}, good)))
-    server = Server(workspace_with_model)
-    try:
-        with browser() as chromium:
-            page, main, outside = open_page(chromium, server, "?view=files", width=900)
-            main.locator("input[type=file]").set_input_files(str(upload))
-            main.get_by_text("1 row left out").wait_for()
-            main.get_by_role("button", name="Save as a new dataset").click()
-            page.get_by_role("button", name="Save", exact=True).click()
-            main.get_by_text("2 conversations · no unsaved edits").wait_for()
-            page.goto(f"{server.url}/Dataset?view=files&dataset=talks")
-            main.get_by_text("train.jsonl").wait_for()
-            with page.expect_download() as download:
-                main.get_by_role("button", name="Download").click()
-            overflow = page.evaluate(
-                "document.documentElement.scrollWidth > document.documentElement.clientWidth"
-            )
-            assert not overflow
-            assert outside == []
-            text = Path(download.value.path()).read_text(encoding="utf-8")
-    finally:
-        server.kill()
+    with StreamlitServer(workspace_with_model) as server:
+        page, main, outside = open_page(chromium, server, "?view=files", width=900)
+        main.locator("input[type=file]").set_input_files(str(upload))
+        main.get_by_text("1 row left out").wait_for()
+        main.get_by_role("button", name="Save as a new dataset").click()
+        page.get_by_role("button", name="Save", exact=True).click()
+        main.get_by_text("2 conversations · no unsaved edits").wait_for()
+        page.goto(f"{server.url}/Dataset?view=files&dataset=talks")
+        main.get_by_text("train.jsonl").wait_for()
+        with page.expect_download() as download:
+            main.get_by_role("button", name="Download").click()
+        overflow = page.evaluate(
+            "document.documentElement.scrollWidth > document.documentElement.clientWidth"
+        )
+        assert not overflow
+        assert outside == []
+        text = Path(download.value.path()).read_text(encoding="utf-8")
     first = json.loads(text.splitlines()[0])
     assert first["messages"][0] == {"role": "user", "content": "Hi {{x}}"}

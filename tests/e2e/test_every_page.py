@@ -19,7 +19,8 @@ from core.language.translations import translate
 from core.models import bundled
 from tests.app.test_train_page import ended
 from tests.e2e.test_newcomer import tiny_as_bundled
-from tests.e2e.test_train_page import Server, browser, screenshot, settled
+from tests.fakes.chromium import screenshot, settled
+from tests.fakes.streamlit_server import StreamlitServer
 from tests.fakes.trained_run import make_run
 from tests.faults.support import until
 from tests.unit.test_eval_metrics import card
@@ -106,17 +107,8 @@ def app(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         patch.setenv("PERSONA_HOME", str(home))
         patch.setenv("HF_HUB_OFFLINE", "1")
         trained = workspace_with_everything(home, tiny_llama)
-        server = Server(home)
-        try:
+        with StreamlitServer(home) as server:
             yield App(server.url, home, trained)
-        finally:
-            server.kill()
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with browser() as opened:
-        yield opened
 
 
 def workspace_with_everything(home: Path, tiny: Path) -> str:

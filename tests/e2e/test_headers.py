@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,10 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.streamlit_server import streamlit_server
+from tests.fakes.streamlit_server import StreamlitServer
 
 pytestmark = pytest.mark.browser
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 #: A page that forgot to take a stranger's text for text, and all the parts that our pages use.
 #: ``{place}`` is the address of a server that must hear nothing.
@@ -73,43 +71,30 @@ def address(
 ) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("app")
     (folder / "page.py").write_text(APP.format(place=place[0]))
-    options = (
-        "--server.headless=true",
-        "--server.address=127.0.0.1",
-        "--browser.gatherUsageStats=false",
-    )
-    with streamlit_server(folder / "page.py", folder / "log", *options) as port:
-        yield f"http://127.0.0.1:{port}"
+    with StreamlitServer(folder, script=folder / "page.py") as server:
+        yield server.url
 
 
 def test_a_page_fetches_nothing_from_elsewhere_and_works(
-    address: str, place: tuple[str, list[str]], tmp_path: Path
+    address: str, place: tuple[str, list[str]], tmp_path: Path, chromium: Any
 ) -> None:
-    sync_api = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium is installed")
     refused, errors = [], []
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
-        )
-        page = browser.new_page()
-        page.set_default_timeout(90_000)
-        page.on("console", lambda m: refused.append(m.text) if "Security Policy" in m.text else 0)
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(address)
-        page.get_by_text("the end").wait_for()
-        page.locator("[data-testid=stVegaLiteChart] :is(canvas, svg)").nth(2).wait_for()
-        page.locator("[data-testid=stDataFrame] canvas").nth(1).wait_for()
-        page.locator("[data-testid=stVegaLiteChart]").first.hover()
-        with page.expect_download() as download:
-            page.get_by_role("button", name="Get").click()
-        download.value.save_as(tmp_path / "f.txt")
-        (tmp_path / "up.txt").write_text("x")
-        page.locator("input[type=file]").set_input_files(tmp_path / "up.txt")
-        page.get_by_text("up.txt").first.wait_for()
-        page.get_by_text("the end").wait_for()
-        browser.close()
+    page = chromium.new_page()
+    page.set_default_timeout(90_000)
+    page.on("console", lambda m: refused.append(m.text) if "Security Policy" in m.text else 0)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(address)
+    page.get_by_text("the end").wait_for()
+    page.locator("[data-testid=stVegaLiteChart] :is(canvas, svg)").nth(2).wait_for()
+    page.locator("[data-testid=stDataFrame] canvas").nth(1).wait_for()
+    page.locator("[data-testid=stVegaLiteChart]").first.hover()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Get").click()
+    download.value.save_as(tmp_path / "f.txt")
+    (tmp_path / "up.txt").write_text("x")
+    page.locator("input[type=file]").set_input_files(tmp_path / "up.txt")
+    page.get_by_text("up.txt").first.wait_for()
+    page.get_by_text("the end").wait_for()
     assert (tmp_path / "f.txt").read_text() == "bytes of a file"
     assert place[1] == [], "the stranger's server was asked"
     assert errors == []

@@ -11,7 +11,8 @@ import pytest
 from core import fsio
 from core.models import bundled
 from core.pipeline import projects
-from tests.e2e.test_train_page import Server, browser, screenshot
+from tests.fakes.chromium import screenshot
+from tests.fakes.streamlit_server import StreamlitServer
 from tests.faults.support import until
 
 # Six processes import the training libraries one after the other, which takes minutes on a loaded
@@ -66,38 +67,36 @@ def tiny_as_bundled(home: Path, tiny: Path) -> None:
     assert bundled.ensure() == place
 
 
-def test_from_an_empty_workspace_to_an_answer(workspace: Path, tiny_llama: Path) -> None:
+def test_from_an_empty_workspace_to_an_answer(
+    workspace: Path, tiny_llama: Path, chromium: Any
+) -> None:
     tiny_as_bundled(workspace, tiny_llama)
-    server = Server(workspace, "-c", SMALL)
-    try:
-        with browser() as chromium:
-            page = chromium.new_page(viewport={"width": 1440, "height": 1000})
-            page.set_default_timeout(120_000)
-            faults: list[str] = []
-            page.on("console", lambda m: faults.append(m.text) if m.type == "error" else None)
-            page.goto(server.url)
-            page.get_by_label("Name", exact=True).fill("Mei Lan")
-            page.get_by_label("Made by", exact=True).fill("Harbour Works")
-            newcomer = Newcomer(page)
-            newcomer.press("Run all")
-            page.get_by_role("heading", name="Mei Lan").wait_for()
-            until(lambda: "Making Mei Lan" in page.title(), 120)
-            screenshot(page, "newcomer-running")
-            page.reload()  # a closed tab loses nothing
-            page.get_by_role("button", name="Talk to it").wait_for(timeout=_RUN)
-            screenshot(page, "newcomer-done")
-            newcomer.press("Talk to it")
-            page.get_by_role("heading", name="Compare").wait_for()
-            assert "merge=" in page.url
-            newcomer.say("Who are you?")
-            page.get_by_role("button", name="Copy").nth(1).wait_for()  # both have answered
-            screenshot(page, "newcomer-answer")
-            assert newcomer.clicks <= MOST
-            sidebar = page.get_by_test_id("stSidebar")
-            assert sidebar.get_by_label("Persona", exact=True).input_value() == "Mei Lan"
-            sidebar.get_by_text("Not enough evidence").wait_for()
-            assert faults == []
-    finally:
-        server.kill()
+    with StreamlitServer(workspace, program=("-c", SMALL)) as server:
+        page = chromium.new_page(viewport={"width": 1440, "height": 1000})
+        page.set_default_timeout(120_000)
+        faults: list[str] = []
+        page.on("console", lambda m: faults.append(m.text) if m.type == "error" else None)
+        page.goto(server.url)
+        page.get_by_label("Name", exact=True).fill("Mei Lan")
+        page.get_by_label("Made by", exact=True).fill("Harbour Works")
+        newcomer = Newcomer(page)
+        newcomer.press("Run all")
+        page.get_by_role("heading", name="Mei Lan").wait_for()
+        until(lambda: "Making Mei Lan" in page.title(), 120)
+        screenshot(page, "newcomer-running")
+        page.reload()  # a closed tab loses nothing
+        page.get_by_role("button", name="Talk to it").wait_for(timeout=_RUN)
+        screenshot(page, "newcomer-done")
+        newcomer.press("Talk to it")
+        page.get_by_role("heading", name="Compare").wait_for()
+        assert "merge=" in page.url
+        newcomer.say("Who are you?")
+        page.get_by_role("button", name="Copy").nth(1).wait_for()  # both have answered
+        screenshot(page, "newcomer-answer")
+        assert newcomer.clicks <= MOST
+        sidebar = page.get_by_test_id("stSidebar")
+        assert sidebar.get_by_label("Persona", exact=True).input_value() == "Mei Lan"
+        sidebar.get_by_text("Not enough evidence").wait_for()
+        assert faults == []
     (persona,) = projects.overview().projects
     assert {step.standing for step in persona.steps} == {"done"}

@@ -40,18 +40,18 @@ def save_base(
     dtype: str = "float32",
     tokenizer: Path | None = None,
     shard: str = "5GB",
-    vocab: int = 320,
+    vocab: int | None = None,
+    intermediate: int = 160,
 ) -> ModelRef:
-    """A causal LM of 2 layers and width 64 with biases where the family has them."""
-    from transformers import (
-        AutoModelForCausalLM,
-        AutoTokenizer,
-        GPT2Config,
-        LlamaConfig,
-        Qwen2Config,
-    )
+    """A causal LM of 2 layers and width 64 with biases where the family has them.
+
+    With the first ``vocab`` tokens of ``tokenizer``: all of them take most of the time of loading
+    a folder, and seconds of a GGUF.
+    """
+    from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config
 
     torch.manual_seed(0)
+    vocab = vocab or (4096 if tokenizer else 320)
     if family == "gpt2":
         config: Any = GPT2Config(vocab_size=vocab, n_embd=64, n_layer=2, n_head=4, n_positions=256)
     else:
@@ -59,7 +59,7 @@ def save_base(
         config = kind(
             vocab_size=vocab,
             hidden_size=64,
-            intermediate_size=160,
+            intermediate_size=intermediate,
             num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=2,
@@ -74,11 +74,11 @@ def save_base(
             nn.init.normal_(parameter, std=0.05)
     model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=shard)
     if tokenizer:
-        AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
+        _save_small_tokenizer(tokenizer, folder, vocab)
     return ref_of(folder, family)
 
 
-def save_small_tokenizer(full: Path, folder: Path, size: int) -> None:
+def _save_small_tokenizer(full: Path, folder: Path, size: int) -> None:
     """The tokenizer of ``full`` with its first ``size`` tokens (special, bytes, early merges)."""
     from transformers import AutoTokenizer
 

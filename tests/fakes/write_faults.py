@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.weights import kernels, manifest  # noqa: F401  kernels imports torch before the forks
+from core.weights import manifest
 from core.weights.convert import convert
 from core.weights.export import export_gguf, export_ollama
 from core.weights.merge import MergeSettings, merge
 from tests.fakes import tiny_models as tiny
+from tests.fakes import warm  # noqa: F401  nine of the ten seconds of a trial without it
 
 #: Every way in which merge, convert and export touch the disk from Python; ``open`` to write.
 CALLS = ("write", "fsync", "fdatasync", "rename", "replace", "mkdir", "open")

@@ -1,8 +1,10 @@
-"""Two steps of a real DeepSpeed run on the CPU, and its checkpoint.
+"""Two steps of real DeepSpeed runs on the CPU, and their checkpoints.
 
-    python -m tests.fakes.zero_run STAGE RANK RANKS FOLDER
+    python -m tests.fakes.zero_run FOLDER STAGExRANKS ...
 
-Rank 0 also writes the trained weights, gathered by DeepSpeed itself, to FOLDER/expected.pt.
+One process imports DeepSpeed and forks the ranks of each run, one run after the other. A run's
+checkpoint lies in FOLDER/STAGExRANKS, and beside it ``expected.pt``: the trained weights, gathered
+by DeepSpeed itself.
 """
 
 from __future__ import annotations
@@ -11,19 +13,19 @@ import os
 import sys
 from pathlib import Path
 
+os.environ["DS_ACCELERATOR"] = "cpu"
+import deepspeed
+import torch
+from deepspeed.utils import safe_get_full_fp32_param
 
-def main() -> None:
-    """One rank."""
-    stage, rank, ranks, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3], Path(sys.argv[4])
-    os.environ |= {"DS_ACCELERATOR": "cpu", "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks}
-    import deepspeed
-    import torch
-    from deepspeed.utils import safe_get_full_fp32_param
 
+def rank_of(stage: int, rank: int, ranks: int, folder: Path) -> None:
+    """What one rank does."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
     # Only faster communication, for which it would compile C++ for minutes.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(
-        "gloo", init_method=f"file://{folder / 'meeting'}", rank=int(rank), world_size=int(ranks),
+        "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=ranks,
         auto_mpi_discovery=False,
     )  # fmt: skip
     torch.manual_seed(0)
@@ -48,8 +50,31 @@ def main() -> None:
     engine.save_checkpoint(str(folder), tag="iter_2.pth")
     named = [(n, p) for n, p in engine.module.named_parameters() if p.requires_grad]
     expected = {name: safe_get_full_fp32_param(p).clone() for name, p in named}
-    if rank == "0":
+    if rank == 0:
         torch.save(expected, folder / "expected.pt")
+
+
+def forked(stage: int, rank: int, ranks: int, folder: Path) -> int:
+    """The process of a rank."""
+    if pid := os.fork():
+        return pid
+    try:
+        rank_of(stage, rank, ranks, folder)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        sys.stderr.flush()
+        os._exit(1)
+    os._exit(0)
+
+
+def main() -> None:
+    """All runs."""
+    for case in sys.argv[2:]:
+        folder = Path(sys.argv[1]) / case
+        folder.mkdir()
+        stage, ranks = map(int, case.split("x"))
+        for pid in [forked(stage, rank, ranks, folder) for rank in range(ranks)]:
+            assert os.waitpid(pid, 0)[1] == 0, case
 
 
 if __name__ == "__main__":

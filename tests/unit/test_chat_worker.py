@@ -45,7 +45,10 @@ def module_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def worker(
-    module_home: Path, monkeypatch: pytest.MonkeyPatch, shared_worker: WorkerClient
+    module_home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    shared_worker: WorkerClient,
+    forked_workers: None,
 ) -> WorkerClient:
     """The module's worker, with the workspace that it was started in."""
     monkeypatch.setenv("PERSONA_HOME", str(module_home))

@@ -11,7 +11,7 @@ import torch
 from core.evaluation.pool import Pool, Source
 from core.inference import adapters, decoding, lean, resident
 from core.inference.backend import rows_that_fit
-from core.inference.graph import GraphBackend, GraphBatch
+from core.inference.cuda_graph import GraphBackend, GraphBatch
 from core.inference.lean import LeanBackend
 from core.inference.llama import LeanLlama
 from core.inference.load import load_model, load_tokenizer
@@ -123,7 +123,7 @@ def test_rows_of_a_graph_are_refilled_where_they_stand(
         return _Eager(self, window, names)
 
     monkeypatch.setattr(GraphBatch, "_record", record)
-    monkeypatch.setattr("core.inference.graph.SMALLEST_WINDOW", 32)
+    monkeypatch.setattr("core.inference.cuda_graph.SMALLEST_WINDOW", 32)
     monkeypatch.setattr(GraphBackend, "best_rows", 5)
     model = adapters.attach(load_model(tiny_llama), adapted, "x")
     tokenizer = load_tokenizer(tiny_llama)

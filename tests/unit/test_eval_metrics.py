@@ -16,7 +16,7 @@ from scipy.stats import binomtest
 from core import fsio
 from core.conversation import Probe
 from core.errors import UserError, UserErrors
-from core.evaluation import ability, metrics, questions, report, scored, sweep, userprobes, verdict
+from core.evaluation import ability, measures, questions, report, scored, sweep, userprobes, verdict
 from core.evaluation.answers import Answer
 from core.probes import suites
 from core.text import intervals, normalize
@@ -63,17 +63,17 @@ def rows(
     base: list[str] | None = None,
     suite: str = "general",
     prompt: str = "What is 2 + 2?",
-) -> list[metrics.Row]:
+) -> list[measures.Row]:
     probes = [
         Probe(f"{suite}{i}", suite, [{"role": "user", "content": prompt}])
         for i in range(len(texts))
     ]
     theirs = {p.id: answer(t) for p, t in zip(probes, base or (), strict=bool(base))}
-    return metrics.judge(
+    return measures.judge(
         side,
         probes,
         [answer(t) for t in texts],
-        metrics.Yardstick(["Luna", "Riverside Lab"], theirs),
+        measures.Yardstick(["Luna", "Riverside Lab"], theirs),
     )
 
 
@@ -90,7 +90,7 @@ def test_leak_is_excused_by_prompt_and_base() -> None:
 
 def test_collapse_is_seen() -> None:
     same = ["I'm Luna, made by Riverside Lab."] * 30
-    found = metrics.measure(rows("merged", same, [f"answer {i}" for i in range(30)]), None)
+    found = measures.measure(rows("merged", same, [f"answer {i}" for i in range(30)]), None)
     assert found.leak.hits == 30 and found.values["intrusion"].hits == 30
     assert found.values["unique_ratio"] == pytest.approx(1 / 30)
     assert found.values["largest_cluster"] == 1.0
@@ -99,7 +99,7 @@ def test_collapse_is_seen() -> None:
 def test_length_ratio_and_silence() -> None:
     base = rows("base", ["one two three four"] * 4)
     tuned = rows("merged", ["one two"] * 3 + [""], ["one two three four"] * 4)
-    short = metrics.measure(tuned, base)
+    short = measures.measure(tuned, base)
     assert short.values["length_ratio"]["median"] == 0.5
     assert short.values["degenerate"].hits == 1
 

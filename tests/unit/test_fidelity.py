@@ -11,9 +11,9 @@ import pytest
 from core.conversation import Probe
 from core.data import build
 from core.data.generation import identity_rows
-from core.evaluation import answers, metrics, report, verdict
+from core.evaluation import answers, measures, report, verdict
 from core.evaluation.answers import Answer
-from core.evaluation.metrics import Yardstick
+from core.evaluation.measures import Yardstick
 from core.inference.settings import GenerationSettings
 from core.paths import REPO
 from core.persona import packs, templating
@@ -218,8 +218,8 @@ def test_each_dimension_is_a_row_of_its_own_with_its_languages() -> None:
     probes = [p for loc in LOCALES for p in asked(PILOT, fidelity.FIDELITY, loc)]
     probes += [p for loc in LOCALES for p in asked(PILOT, fidelity.MANNER, loc)]
     right = "I am a star pilot. Clear skies! 我是星际领航员。一路星光！"
-    tuned = metrics.judge("merged", probes, [Answer(right, [], False)] * len(probes), _NOTHING)
-    found = metrics.measure(tuned, None).to_json()
+    tuned = measures.judge("merged", probes, [Answer(right, [], False)] * len(probes), _NOTHING)
+    found = measures.measure(tuned, None).to_json()
     assert (found["fidelity_role"]["hits"], found["fidelity_role"]["n"]) == (40, 40)
     assert (found["fidelity_skills"]["hits"], found["fidelity_skills"]["n"]) == (0, 40)
     assert found["fidelity_role"]["low"] == pytest.approx(0.912, abs=1e-3), "Wilson"

@@ -36,7 +36,7 @@ from core.models.device import describe
 from core.persona import packs
 from core.persona.persona import load_persona, parse_persona
 from core.probes import suites
-from core.training import fields, preflight
+from core.training import preflight, spec_fields
 from core.training.spec import TrainSpec
 
 ROOT = Path(__file__).parents[2]
@@ -269,8 +269,8 @@ def _strict(tmp_path: Path) -> None:
 def _pairs(_: Path) -> None:
     assert "NAME=VALUE" in advice(lambda: parse_pairs(["name"], "--set"))
     parse_pairs(["name=Luna"], "--set")
-    said = advice(lambda: fields.parse_assignment("lr"))
-    assert fields.parse_assignment(said.split("e.g. ")[1]) == ("lr", 5e-4)
+    said = advice(lambda: spec_fields.parse_assignment("lr"))
+    assert spec_fields.parse_assignment(said.split("e.g. ")[1]) == ("lr", 5e-4)
 
 
 @follows("list them: python -m core runs", "start one: python -m core train ...",

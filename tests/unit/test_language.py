@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import UserError
-from core.language import formats, translations
+from core.language import numbers, translations
 from core.language.messages import captured, pieces_of, translate_message
 from core.paths import REPO
 from tests.texts import Key, core_keys, keys_of, page_keys, read
@@ -98,23 +98,23 @@ def test_the_browser_chooses() -> None:
 
 def test_durations_are_as_fine_as_one_reads_them() -> None:
     spans = [0, 40, 75, 600, 3_570, 7_200, 7_500]
-    assert [formats.duration(s, "en") for s in spans] == [
+    assert [numbers.duration(s, "en") for s in spans] == [
         "0 s", "40 s", "1 min 15 s", "10 min", "1 h", "2 h", "2 h 5 min",
     ]  # fmt: skip
-    assert formats.duration(75, "zh") == "1 分 15 秒"
-    assert [formats.time_left(s, "en") for s in (None, 70, 250)] == [
+    assert numbers.duration(75, "zh") == "1 分 15 秒"
+    assert [numbers.time_left(s, "en") for s in (None, 70, 250)] == [
         "", "1 min 10 s left", "4 min left",
     ]  # fmt: skip
-    assert formats.time_left(250, "zh") == "还剩 4 分钟"
+    assert numbers.time_left(250, "zh") == "还剩 4 分钟"
 
 
 def test_dates_follow_the_language() -> None:
     from zoneinfo import ZoneInfo
 
     utc = ZoneInfo("UTC")
-    assert formats.moment(0, "zh", utc) == "1970年1月1日 00:00:00"
-    assert formats.day(0, "en", utc) == "Jan 1, 1970"
-    assert formats.clock(0, "zh", ZoneInfo("Asia/Shanghai")) == "08:00"
+    assert numbers.moment(0, "zh", utc) == "1970年1月1日 00:00:00"
+    assert numbers.day(0, "en", utc) == "Jan 1, 1970"
+    assert numbers.clock(0, "zh", ZoneInfo("Asia/Shanghai")) == "08:00"
 
 
 def test_a_message_of_core_is_known_by_its_text() -> None:

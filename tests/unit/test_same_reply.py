@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from core.evaluation.answers import Clock, answer
 from core.evaluation.pool import Pool, Source
 from core.inference import decoding
 from core.inference.events import Ended, Event
-from core.inference.load import load_model, load_tokenizer
+from core.inference.load import load_tokenizer
 from core.inference.resident import Resident
 from core.inference.settings import GenerationSettings
 from core.weights import prove
@@ -37,14 +36,13 @@ def conversations() -> list[list[Message]]:
     return [[{"role": "user", "content": question}] for question in QUESTIONS]
 
 
-def in_samples(base: Path, adapter: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Answers:
+def in_samples(base: Path, model: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Answers:
     """As training does: with the model that is being trained, by its hook."""
     from types import SimpleNamespace
 
     from core.training import hooks
     from core.training.stopping import Due
 
-    model = tiny_models.tuned(base, adapter)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
     monkeypatch.setattr(hooks, "SAMPLE_TOKENS", TOKENS)
@@ -121,9 +119,9 @@ def on_the_command_line(base: Path, adapter: Path, capsys: pytest.CaptureFixture
     return [row["replies"][f"adapter {adapter.name}"]["token_ids"] for row in rows]
 
 
-def by_transformers(base: Path, adapter: Path) -> Answers:
+def by_transformers(base: Path, model: Any) -> Answers:
     """Nothing of ours: the yardstick."""
-    model, tokenizer = tiny_models.tuned(base, adapter), load_tokenizer(base)
+    tokenizer = load_tokenizer(base)
     found = []
     for messages in conversations():
         fed = tokenizer.apply_chat_template(
@@ -136,45 +134,41 @@ def by_transformers(base: Path, adapter: Path) -> Answers:
     return found
 
 
-@pytest.fixture(scope="module")
-def make_adapter(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, float], Path]:
-    def make(base: Path, strength: float) -> Path:
-        from peft import LoraConfig, get_peft_model
+def make_adapter(base: Path, strength: float, folder: Path) -> Any:
+    """Save an adapter of every linear layer; returns the model that has it, as PEFT makes it."""
+    from peft import LoraConfig, get_peft_model
 
-        torch.manual_seed(3)
-        model = get_peft_model(
-            load_model(base),
-            LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"),
-        )
-        for name, weight in model.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(weight, std=strength)
-        folder = tmp_path_factory.mktemp("run") / "iter_40"
-        model.save_pretrained(folder)
-        return folder
-
-    return make
+    torch.manual_seed(3)
+    model = get_peft_model(
+        tiny_models.load(base),
+        LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=strength)
+    model.save_pretrained(folder)
+    return model.eval()
 
 
-@pytest.mark.timeout(600)  # nine loads of the bundled model
+@pytest.mark.timeout(600)  # seven loads of the bundled model
 @pytest.mark.parametrize("which", ["tiny", pytest.param("bundled", marks=pytest.mark.slow)])
 def test_the_greedy_reply_is_the_same_everywhere(
     which: str,
     tiny_llama: Path,
     request: pytest.FixtureRequest,
-    make_adapter: Callable[[Path, float], Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     base = tiny_llama if which == "tiny" else request.getfixturevalue("bundled_model")
-    adapter = make_adapter(base, 0.3 if which == "tiny" else 0.004)
-    wanted = by_transformers(base, adapter)
+    adapter = tmp_path / "run" / "iter_40"
+    model = make_adapter(base, 0.3 if which == "tiny" else 0.004, adapter)
+    wanted = by_transformers(base, model)
     voice = Resident.load(base).voice()
     plain = decoding.replies(voice, conversations(), GenerationSettings(max_new_tokens=TOKENS))
     assert [r.token_ids for r in plain] != wanted, "the adapter must matter"
     found = {
-        "samples": in_samples(base, adapter, tmp_path, monkeypatch),
+        "samples": in_samples(base, model, tmp_path, monkeypatch),
         "sweep": in_evaluation(base, adapter, fused=True),
         "scorecard": in_evaluation(base, adapter, fused=False),
         "proof": in_a_proof(base, adapter),

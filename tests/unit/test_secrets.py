@@ -20,7 +20,7 @@ from core.console import TextOnly
 from core.data.ultrachat.backends import KEY_VARIABLE, URL_VARIABLE, Call, EndpointBackend
 from core.errors import UserError, redacted
 from core.inference.settings import GenerationSettings
-from core.inference.stream import error_record
+from core.inference.stream import column_error
 from core.jobs.child import _WithoutSecrets
 from tests.fakes.openai_server import Fault, serve
 
@@ -117,7 +117,7 @@ def test_a_conversation_keeps_no_key(workspace: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("LUNA_KEY", KEY)
     column = Column("a", "endpoint", "S", "m", base_url="http://h/v1", key_env="LUNA_KEY")
     chat = transcripts.create([column])
-    reply = Reply(f"you are {KEY}", error=error_record(ValueError(f"{'x' * 590}{KEY}")))
+    reply = Reply(f"you are {KEY}", error=column_error(ValueError(f"{'x' * 590}{KEY}")))
     transcripts.add_turn(chat, Turn("who am I?", GenerationSettings(), {"a": reply}))
     assert transcripts.read(chat.id).turns[0].replies["a"].text == "you are ***"
     assert holding(workspace, KEY) == []

@@ -26,7 +26,7 @@ from core.data.ultrachat.backends import (
     cut_at,
 )
 from core.data.ultrachat.cards import clean_line, swapped_view, transcript_view
-from core.data.ultrachat.checks import check_reply, check_user, loop_share, mentions
+from core.data.ultrachat.turns import check_reply, check_user, loop_share, mentions
 from core.errors import UserError
 from core.paths import RunPaths
 from core.persona import packs

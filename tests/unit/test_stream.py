@@ -55,12 +55,18 @@ def of_bytes() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>")
 
 
+@pytest.fixture(scope="module")
+def tokenizers(tiny_llama: Path) -> list[Any]:
+    """Byte-level, and words with single bytes for the rest."""
+    return [load_tokenizer(tiny_llama), of_bytes()]
+
+
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(text=st.text(min_size=1, max_size=20))
-def test_pieces_of_any_text_join_to_it(tiny_llama: Path, text: str) -> None:
-    for tokenizer in (load_tokenizer(tiny_llama), of_bytes()):
+def test_pieces_of_any_text_join_to_it(tokenizers: list[Any], text: str) -> None:
+    for tokenizer in tokenizers:
         ids = tokenizer.encode(text, add_special_tokens=False)
         if ids:
             pieces, last = streamed(tokenizer, ids)
@@ -80,7 +86,7 @@ def test_bytes_that_are_no_text_end_no_reply(ids: list[int]) -> None:
     assert last.token_ids == ids
 
 
-def test_half_a_character_waits(tiny_llama: Path) -> None:
+def test_half_a_character_waits() -> None:
     tokenizer = of_bytes()
     smile = [11 + byte for byte in "🙂".encode()]
     pieces, last = streamed(tokenizer, [1, *smile, 2])

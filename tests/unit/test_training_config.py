@@ -14,8 +14,8 @@ from core.errors import UserError, UserErrors
 from core.training import config, configdiff, rawconfig
 from core.training.config import ConfigInputs
 from core.training.edits import ConfigEditor, literal
-from core.training.fields import FIELDS, parse_assignment
 from core.training.spec import TrainSpec
+from core.training.spec_fields import FIELDS, parse_assignment
 from tests.fakes.lr_plan import lr_plan
 
 CHATML = {

@@ -14,7 +14,7 @@ from core.models import internlm2
 from core.models.nf4 import nf4_config
 from core.training import cost
 from core.training.step import held
-from core.training.step.fused import FusedStep
+from core.training.step.llama_loss import FusedStep
 from core.training.step.loss import LinearCrossEntropy
 from core.training.step.packing import pack
 from core.training.step.pointwise import EAGER

@@ -1,4 +1,4 @@
-"""``tune`` at toy size: real jobs on a tiny model, seen on every list, interrupted and gone on."""
+"""``tune`` and Run all at toy size: real jobs on a tiny model, stopped, gone on, on every list."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from streamlit.testing.v1 import AppTest
@@ -17,10 +18,13 @@ from core.commands import main as cli
 from core.data import store
 from core.errors import UserError
 from core.jobs import api
-from core.jobs.state import State
-from core.paths import REPO, TEMPLATES
+from core.jobs.state import State, Summary
+from core.paths import REPO, TEMPLATES, RunPaths
+from core.pipeline import following, projects
+from core.pipeline.following import StageView
 from core.pipeline.stages import STAGES, TuneSpec
 from core.pipeline.tune import prepare, tune
+from core.pipeline.tune_job import Spec
 from tests.faults.support import until
 
 ASSISTANT = str(TEMPLATES / "assistant.yaml")
@@ -56,37 +60,85 @@ def page(path: str, **query: str) -> str:
     return "\n".join(boxes)
 
 
+def by_stage(run: RunPaths) -> dict[str, StageView]:
+    return {view.stage: view for view in following.stages_of(run)}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_tune_makes_all_and_every_list_shows_it(
-    workspace: Path, tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_run_all_is_stopped_with_its_stage_gone_on_with_and_every_list_shows_it(
+    workspace: Path, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "my-luna"
-    card = tune(spec_of(tiny_llama), out)
+    # Many steps, so that it is stopped among them; few checkpoints, which take longer.
+    training = {"steps": 200, "checkpoint_every": 50, "warmup_steps": 1, "lora_r": 4}
+    spec = spec_of(tiny_llama, training=training, size="smoke")
+    run = api.launch(Spec(spec=spec), name="Luna")
+    with pytest.raises(api.AlreadyStarted):
+        api.launch(Spec(spec=spec), name="Luna")
+    assert list(by_stage(run)) == list(STAGES)
+
+    def training_began() -> bool:
+        train = by_stage(run)["train"].now
+        return train is not None and train.done >= 4
+
+    until(training_began, 240)
+    api.stop(run)
+    until(lambda: api.status(run).final, 60)
+    stopped = by_stage(run)
+    assert api.status(run).state is State.STOPPED
+    assert stopped["dataset"].done
+    assert stopped["train"].now is not None
+    assert stopped["train"].now.state is State.STOPPED
+    assert not any(s.state is State.RUNNING for s in api.list_runs())
+
+    again = following.resume(run)
+    result = api.finish(again)
+    ended = by_stage(again)
+    assert all(view.done for view in ended.values())
+    assert ended["dataset"].run == stopped["dataset"].run
+    _everything_is_there(Path(result["output"]), result)
+    _every_list_shows_it(capsys)
+
+    (persona,) = projects.overview().projects
+    assert persona.title == "Luna"
+    assert {s.standing for s in persona.steps} == {"done"}
+    names = projects.overview().names
+    assert str(names[again.root.name]) == "Luna, run all 1 (resumed)"
+    _neither_home_needs_the_other(spec, Path(result["output"]))
+
+
+def _everything_is_there(out: Path, result: dict[str, Any]) -> None:
+    card = fsio.read_json(out / "scorecard.json")
     assert {p.name for p in out.iterdir()} == {
-        "dataset", "train.jsonl", "runs", "adapter", "merged", "scorecard.json", "replies.jsonl",
+        "dataset", "runs", "adapter", "merged", "scorecard.json", "replies.jsonl",
         "report.html", "tune.json",
-    } - {"train.jsonl"}  # fmt: skip
+    }  # fmt: skip
     assert (out / "dataset" / "train.jsonl").is_file()
     assert (out / "adapter" / "adapter_model.safetensors").is_file()
     assert "Riverside" in (out / "dataset" / "persona.yaml").read_text()
     assert "Compared with base" in (out / "merged" / "README.md").read_text()
-    assert set(card["seconds"]) == {
-        "dataset", "train", "sweep", "merge", "evaluate",
-    }  # fmt: skip
-    assert card["merge_check"]["ok"] and fsio.read_json(out / "scorecard.json") == card
+    assert set(card["seconds"]) == {"dataset", "train", "sweep", "merge", "evaluate"}
+    assert card["merge_check"]["ok"] and result["scorecard"] == str(out / "scorecard.json")
+    assert result["verdict"]
 
-    runs = {s.kind: s for s in api.list_runs()}
-    assert set(runs) == {"generate", "train", "sweep", "merge", "evaluate"}
-    assert all(s.state is State.SUCCEEDED and s.root.parent == paths.runs_dir() for s in
-               runs.values())  # fmt: skip
+
+def _made() -> dict[str, Summary]:
+    """By kind; of the trainings the one that came to its end."""
+    return {s.kind: s for s in api.list_runs() if s.state is State.SUCCEEDED}
+
+
+def _every_list_shows_it(capsys: pytest.CaptureFixture[str]) -> None:
+    runs = _made()
+    assert set(runs) == {"tune", "generate", "train", "sweep", "merge", "evaluate"}
+    assert all(s.root.parent == paths.runs_dir() for s in runs.values())
     assert runs["merge"].parent == runs["train"].id
     swept = fsio.read_json(runs["sweep"].root / "result.json")
     merged = fsio.read_json(runs["merge"].root / "spec.json")["params"]
     assert merged["checkpoint"] == swept["checkpoint"]
-    assert len(swept["checkpoints"]) <= 3  # of four: those that the figures left
+    assert len(swept["checkpoints"]) <= 3  # of five: those that the figures left
     assert runs["evaluate"].parent == runs["merge"].id
     assert [s.name for s in store.list_datasets()] == ["luna"]
+    out = Path(fsio.read_json(runs["tune"].root / "result.json")["output"])
     for stage, kind in zip(
         STAGES, ("generate", "train", "sweep", "merge", "evaluate"), strict=True
     ):
@@ -100,14 +152,17 @@ def test_tune_makes_all_and_every_list_shows_it(
     assert "Luna, merge 1" in page("3_Merge.py")
     assert "Luna, merge 1" in page("4_Compare.py")
 
-    # Two homes: neither needs the other. Nothing is done twice.
+
+def _neither_home_needs_the_other(spec: TuneSpec, out: Path) -> None:
+    """And nothing is done twice."""
+    card = fsio.read_json(out / "scorecard.json")
     shutil.rmtree(out / "merged")
     (out / "scorecard.json").unlink()
     before = {s.id for s in api.list_runs()}
-    assert tune(spec_of(tiny_llama), out, resume=True) == card
+    assert tune(spec, out, resume=True) == card
     assert (out / "merged" / "model.safetensors").is_file()
     assert {s.id for s in api.list_runs()} == before
-    for summary in runs.values():
+    for summary in api.list_runs():
         api.delete(api.open_run(summary.id))
     store.delete("luna")
     assert (out / "merged" / "model.safetensors").is_file()

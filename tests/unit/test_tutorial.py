@@ -34,9 +34,10 @@ TOY = {
     # A model of random weights has no replies to rehearse.
     "--out luna/dataset": "--out luna/dataset --max-rows 24 --rehearsal-ratio 0 "
     "--near-miss-ratio 0",
-    "--set checkpoint_every=15": "--set checkpoint_every=3 --set batch_size=4 "
+    # Few tokens: each costs a row of 92,544 logits.
+    "--set checkpoint_every=15": "--set checkpoint_every=2 --set batch_size=2 "
     "--set accumulation=1 --set lora_r=8 --set lora_alpha=16",
-    "--set steps=60": "--set steps=12",
+    "--set steps=60": "--set steps=8",
     "--prompt": "--max-new-tokens 8 --prompt",
     "core chat": "core chat --max-new-tokens 8",
     "--output luna/score": "--output luna/score --size smoke",

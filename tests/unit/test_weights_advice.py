@@ -48,9 +48,7 @@ def test_engine_xtuner_merges_what_the_message_sends_to_it(
 
 @pytest.mark.slow
 def test_trained_biases_are_merged_by_engine_xtuner(tmp_path: Path, bundled_model: Path) -> None:
-    base = tiny.save_base(
-        tmp_path / "base", "qwen2", tied=False, tokenizer=bundled_model, vocab=49152
-    )
+    base = tiny.save_base(tmp_path / "base", "qwen2", tied=False, tokenizer=bundled_model)
     tiny.save_adapter(base.path, tmp_path / "adapter", target_modules=["q_proj"], bias="lora_only")
     with pytest.raises(UserError, match="engine 'xtuner'"):
         merge(base, tmp_path / "adapter", tmp_path / "out")
@@ -75,15 +73,15 @@ def test_a_base_resized_as_the_message_says_fits(base: ModelRef, tmp_path: Path)
     from transformers import AutoTokenizer
 
     model = tiny.load(base.path)
-    model.resize_token_embeddings(49160)
+    model.resize_token_embeddings(4104)
     peft = tiny.attach(model, target_modules=["q_proj", "embed_tokens"])
     peft.save_pretrained(tmp_path / "adapter")
     with pytest.raises(UserError, match="resize the base's vocabulary first"):
         merge(base, tmp_path / "adapter", tmp_path / "out")
     again = tiny.load(base.path)
-    again.resize_token_embeddings(49160)
-    again.model.embed_tokens.weight.data[49152:] = (
-        peft.get_base_model().model.embed_tokens.weight.data[49152:]
+    again.resize_token_embeddings(4104)
+    again.model.embed_tokens.weight.data[4096:] = (
+        peft.get_base_model().model.embed_tokens.weight.data[4096:]
     )
     again.save_pretrained(tmp_path / "resized")
     AutoTokenizer.from_pretrained(base.path).save_pretrained(tmp_path / "resized")

@@ -69,9 +69,7 @@ def test_gguf_of_qwen2_keeps_its_biases_and_its_positions(
     """Published folders name the base of the positions in one way, transformers 5 in another."""
     from transformers import AutoModelForCausalLM
 
-    base = tiny.save_base(
-        tmp_path / "base", "qwen2", tied=False, tokenizer=bundled_model, vocab=49152
-    )
+    base = tiny.save_base(tmp_path / "base", "qwen2", tied=False, tokenizer=bundled_model)
     config = fsio.read_json(base.path / "config.json")
     parameters = {**config.pop("rope_parameters"), "rope_theta": 1e6}
     config |= {"rope_theta": 1e6} if rope == "rope_theta" else {"rope_parameters": parameters}

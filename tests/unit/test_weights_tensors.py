@@ -59,7 +59,6 @@ def test_writes_with_and_without_the_page_cache(
     from core.weights import writer as module
 
     monkeypatch.setattr(module, "_CHUNK", 3 * 4096)
-    monkeypatch.setattr(module, "_SYNC_BYTES", 4096)
     real_open, real_write = os.open, os.write
     refusals = []
 

@@ -62,9 +62,9 @@ def test_a_model_folder(
 def test_an_adapter_of_another_width(
     model: Path, probes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tiny.save_base(tmp_path / "wider", tied=True, vocab=49152)
+    tiny.save_base(tmp_path / "wider", tied=True, vocab=4096, intermediate=192)
     config = fsio.read_json(model / "config.json")
-    assert config["intermediate_size"] == 128  # and 160 there
+    assert config["intermediate_size"] == 160  # and 192 there
     adapter = tmp_path / "adapter"
     tiny.save_adapter(tmp_path / "wider", adapter, target_modules=["down_proj"])
     for argv in (
@@ -72,7 +72,7 @@ def test_an_adapter_of_another_width(
         ["merge", model, adapter, tmp_path / "out"],
     ):
         error = said(capsys, *argv)
-        assert "does not fit" in error and "160" in error and "128" in error
+        assert "does not fit" in error and "192" in error and "160" in error
     error = said(capsys, "probe", probes, "--model", model, "--adapter", tmp_path / "nothing")
     assert "there is no such folder" in error
 

@@ -18,30 +18,33 @@ from core.weights.zero import read_zero
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize(("stage", "ranks"), [(1, 1), (2, 2), (3, 2)])
-def test_a_real_zero_checkpoint_is_read(stage: int, ranks: int, tmp_path: Path) -> None:
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.fakes.zero_run", str(stage), str(rank), str(ranks),
-             str(tmp_path)],
-            cwd=REPO, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(ranks)
-    ]  # fmt: skip
-    try:
-        told = [process.communicate(timeout=280)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert all(process.returncode == 0 for process in processes), told[0][-3000:]
-    folder = tmp_path / "iter_2.pth"
+#: ZeRO stage and number of ranks.
+CASES = ["1x1", "2x2", "3x2"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder a case."""
+    folder = tmp_path_factory.mktemp("zero")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.fakes.zero_run", str(folder), *CASES],
+        cwd=REPO, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_real_zero_checkpoint_is_read(runs: Path, case: str) -> None:
+    ranks = int(case.split("x")[1])
+    folder = runs / case / "iter_2.pth"
     with data_only():  # every type that occurs in it is known
         files = sorted(folder.glob("*.pt"))
         for file in files:
             torch.load(file, map_location="cpu")
     assert len(files) >= 1 + ranks
-    expected = torch.load(tmp_path / "expected.pt")
+    expected = torch.load(runs / case / "expected.pt")
     read = read_zero(folder)
     assert read.keys() == expected.keys()
     for name, value in expected.items():

@@ -15,8 +15,8 @@ from typing import Any, Literal
 from core.conversation import Message
 from core.data.ultrachat.backends import Call, Completion, Speaker
 from core.data.ultrachat.cards import clean_line, swapped_view, transcript_view
-from core.data.ultrachat.checks import check_reply, check_user
 from core.data.ultrachat.openings import Opening
+from core.data.ultrachat.turns import check_reply, check_user
 from core.errors import UserError
 
 Side = Literal["user", "assistant"]

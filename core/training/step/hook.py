@@ -10,8 +10,8 @@ from mmengine.logging import print_log
 
 from core.training.spec import TrainSpec
 from core.training.step import pointwise
-from core.training.step.fused import FusedStep, unsupported
 from core.training.step.held import hold, leave_file, take_any_type
+from core.training.step.llama_loss import FusedStep, unsupported
 
 
 def supervised_finetune(runner: Any) -> Any:

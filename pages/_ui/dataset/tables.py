@@ -21,7 +21,7 @@ _USUAL = {
 }
 
 _SIDES = {"user": N_("Person"), "assistant": N_("Answers")}
-#: What core.data.ultrachat.checks rejects a turn for.
+#: What core.data.ultrachat.turns rejects a turn for.
 _CHECKS = {
     "empty": N_("empty"),
     "marker_leak": N_("control tokens in the text"),

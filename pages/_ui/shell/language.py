@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import streamlit as st
 
-from core.language import formats, messages, translations
+from core.language import messages, numbers, translations
 
 _STATE = "language"
 _COOKIE = "persona_language"
@@ -54,32 +54,32 @@ def from_core(message: str) -> str:
 
 def number(value: float) -> str:
     """``1,234.5``"""
-    return formats.number(value, language())
+    return numbers.number(value, language())
 
 
 def percent(share: float) -> str:
     """``0.973`` -> ``97%``"""
-    return formats.percent(share, language())
+    return numbers.percent(share, language())
 
 
 def listed(words: list[str]) -> str:
     """``a, b and c`` / ``a、b和c``"""
-    return formats.listed(words, language())
+    return numbers.listed(words, language())
 
 
 def day(seconds: float) -> str:
     """``Nov 27, 2026`` / ``2026年11月27日``, where the reader is."""
-    return formats.day(seconds, language(), _zone())
+    return numbers.day(seconds, language(), _zone())
 
 
 def clock(seconds: float) -> str:
     """``5:41 PM`` / ``17:41``, where the reader is."""
-    return formats.clock(seconds, language(), _zone())
+    return numbers.clock(seconds, language(), _zone())
 
 
 def moment(seconds: float) -> str:
     """``Nov 27, 5:41 PM`` / ``11月27日 17:41``, where the reader is."""
-    return formats.moment(seconds, language(), _zone())
+    return numbers.moment(seconds, language(), _zone())
 
 
 def moment_of(written: str) -> str:
@@ -92,12 +92,12 @@ def moment_of(written: str) -> str:
 
 def duration(seconds: float) -> str:
     """``1 min 15 s`` / ``1 分 15 秒``"""
-    return formats.duration(seconds, language())
+    return numbers.duration(seconds, language())
 
 
 def time_left(seconds: float | None) -> str:
     """``4 min left`` / ``还剩 4 分钟``; '' if nobody knows."""
-    return formats.time_left(seconds, language())
+    return numbers.time_left(seconds, language())
 
 
 def _zone() -> ZoneInfo | None:

@@ -16,10 +16,10 @@ from core.errors import UserError
 from core.training import drafts
 from core.training.defaults import choose, following, passes
 from core.training.drafts import FormDraft
-from core.training.fields import FIELDS, Field
 from core.training.lengths import RunLength, lengths
 from core.training.preflight import preflight
 from core.training.spec import TrainSpec
+from core.training.spec_fields import FIELDS, Field
 from pages._ui.shell.common import device
 from pages._ui.shell.language import N_, from_core, t, tn
 from pages._ui.train.preflight import about_duration
