@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus
 
 from typing_extensions import TypedDict  # pydantic reads it on Python 3.11
 
@@ -27,7 +30,8 @@ class ErrorRecord(TypedDict, total=False):
 
 #: Environment variables that hold a secret, by their names.
 _SECRET = re.compile(
-    r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|BEARER|(^|_)(PASS|PAT|AUTH)$",
+    r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|CREDS|BEARER|PRIVATE|COOKIE|WEBHOOK"
+    r"|CONNECTION_?STRING|(^|_)(PASS|PAT|AUTH|JWT|DSN)$|_PWD$",
     re.IGNORECASE,
 )
 #: The login in an address: of a proxy, a repository, a server.
@@ -38,16 +42,28 @@ def redacted(text: str) -> str:
     """``text`` without the values of secret environment variables, and without logins in addresses.
 
     A server may echo the key that it refuses, and what it says ends in messages, logs and files:
-    as it is, or as it stands in an address or in JSON. Values of fewer than eight characters are
-    no keys, and would tear words apart. Cut afterwards: half a key is a secret too.
+    as it is, or as addresses, JSON, HTML and headers write it. Values of fewer than eight
+    characters are no keys, and would tear words apart. Cut afterwards: half a key is a secret too.
     """
     if not text:
         return text
     secrets = {v for name, v in os.environ.items() if len(v) >= 8 and _SECRET.search(name)}
     for value in sorted(secrets, key=len, reverse=True):  # one may begin as another does
-        for form in (value, quote(value, safe=""), json.dumps(value)[1:-1]):
+        for form in _forms(value):
             text = text.replace(form, "***")
     return _LOGIN.sub("***", text)
+
+
+@lru_cache(maxsize=256)
+def _forms(value: str) -> tuple[str, ...]:
+    """A secret as it is, and as others write it. The longest first: one may begin as another."""
+    in_json = json.dumps(value)[1:-1]
+    escaped = re.sub("[<>&]", lambda found: f"\\u{ord(found[0]):04x}", in_json)  # as Go does
+    in_address = [quote(value, safe=""), quote(value), quote_plus(value)]
+    lower = [re.sub("%..", lambda found: found[0].lower(), form) for form in in_address]
+    base64 = b64encode(value.encode("utf-8", "surrogateescape")).decode()
+    forms = {value, in_json, in_json.replace("/", "\\/"), escaped, html.escape(value), base64}
+    return tuple(sorted({*forms, *in_address, *lower}, key=len, reverse=True))
 
 
 class UserError(Exception):

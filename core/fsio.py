@@ -13,7 +13,6 @@ import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -343,37 +342,3 @@ def link_or_copy(source: str | Path, target: str | Path) -> None:
         os.link(source, target)
     except OSError:  # another disk, or a file system without hard links
         shutil.copy2(source, target)
-
-
-@dataclass(frozen=True)
-class TreeEntry:
-    """One line of a folder listing."""
-
-    path: str
-    depth: int
-    is_dir: bool
-    size: int
-
-
-def tree(root: Path, *, limit: int = 500) -> list[TreeEntry]:
-    """Files and folders under ``root``, sorted, with sizes in bytes (a folder: the sum)."""
-    entries: list[TreeEntry] = []
-
-    def walk(folder: Path, depth: int) -> int:
-        total = 0
-        for child in sorted(folder.iterdir(), key=lambda p: (p.is_file(), p.name)):
-            if child.is_symlink():
-                continue
-            at = len(entries)
-            is_dir = child.is_dir()
-            if len(entries) < limit:
-                entries.append(TreeEntry(child.name, depth, is_dir, 0))
-            size = walk(child, depth + 1) if is_dir else child.stat().st_size
-            if at < limit:
-                entries[at] = TreeEntry(child.name, depth, is_dir, size)
-            total += size
-        return total
-
-    if root.is_dir():
-        walk(root, 0)
-    return entries

@@ -33,13 +33,21 @@ def _key() -> bytes:
                 pass
             finally:
                 made.unlink()
-        return path.read_bytes().strip()
+        key = fsio.read_bytes(path).strip()
     except OSError as error:
         raise UserError(
             f"the workspace's key {path} cannot be used",
             why=error.strerror or str(error),
-            fix="free disk space, or give the folder back to this user",
+            fix="remove what stands in its place, free disk space, or give the folder back to "
+            "this user",
         ) from error
+    if len(key) != 64:  # anybody can sign with an empty one
+        raise UserError(
+            f"the workspace's key {path} is not one",
+            why="it has another length than what this program writes",
+            fix="delete it; a new one is made, and what was signed with the old one counts no more",
+        )
+    return key
 
 
 def sign(text: str) -> str:

@@ -11,7 +11,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from core import fsio, paths
+from pydantic import TypeAdapter
+
+from core import fsio, paths, trees
 from core.errors import UserError
 from core.jobs.spec import run_title
 
@@ -96,9 +98,11 @@ class Column:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Column:
-        """Ignores keys it does not know."""
-        known = {f.name for f in dataclasses.fields(cls)}
-        return cls(**{k: v for k, v in values.items() if k in known})
+        """Ignores keys it does not know. Raises ValueError for values of other types."""
+        return _COLUMN.validate_python(dict(values))
+
+
+_COLUMN = TypeAdapter(Column)
 
 
 def discover(
@@ -115,10 +119,7 @@ def discover(
     """
     root = runs or paths.runs_dir()
     found: list[Column] = []
-    folders = (
-        sorted((r for r in root.iterdir() if r.is_dir()), reverse=True) if root.is_dir() else []
-    )
-    for run in folders:
+    for run in reversed([entry for entry in trees.entries(root) if entry.is_dir()]):
         for column, step in _of_run(run, _stamp(run)):
             title = name_of(run.name, step) if name_of else title_of(run, step)
             found.append(dataclasses.replace(column, label=f"{title}{column.label}"))

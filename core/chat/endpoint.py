@@ -6,8 +6,11 @@ import os
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError
 
 from core.chat.columns import Column
 from core.conversation import Message
@@ -49,6 +52,18 @@ class Endpoints:
                     reply.cancel()
 
 
+class _Usage(BaseModel):
+    """The openai client checks no types."""
+
+    completion_tokens: int = Field(ge=0, lt=1 << 40)
+    prompt_tokens: int = Field(ge=0, lt=1 << 40)
+
+
+def _text(value: str | None) -> str:
+    """A text that can be shown and written: JSON can say half of a surrogate pair, UTF-8 cannot."""
+    return (value or "").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 @dataclass
 class _EndpointReply:
     column: Column
@@ -58,7 +73,7 @@ class _EndpointReply:
     over: bool = False
     text: str = ""
     tokens: int = 0
-    usage: Any = None  # what the server itself counted
+    usage: _Usage | None = None  # what the server itself counted
     reason: str = ""
 
     def __post_init__(self) -> None:
@@ -101,16 +116,17 @@ class _EndpointReply:
 
     def _take(self, chunk: Any) -> None:
         if chunk.usage is not None:
-            self.usage = chunk.usage
+            with suppress(ValidationError):  # then ours is shown
+                self.usage = _Usage.model_validate(chunk.usage, from_attributes=True)
         for choice in chunk.choices[:1]:
-            self.reason = choice.finish_reason or self.reason
+            self.reason = str(choice.finish_reason or "") or self.reason
             # Servers name it either way; the openai client passes unknown fields on.
             thought = getattr(choice.delta, "reasoning_content", None)
-            if thought := thought or getattr(choice.delta, "reasoning", None):
+            if thought := _text(thought or getattr(choice.delta, "reasoning", None)):
                 self._add(thought if self._thinking else OPEN + thought)
                 self._thinking = True
-            if choice.delta.content:
-                self._add(self._end_of_thoughts() + choice.delta.content)
+            if content := _text(choice.delta.content):
+                self._add(self._end_of_thoughts() + content)
 
     def _end_of_thoughts(self) -> str:
         """Closes what came on the reasoning channel; kept as tags, as local models write them."""

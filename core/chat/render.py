@@ -40,7 +40,7 @@ _SHORTCODE = re.compile(r":(?=material/|[\w+-]*[A-Za-z][\w+-]*:)")
 _WORD_JOINER = "\u2060"
 #: Control characters, and marks that reorder what is written around them.
 _INVISIBLE = re.compile(
-    "[\x00-\x08\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+    "[\x00-\x08\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 _PUNCTUATION = re.compile(r"([\\`*_{}\[\]<>#!|$~&^])")
 _AUTOLINK = re.compile(r"(?i)(\b(?:https?|ftp|mailto|xmpp):|\bwww(?=\.)|@)")

@@ -130,7 +130,9 @@ def read(chat_id: str) -> Transcript:
         raise UserError(f"conversation {chat_id} is not there", fix="start a new one")
     try:
         transcript = _replay(file)
-    except (LookupError, TypeError, ValueError, AttributeError, RecursionError, OSError) as error:
+    except (
+        LookupError, TypeError, ValueError, AttributeError, RecursionError, OverflowError, OSError
+    ) as error:  # fmt: skip
         raise UserError(
             f"conversation {chat_id} cannot be read",
             why=f"{type(error).__name__}: {error}"[:300],
@@ -147,7 +149,7 @@ def _replay(file: Path) -> Transcript | None:
     for row in _rows(file):
         kind = row.get("type")
         if kind == "chat":
-            transcript = _apply_header(transcript, row)
+            transcript = _apply_header(transcript, row, file.stem)
         elif transcript is None:
             break
         elif kind in ("vote", "draft"):  # may come while a reply streams
@@ -220,11 +222,14 @@ def delete(chat_id: str) -> None:
         path_of(chat_id).unlink(missing_ok=True)
 
 
-def _apply_header(transcript: Transcript | None, row: dict[str, Any]) -> Transcript:
+def _apply_header(transcript: Transcript | None, row: dict[str, Any], chat_id: str) -> Transcript:
+    """``chat_id``: of the file, whatever it says itself: what is said next goes into that file."""
     columns = [Column.from_dict(c) for c in row["columns"]]
     system, settings = str(row["system"]), GenerationSettings.from_dict(row["settings"])
     if transcript is None:
-        return Transcript(str(row["id"]), float(row["created"]), columns, system, settings)
+        created = float(row["created"])
+        time.gmtime(created)  # a time that can be shown
+        return Transcript(chat_id, created, columns, system, settings)
     transcript.columns, transcript.system, transcript.settings = columns, system, settings
     return transcript
 

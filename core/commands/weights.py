@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from core import fsio
+from core import fsio, trees
 from core.commands.follow import complete
 from core.commands.located import located
 from core.weights.export_job import ExportSpec
@@ -152,7 +152,7 @@ def _export(args: argparse.Namespace) -> int:
 
 def _print_tree(folder: Path) -> None:
     print(folder)
-    for entry in fsio.tree(folder):
+    for entry in trees.tree(folder):
         print(f"{'  ' * entry.depth}  {entry.path}  {fsio.human_bytes(entry.size)}")
 
 

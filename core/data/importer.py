@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from core import fsio
+from core import fsio, trees
 from core.conversation import Conversation, content_id
 from core.data import placeholders
 from core.data.fields import RowError
@@ -136,7 +136,9 @@ def import_file(
 def _no_file(path: Path) -> UserError:
     if not path.is_dir():
         return UserError(f"{path} does not exist", fix="check the path")
-    inside = sorted(f for end in ("jsonl", "json", "csv", "tsv") for f in path.rglob(f"*.{end}"))
+    inside = sorted(
+        f for f in trees.files_under(path) if f.suffix in (".jsonl", ".json", ".csv", ".tsv")
+    )
     rows = [f for f in inside if f.name not in ("dataset_info.json", "state.json")]
     return UserError(
         f"{path} is a folder",

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from core import paths
+from core import paths, trees
 from core.conversation import Conversation, read_conversations
 from core.data.importer import UniqueIds
 from core.errors import UserError
@@ -99,11 +99,9 @@ def suggested_name(persona: Persona) -> str:
 def list_datasets() -> list[DatasetSummary]:
     """Every folder under the datasets folder, newest first; unusable ones with their problem."""
     root = paths.datasets_dir()
-    if not root.is_dir():
-        return []
     folders = [
         p
-        for p in root.iterdir()
+        for p in trees.entries(root)
         if p.is_dir() and not p.is_symlink() and not p.name.startswith(".")
     ]
     return sorted(map(_summary, folders), key=lambda s: (s.created, s.name), reverse=True)
@@ -293,6 +291,6 @@ def delete(name: str) -> None:
     doomed = root / f".{name}.{os.getpid()}.deleted"
     with disk_errors(f"cannot delete dataset {name}"):
         os.rename(folder, doomed)
-        shutil.rmtree(doomed)
+        trees.remove(doomed)
         # Edits of it would otherwise reappear in the next dataset of that name.
         (paths.drafts_dir() / f"{name}.jsonl").unlink(missing_ok=True)

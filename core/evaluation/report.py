@@ -6,7 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
 from core import fsio
 from core.errors import UserError
@@ -59,6 +61,75 @@ class Change:
     kl: float | None
 
 
+class _Gate(BaseModel):
+    name: str
+    title: str
+    shown: str
+    limit: str
+    outcome: Literal["pass", "warn", "fail", "unknown"]
+
+
+class _Explanation(BaseModel):
+    gates: list[_Gate]
+    why: str
+    next: str
+
+
+class _Suite(BaseModel):
+    n: int
+    sha256: str
+
+
+class _Card(BaseModel):
+    """What pages and reports ask a scorecard for, beside its metrics."""
+
+    schema_: Literal[1] = Field(alias="schema")
+    subject: str
+    persona: str
+    size: str
+    created: str
+    verdict: str
+    explanation: _Explanation
+    notes: list[str]
+    suites: dict[str, _Suite]
+    models: dict[str, dict[str, Any]]
+    timing: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _sides(self) -> Self:
+        for side in ("base", self.subject):
+            for key in ("recall", "leak"):
+                _COUNTED.validate_python(self.models[side][key])
+        float(self.timing["cold_total"])
+        return self
+
+
+class _Counted(BaseModel):
+    value: float | None
+    hits: int
+    n: int
+    low: float | None
+    high: float | None
+
+
+class _Row(BaseModel):
+    model: str
+    suite: str
+    id: str
+    prompt: str
+    reply: str
+    label: Literal["OLD", "DEGEN", "MISS", "PART", "HIT"]
+    sample: int
+    leak: bool
+    kl: float | None
+    claimed: list[str]
+    missing: list[str]
+
+
+_COUNTED = TypeAdapter(_Counted)
+_ROWS = TypeAdapter(list[_Row])
+
+
 def load(path: Path) -> dict[str, Any]:
     """A saved scorecard.
 
@@ -66,11 +137,33 @@ def load(path: Path) -> dict[str, Any]:
         UserError: missing, not JSON, or of another schema.
     """
     card = fsio.read_json(path)
-    if not isinstance(card, dict) or card.get("schema") != 1 or "models" not in card:
+    try:
+        _Card.model_validate(card)
+        table([card])
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise UserError(
-            f"{path} is not a scorecard", fix="give a scorecard.json written by `score`"
-        )
-    return card
+            f"{path} is not a scorecard",
+            why=str(error)[:300],
+            fix="give a scorecard.json written by `score`",
+        ) from error
+    found: dict[str, Any] = card
+    return found
+
+
+def _rows(replies: Path) -> list[dict[str, Any]]:
+    """The replies beside a scorecard; none if they were not kept. Raises UserError: not these."""
+    if not replies.is_file():
+        return []
+    rows = list(fsio.read_jsonl(replies))
+    try:
+        _ROWS.validate_python(rows)
+    except ValidationError as error:
+        raise UserError(
+            f"{replies} does not hold replies of a scorecard",
+            why=str(error)[:300],
+            fix="score the model again",
+        ) from error
+    return rows
 
 
 def show(metrics: dict[str, Any], key: str) -> str:
@@ -112,11 +205,9 @@ def column(index: int, side: str, count: int) -> str:
 
 def most_changed(card: dict[str, Any], replies: Path, limit: int = 20) -> list[Change]:
     """The prompts whose replies changed most: leaks, then label changes, then by KL."""
-    if not replies.is_file():
-        return []
     base: dict[tuple[str, str], dict[str, Any]] = {}
     tuned: dict[tuple[str, str], dict[str, Any]] = {}
-    for row in fsio.read_jsonl(replies):
+    for row in _rows(replies):
         side = {"base": base, card["subject"]: tuned}.get(row["model"])
         if side is not None and not row["sample"]:
             side[row["suite"], row["id"]] = row
@@ -140,11 +231,9 @@ def most_changed(card: dict[str, Any], replies: Path, limit: int = 20) -> list[C
 
 def missed(card: dict[str, Any], replies: Path, limit: int = 20) -> list[dict[str, Any]]:
     """Identity probes that the judged model did not answer as the persona."""
-    if not replies.is_file():
-        return []
     found = [
         r
-        for r in fsio.read_jsonl(replies)
+        for r in _rows(replies)
         if r["model"] == card["subject"]
         and r["label"] != "HIT"
         and not r["sample"]

@@ -25,6 +25,7 @@ from core.models.finite import broken
 LOADING_ERRORS = (
     OSError,
     ValueError,
+    TypeError,
     RuntimeError,
     KeyError,
     ImportError,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import shutil
 import subprocess
 import sys
 import threading
@@ -12,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from core import fsio, paths
+from core import fsio, paths, trees
 from core.errors import UserError
 from core.jobs import locks, processes
 from core.jobs.ending import close, heard
@@ -325,4 +324,4 @@ def delete(run: RunPaths) -> None:
         # Renamed first: a half-deleted folder must not look like a run.
         doomed = run.root.with_name(f".deleted-{secrets.token_hex(4)}")
         run.root.rename(doomed)
-        shutil.rmtree(doomed)
+        trees.remove(doomed)

@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 
-from core import paths
+from core import paths, trees
 from core.errors import UserError
 from core.jobs import processes
 from core.jobs.observe import elapsed, lost_at, observe, progress_of, read_exit, read_record
@@ -26,14 +26,12 @@ _ended: dict[Path, tuple[tuple[int, int], Summary]] = {}
 def list_runs(root: Path | None = None) -> list[Summary]:
     """Every run, newest first. A folder that cannot be read is listed as LOST, not hidden."""
     root = root or paths.runs_dir()
-    if not root.is_dir():
-        return []
     marks = cache(processes.marked_processes)  # once for all runs, and only if one needs it
     found = []
-    for entry in os.scandir(root):
-        if entry.name.startswith(".") or not entry.is_dir(follow_symlinks=False):
+    for folder in trees.entries(root):
+        if folder.name.startswith(".") or folder.is_symlink() or not folder.is_dir():
             continue
-        run = RunPaths(Path(entry.path))
+        run = RunPaths(folder)
         written = _written(run)
         if written is None:
             continue

@@ -6,9 +6,10 @@ import fcntl
 import json
 import os
 import signal
+import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -41,6 +42,11 @@ class FileLock:
         """
         with fsio.disk_errors(f"{self.path} cannot be locked"):
             fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):  # a pipe has no place to say who holds it
+            os.close(fd)
+            raise UserError(
+                f"{self.path} cannot be locked", why="it is no ordinary file", fix="remove it"
+            )
         deadline = time.monotonic() + timeout
         while True:
             try:
@@ -73,10 +79,10 @@ class FileLock:
 
 
 def is_held(path: Path) -> bool:
-    """Whether some process holds the lock. A missing file is a free lock."""
+    """Whether some process holds the lock. Free is what cannot be opened, as nobody holds it."""
     try:
-        fd = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
         return False
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -181,7 +187,8 @@ class DeviceLock:
             False if ``give_up()`` became true first.
         """
         queue = paths.runs_dir() / ".queue"
-        queue.mkdir(parents=True, exist_ok=True)
+        with fsio.disk_errors(f"{queue} cannot be made"):
+            queue.mkdir(parents=True, exist_ok=True)
         ticket = FileLock(queue / f"{seq:010d}")
         if not ticket.acquire(timeout=1.0):
             raise RuntimeError(f"queue ticket {seq} is taken")
@@ -211,5 +218,6 @@ def _earlier_waits(queue: Path, mine: str) -> bool:
             return False
         if is_held(path):
             return True
-        path.unlink(missing_ok=True)  # its waiter died
+        with suppress(OSError):  # a folder is no ticket, and stays
+            path.unlink(missing_ok=True)  # its waiter died
     return False

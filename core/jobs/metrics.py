@@ -26,6 +26,8 @@ _SMALL = 1 << 20
 _CHUNK = 1 << 20
 #: What is read of a larger one: so many lines, and its end.
 _SAMPLES, _TAIL = 1600, 1 << 15
+#: A line of more bytes than this is no record.
+_LONGEST = 1 << 16
 #: Bytes before the read position that are compared, to notice a file that was rewritten.
 _FINGERPRINT = 64
 
@@ -94,6 +96,9 @@ class MetricsReader:
                 self._take(head.split(b"\n"))
                 self._offset += len(head) + 1
             rest = rest_of
+            if len(rest) > _LONGEST:  # no record of ours; its end will be none either
+                self._offset += len(rest)
+                rest = b""
         # A last line without its newline stays for the next time: it may be half written.
         self._remember(file)
 
@@ -117,8 +122,8 @@ class MetricsReader:
         for index in range(_SAMPLES):
             file.seek(size * index // _SAMPLES)
             if index:
-                file.readline()  # the rest of the line we fell into
-            lines.append(file.readline())
+                file.readline(_LONGEST)  # the rest of the line we fell into
+            lines.append(file.readline(_LONGEST))
         end = size - _TAIL
         file.seek(end)
         head, newline, _ = file.read(_TAIL).rpartition(b"\n")

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from core import fsio, paths
 
+#: The tickets of the queue have ten digits.
+_MOST = 10**10 - 1
+
 
 def new_root(name: str) -> Path:
     """A folder that nobody has yet, for a run of this name; call it under the creation lock.
@@ -26,8 +29,10 @@ def next_seq() -> int:
     """Counts runs of this workspace; the clock may be set back, this may not."""
     file = paths.runs_dir() / ".seq"
     try:
-        last = int(file.read_text())
-    except (FileNotFoundError, ValueError):
+        last = int(fsio.read_text(file))
+    except (OSError, ValueError):
+        last = 0
+    if not 0 <= last < _MOST:
         last = 0
     fsio.atomic_write_text(file, f"{last + 1}\n")
     return last + 1

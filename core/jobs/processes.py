@@ -101,6 +101,11 @@ def processes_of(mark: str, child_pid: int | None = None) -> list[psutil.Process
     return list(found.values())
 
 
+def adopted() -> list[psutil.Process]:
+    """Living descendants of this process: with ``become_subreaper``, orphans without a mark too."""
+    return [p for p in psutil.Process().children(recursive=True) if alive(p)]
+
+
 def same_process(pid: object, start_time: object) -> psutil.Process | None:
     """The living process that a record names by pid and start time; pids are used again."""
     try:

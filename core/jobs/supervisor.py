@@ -250,21 +250,23 @@ class Supervisor:
         assert self.child_pid is not None
         self.event("state", state=State.STOPPING)
         # The list first: once the child is dead its descendants are nobody's.
-        listed = processes.processes_of(self.spec.mark, self.child_pid)
+        listed = self._ours()
         with suppress(ProcessLookupError):
             os.killpg(self.child_pid, signal.SIGTERM)
             os.killpg(self.child_pid, signal.SIGCONT)  # a paused process hears nothing else
         return processes.end_processes(
-            lambda: [*listed, *processes.processes_of(self.spec.mark, self.child_pid)],
+            lambda: [*listed, *self._ours()],
             self.spec.options.grace_seconds,
             while_waiting=self._waiting,
         )
 
     def sweep(self) -> list[int]:
         """What a child that ended by itself has left behind."""
-        return processes.end_processes(
-            lambda: processes.processes_of(self.spec.mark), grace=2.0, while_waiting=self._waiting
-        )
+        return processes.end_processes(lambda: self._ours(), grace=2.0, while_waiting=self._waiting)
+
+    def _ours(self) -> list[psutil.Process]:
+        """Of the run by mark, and what was left to us, whatever became of its environment."""
+        return [*processes.processes_of(self.spec.mark, self.child_pid), *processes.adopted()]
 
     def _waiting(self) -> bool:
         """Keep reaping and reading while processes die; True once force is asked for."""

@@ -189,6 +189,8 @@ def config_of(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise UserError(f"{path} is not a model config", why="it is no object")
     odd = [name for name in _SIZES if not _is_size(config.get(name))]
+    odd += [name for name in _LAYERS if name not in odd and (config.get(name) or 0) > _MOST_LAYERS]
+    odd += [name for name in _KERNELS if "/" in str(config.get(name))]
     odd += [name for name in _GROUPS if not isinstance(config.get(name) or {}, dict)]
     odd += [name for name in ("architectures",) if not isinstance(config.get(name) or [], list)]
     if odd:
@@ -204,6 +206,10 @@ _SIZES = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
     "intermediate_size", "vocab_size", "head_dim", "n_embd", "n_layer", "n_head",
 )  # fmt: skip
+#: They are built one by one, before any weight is looked at; the deepest models have some 200.
+_LAYERS, _MOST_LAYERS = ("num_hidden_layers", "n_layer"), 2000
+#: An ``owner/name`` here is code that transformers fetches and runs (the ``kernels`` package).
+_KERNELS = ("_attn_implementation", "attn_implementation", "experts_implementation")
 _GROUPS = ("rope_scaling", "rope_parameters", "quantization_config")
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from core import paths
+from core import paths, trees
 from core.errors import UserError
 from core.models import bundled, folder
 
@@ -36,7 +36,7 @@ def models() -> list[Found]:
 
 def _workspace() -> Iterator[Found]:
     root = paths.models_dir()
-    for path in sorted(root.iterdir()) if root.is_dir() else []:
+    for path in trees.entries(root):
         if path == bundled.folder() or path.name.endswith(".partial"):
             continue
         if path.suffix == ".gguf" or _usable(path):

@@ -15,7 +15,7 @@ from typing import Any
 from core import fsio, paths
 from core.conversation import OnProgress
 from core.errors import UserError
-from core.models import chat_templates
+from core.models import chat_templates, gguf_header
 
 _DONE = "workbench.json"
 #: Raised when what ``from_gguf`` writes changes, so that a cached folder is made anew.
@@ -96,6 +96,7 @@ def from_gguf(source: Path, on_progress: OnProgress | None = None) -> Path:
     Raises:
         UserError: the file is damaged, or transformers cannot read its architecture.
     """
+    gguf_header.require_whole(source)
     stat = source.stat()
     about = {"format": _GGUF_FORMAT, "source": str(source), "bytes": stat.st_size,
              "changed": int(stat.st_mtime)}  # fmt: skip

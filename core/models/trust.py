@@ -21,7 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from core import fsio, paths, seal
+from core import fsio, paths, seal, trees
 from core.errors import UserError
 
 _SCHEMA = 1
@@ -64,7 +64,7 @@ def needed(folder: Path) -> Code | None:
                 fix="copy the *.py files of that repository into the folder and name them in "
                 "auto_map without what stands before --",
             )
-    files = tuple(sorted(folder.rglob("*.py")))
+    files = tuple(sorted(f for f in trees.files_under(folder) if f.suffix == ".py"))
     digest = hashlib.sha256(json.dumps(names, sort_keys=True).encode())
     for file in files:
         digest.update(f"\0{file.relative_to(folder)}\0{fsio.sha256_file(file)}".encode())

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core import fsio, seal
+from core import fsio, seal, trees
 from core.errors import UserError
 
 _NAME = re.compile(r"iter_(\d+)(\.pth)?")
@@ -44,7 +44,7 @@ class Checkpoint:
 def _files(path: Path) -> Iterator[Path]:
     """The file itself, or the files of a DeepSpeed checkpoint folder, sorted."""
     if path.is_dir():
-        yield from sorted(p for p in path.rglob("*") if p.is_file())
+        yield from sorted(trees.files_under(path))
     else:
         yield path
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from core import fsio
+from core import fsio, trees
 from core.jobs.journal import read_tail_records
 from core.jobs.state import FINAL, Summary
 from core.paths import RunPaths
@@ -65,7 +65,7 @@ def _last(metrics: Path, written: int) -> tuple[float | None, int | None]:
 @lru_cache(maxsize=4096)
 def _size(root: Path, ended: int) -> int:
     """0 while the run is alive: its size is not asked for at every look."""
-    return sum(entry.size for entry in fsio.tree(root) if entry.depth == 0) if ended else 0
+    return trees.folder_bytes(root) if ended else 0
 
 
 def read_note(run: RunPaths) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from core import fsio
+from core import fsio, trees
 from core.errors import UserError, UserErrors
 
 NAME = "MANIFEST.json"
@@ -20,9 +20,7 @@ SCHEMA = 1
 def files_of(folder: Path) -> list[Path]:
     """Every file that a manifest lists, sorted: all but hidden ones and the manifest itself."""
     return sorted(
-        p
-        for p in folder.rglob("*")
-        if p.is_file() and p.name != NAME and not p.name.startswith(".")
+        p for p in trees.files_under(folder) if p.name != NAME and not p.name.startswith(".")
     )
 
 

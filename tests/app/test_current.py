@@ -104,7 +104,7 @@ def test_the_sidebar_switches_and_says_what_runs(workspace: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_dataset_leads_to_train_with_itself_chosen(workspace: Path) -> None:
+def test_a_dataset_leads_to_train_with_itself_chosen(workspace_with_model: Path) -> None:
     dataset("luna")
     run("train", {"dataset": "elsewhere"})
     app = AppTest.from_file(str(REPO / "streamlit_app.py"), default_timeout=120).run()

@@ -131,6 +131,16 @@ def spoil(home: Path) -> None:
         write(run / "exit.json", over)
         (run / name).unlink(missing_ok=True)
         os.mkfifo(run / name)
+    for place in ("runs", "datasets", "chats", "models"):  # names that no page can hold
+        os.makedirs(os.fsencode(home / place) + b"/\xff\xfe/export/merged")
+        for name in (b"spec.json", b"dataset.json", b"config.json", b"export/merged/config.json"):
+            Path(os.fsdecode(os.fsencode(home / place) + b"/\xff\xfe/" + name)).write_text("{}")
+    os.mkfifo(home / "chats" / "odd-pipe.jsonl")
+    (home / "chats" / "odd-folder.jsonl").mkdir()
+    write(
+        home / "runs" / "20260101-000201-card" / "export" / "scorecard.json",
+        {"schema": 1, "models": {"base": {"recall": {"hits": 1}}}, "subject": "base"},
+    )
     (home / "packs" / "odd-bytes.yaml").write_bytes(b"schema: persona/1\nextends: \xff\xfe")
     for place in ("runs", "datasets", "chats", "models", "personas"):
         (home / place).mkdir(exist_ok=True)

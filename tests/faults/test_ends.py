@@ -135,3 +135,18 @@ def test_signals_reach_a_paused_child(make_run: MakeRun) -> None:
     api.stop(run)
     until(lambda: api.status(run).final, 20)
     assert leftovers(run) == []
+
+
+def test_what_gave_up_its_mark_and_its_parent_is_ended(workspace: Path) -> None:
+    """A process in a session of its own, with nothing in its environment, whose parent is gone."""
+    pid = workspace / "pid"
+    forgets = (
+        "import os, subprocess\nos.setsid()\n"
+        "child = subprocess.Popen(['sleep', '300'], env={})\n"
+        f"open({str(pid)!r}, 'w').write(str(child.pid))"
+    )
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {forgets!r}])"
+    run = api.create("command", {}, name="forgets", argv=[sys.executable, "-c", code])
+    api.start(run)
+    until(lambda: api.status(run).final, 40)
+    until(lambda: not psutil.pid_exists(int(pid.read_text())), 10)

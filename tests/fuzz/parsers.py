@@ -146,6 +146,7 @@ def prompts(data: bytes, folder: Path) -> None:
 
 # -- what a workspace holds ---------------------------------------------------------------------
 
+_COLUMN = {"kind": "adapter", "adapter": "x", "checkpoint": None, "base_url": "", "key_env": ""}
 _SIDE = {"id": "a", "kind": "base", "label": "Base", "model": "bundled"}
 _CHAT = [
     {
@@ -169,7 +170,10 @@ _CHAT = [
 ]
 
 
-@parser(st.lists(st.one_of(*map(changed, _CHAT), st.sampled_from(_CHAT)), max_size=5))
+_HEADS = changed({**_SIDE, **_COLUMN}).map(lambda side: {**_CHAT[0], "columns": [side]})
+
+
+@parser(st.lists(st.one_of(_HEADS, *map(changed, _CHAT), st.sampled_from(_CHAT)), max_size=5))
 def transcript(rows: list[Any], folder: Path) -> None:
     from core.chat import transcripts
     from core.chat.export import to_html, to_markdown
@@ -408,15 +412,40 @@ def checkpoint_file(data: bytes, folder: Path) -> None:
     import torch
 
     from core.models.data_only import data_only
-    from core.weights.checkpoint import open_checkpoint
+    from core.weights import convert
 
     path = _file(folder, "iter_2.pth", data)
     with contextlib.suppress(UserError):
-        opened = open_checkpoint(path)
-        for ref in opened.tensors(opened.content["state_dict"], "state_dict").values():
-            ref.to_float32()
+        convert._trained(path)
     with data_only(), contextlib.suppress(RuntimeError, MemoryError):  # of the archive, not of code
         torch.load(path)
+
+
+def _gguf() -> bytes:
+    def text(value: str) -> bytes:
+        return len(value).to_bytes(8, "little") + value.encode()
+
+    tokens = (9).to_bytes(4, "little") + (8).to_bytes(4, "little") + (2).to_bytes(8, "little")
+    fields = [
+        text("general.architecture") + (8).to_bytes(4, "little") + text("llama"),
+        text("llama.block_count") + (4).to_bytes(4, "little") + (2).to_bytes(4, "little"),
+        text("tokenizer.ggml.tokens") + tokens + text("a") + text("b"),
+    ]
+    tensor = text("x") + b"\1\0\0\0" + (4).to_bytes(8, "little") + bytes(12)
+    head = b"GGUF\3\0\0\0" + (1).to_bytes(8, "little") + len(fields).to_bytes(8, "little")
+    return (head + b"".join(fields) + tensor).ljust(256, b"\0") + bytes(16)
+
+
+@parser(spoilt([_gguf()]))
+def gguf_file(data: bytes, folder: Path) -> None:
+    from gguf import GGUFReader
+
+    from core.models import gguf_header
+
+    path = _file(folder, "x.gguf", data)
+    gguf_header.require_whole(path)
+    with contextlib.suppress(Exception):  # ``prepared.from_gguf`` tells whatever it raises
+        GGUFReader(str(path))
 
 
 _ZERO = {
@@ -482,18 +511,27 @@ def xtuner_config(data: bytes, folder: Path) -> None:
     read_config(path)
 
 
+_RATE = {"hits": 1, "n": 9, "value": 0.1, "low": 0.0, "high": 0.5}
 _CARD = {
-    "schema": 1,
-    "models": {"base": {"recall": {"rate": 0.5, "n": 9}}},
-    "verdict": {},
-    "gates": [],
-}
+    "schema": 1, "subject": "merged", "verdict": "LEARNED", "persona": "luna", "size": "quick",
+    "models": {"base": {"recall": _RATE, "leak": _RATE}, "merged": {"recall": _RATE, "leak": _RATE}},
+    "explanation": {"gates": [], "why": "w", "next": "n"}, "suites": {"held_out": {"n": 9, "sha256": "x"}},
+    "notes": ["x"], "timing": {"cold_total": 1.0}, "created": "2026-01-01",
+}  # fmt: skip
+_REPLY = {
+    "model": "merged", "suite": "held_out", "id": "1", "prompt": "p", "reply": "r", "label": "MISS",
+    "sample": 0, "leak": False, "kl": None, "claimed": [], "missing": ["Luna"],
+}  # fmt: skip
 
 
 @parser(
-    st.tuples(changed(_CARD), changed({"files": {"a": {"bytes": 1, "sha256": "x"}}, "schema": 1}))
+    st.tuples(
+        st.one_of(changed(_CARD), st.just(_CARD)),
+        changed({"files": {"a": {"bytes": 1, "sha256": "x"}}, "schema": 1}),
+        changed(_REPLY),
+    )
 )
-def scorecard_and_manifest(files: tuple[dict[str, Any], dict[str, Any]], folder: Path) -> None:
+def scorecard_and_manifest(files: tuple[Any, Any, Any], folder: Path) -> None:
     from core.evaluation import report
     from core.weights import manifest
 
@@ -501,7 +539,8 @@ def scorecard_and_manifest(files: tuple[dict[str, Any], dict[str, Any]], folder:
     _file(folder, "MANIFEST.json", _json(files[1]))
     with contextlib.suppress(UserError):
         manifest.verify(folder)
-    report.load(_file(folder, "scorecard.json", _json(files[0])))
+    _file(folder, "replies.jsonl", _json(files[2]))
+    report.write_html([_file(folder, "scorecard.json", _json(files[0]))], folder / "report.html")
 
 
 @parser(spoilt([_json({"a": [1, 2.5, None, "x"]})]))

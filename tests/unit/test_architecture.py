@@ -20,7 +20,7 @@ REPO = Path(__file__).resolve().parents[2]
 
 #: From the lowest to the highest: a package imports only what stands before it.
 ORDER = (
-    "errors", "fsio", "paths", "conversation", "console", "records", "seal", "language",
+    "errors", "fsio", "trees", "paths", "conversation", "console", "records", "seal", "language",
     "text", "persona", "probes", "models", "inference", "data",
     "jobs", "training", "weights", "evaluation", "chat", "pipeline", "commands",
 )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -19,7 +20,7 @@ from core.chat.dialogue import MessageDraft, Reply, Turn
 from core.chat.endpoint import _CHARS_A_TOKEN, _EndpointReply
 from core.data import store
 from core.errors import UserError, redacted
-from core.inference.events import Event, Grown
+from core.inference.events import Ended, Event, Grown
 from core.inference.settings import GenerationSettings
 from core.jobs import api, processes
 from core.jobs.child import error_record
@@ -234,6 +235,27 @@ def test_a_server_that_ignores_the_limit_is_cut() -> None:
     assert (
         sum(len(event.text) for event in events if isinstance(event, Grown)) == 4 * _CHARS_A_TOKEN
     )
+
+
+@pytest.mark.parametrize(
+    ("reason", "usage", "text"),
+    [
+        (["x"], None, "a"), ({"a": 1}, {"completion_tokens": "x", "prompt_tokens": [1]}, "a"),
+        ("stop", {"completion_tokens": -1}, "a"), ("stop", None, "\ud800a"), (5, 7, "a"),
+    ],
+)  # fmt: skip
+def test_a_server_of_other_types_ends_and_is_text(reason: Any, usage: Any, text: str) -> None:
+    """The openai client checks nothing: a list as the reason left the column waiting for ever."""
+    events: list[Event] = []
+    column = Column("a", "endpoint", "S", "m", base_url="http://127.0.0.1:1")
+    reply = _EndpointReply(column, [], GenerationSettings(), events.append)
+    delta = SimpleNamespace(content=text)
+    choice = SimpleNamespace(finish_reason=reason, delta=delta)
+    reply._take(SimpleNamespace(usage=usage, choices=[choice]))
+    reply._end()
+    end = events[-1]
+    assert isinstance(end, Ended) and end.finish_reason == "stop" and end.prompt_tokens is None
+    assert end.text.encode() in (b"a", b"\xef\xbf\xbda") and isinstance(end.pace.tokens, int)
 
 
 def test_json_that_cannot_be_read_is_a_user_error(tmp_path: Path) -> None:

@@ -372,7 +372,13 @@ def _locales(_: Path) -> None:
 
 @pytest.mark.parametrize("step", dict.fromkeys(FOLLOWED.values()), ids=lambda s: s.__name__)
 def test_following_a_fix_gets_past_its_message(
-    step: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    step: Callable[[Path], None],
+    tmp_path: Path,
+    bundled_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    models = tmp_path / "home" / "models"
+    models.mkdir(parents=True)
+    (models / bundled_model.name).symlink_to(bundled_model)  # or preparing it takes seconds
     monkeypatch.setenv("PERSONA_HOME", str(tmp_path / "home"))
     step(tmp_path)

@@ -125,6 +125,7 @@ ESCAPES = "\x1b]52;c;ZWNobyBoaQ==\x07\x1b[2J\x1b[31mred\x9b1m\r\x08\u202etxt"
 def test_a_terminal_gets_no_sequences() -> None:
     assert printable(ESCAPES) == "red1mtxt"
     assert printable("a\tb\r\nc\n") == "a\tb\nc\n"
+    assert printable("a\u061c\u200e\u200f\u202e\u2066b") == literal("a\u061c\u200eb") == "ab"
 
 
 def test_what_the_command_line_prints_on_a_terminal_is_text() -> None:
@@ -150,14 +151,13 @@ def test_what_the_command_line_prints_on_a_terminal_is_text() -> None:
 
 def transcript(text: str) -> Transcript:
     reply = Reply(text=text, tokens=1, finish_reason="stop")
-    return Transcript(
-        "c1", 0.0, [Column("a", "base", text, "bundled")], text,
-        [Turn(text, GenerationSettings(), {"a": reply})],
-    )  # fmt: skip
+    turns = [Turn(text, GenerationSettings(), {"a": reply})]
+    return Transcript("c1", 0.0, [Column("a", "base", text, "bundled")], text, turns=turns)
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_exports_hold_text(attack: str) -> None:
+    assert "## 1. Prompt" in to_markdown(transcript(attack))
     assert images(to_markdown(transcript(attack))) == []
     page = to_html(transcript(attack))
     assert not re.findall(r"<(?:img|script)", page)

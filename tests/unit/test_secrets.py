@@ -33,7 +33,14 @@ def holding(folder: Path, text: str) -> list[Path]:
     return [p for p in folder.rglob("*") if p.is_file() and half in p.read_bytes()]
 
 
-@pytest.mark.parametrize("name", ["X_KEY", "HF_TOKEN", "DB_PASS", "GITHUB_PAT", "REGISTRY_AUTH"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "X_KEY", "HF_TOKEN", "DB_PASS", "GITHUB_PAT", "REGISTRY_AUTH", "MYSQL_PWD", "JWT",
+        "X_CREDS",
+        "AZURE_STORAGE_CONNECTION_STRING", "SLACK_WEBHOOK_URL", "SESSION_COOKIE", "SENTRY_DSN",
+    ],
+)  # fmt: skip
 def test_what_is_a_secret(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, KEY)
     assert redacted(f"a {KEY} b") == "a *** b"
@@ -44,6 +51,21 @@ def test_in_every_form(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("B_KEY", 'secret-12"\\34/5')
     text = json.dumps({"key": 'secret-12"\\34/5'}) + " ?k=secret-12%22%5C34%2F5 secret-12 "
     assert redacted(text) == '{"key": "***"} ?k=*** *** '
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "sk-a/b%2Bc%3DD%20%26%3Cx%3E", "sk-a%2Fb%2Bc%3DD+%26%3Cx%3E",
+        "sk-a%2fb%2bc%3dD%20%26%3cx%3e",
+        "sk-a/b+c=D &amp;&lt;x&gt;", "sk-a\\/b+c=D &<x>", "sk-a/b+c=D \\u0026\\u003cx\\u003e",
+        "c2stYS9iK2M9RCAmPHg+",
+    ],
+)  # fmt: skip
+def test_as_others_write_it(written: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an address, in HTML, in JSON of PHP and Go, in a header."""
+    monkeypatch.setenv("A_KEY", "sk-a/b+c=D &<x>")
+    assert redacted(f"401: {written}!") == "401: ***!"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import tracemalloc
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from core.data import importer
 from core.data.importer import import_file
 from core.errors import UserError, UserErrors
 from core.evaluation import userprobes
+from core.jobs.metrics import MetricsReader
+from core.models import bundled, gguf_header, prepared
 from core.persona.packfile import read_document, to_pack
 from tests.fakes.upload_page import importing
 
@@ -76,6 +79,28 @@ def test_a_probes_file_of_pages(tmp_path: Path) -> None:
     with pytest.raises(UserErrors) as caught:
         userprobes.read(path)
     assert len(caught.value.problems) == 101
+
+
+def test_a_gguf_that_announces_more_than_it_holds(tmp_path: Path) -> None:
+    """Sixty bytes announced 2^60 numbers, and the reader went over them one by one."""
+    path = tmp_path / "x.gguf"
+    array = struct.pack("<QcIIQ", 1, b"a", 9, 4, 1 << 60)
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + array)
+    with pytest.raises(UserError, match="announces more"):
+        prepared.from_gguf(path)
+    gguf_header.require_whole(bundled._gguf_path())  # a real one
+
+
+def test_a_line_of_metrics_without_an_end(tmp_path: Path) -> None:
+    """It was read from each of 1,600 places to its end: minutes, at every redraw."""
+    path = tmp_path / "metrics.jsonl"
+    metric = b'{"type":"metric","step":%d,"max_steps":9,"loss":1.0,"seq":1,"t":1}\n'
+    path.write_bytes(metric % 1 + b"x" * (100 << 20))
+    reader = MetricsReader(path)
+    assert reader.refresh().sampled
+    with path.open("ab") as file:
+        file.write(b"y" * (30 << 20) + b"\n" + metric % 7)
+    assert reader.refresh().last["step"] == 7
 
 
 def test_an_upload_of_too_many_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -127,6 +127,26 @@ def test_short_runs_keep_the_plan(
         assert all(line[key] > 0 for line in lines), key
 
 
+def test_a_config_is_formatted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Formatting is a third of a second each time that XTuner or a checkpoint asks for the text."""
+    from mmengine.config import Config
+    from yapf.yapflib import reformatter
+
+    from core.training import compat
+
+    compat.apply()
+    formatted: list[int] = []
+    real = reformatter.Reformat
+    monkeypatch.setattr(
+        reformatter, "Reformat", lambda *a, **k: (formatted.append(1), real(*a, **k))[1]
+    )
+    cfg = Config({"luna": {"rank": 8}})
+    assert cfg.pretty_text == cfg.pretty_text == "luna = dict(rank=8)\n"
+    cfg.luna.rank = 16
+    assert cfg.pretty_text == "luna = dict(rank=16)\n"
+    assert len(formatted) == 2
+
+
 def test_ids_trained_on_are_the_ids_chat_feeds(finished: Any, tiny_llama: Path) -> None:
     from mmengine.config import Config
 

@@ -83,6 +83,18 @@ def test_gguf_of_qwen2_keeps_its_biases_and_its_positions(
     assert float((wanted - _logits(back)).abs().max()) < 1e-4
 
 
+def test_a_gguf_that_reads_back_as_other_numbers_is_refused(
+    merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from core.weights import gguf_export
+
+    real = gguf_export._encode
+    monkeypatch.setattr(gguf_export, "_encode", lambda array, kind: real(array + 1.0, kind))
+    with pytest.raises(UserError, match="reads back as other numbers"):
+        export_gguf(merged, tmp_path / "gguf", kind="f16")
+    assert not (tmp_path / "gguf").exists()
+
+
 def test_gguf_carries_the_tokenizer(merged: Path, tmp_path: Path) -> None:
     from gguf import GGUFReader
 

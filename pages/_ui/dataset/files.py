@@ -7,7 +7,7 @@ from typing import Any
 import streamlit as st
 from streamlit.runtime.uploaded_file_manager import UploadedFile
 
-from core import fsio
+from core import fsio, trees
 from core.chat.render import code, literal
 from core.data import placeholders, store
 from core.data.drafts import DatasetDraft
@@ -48,7 +48,7 @@ def _files(name: str) -> None:
     ]
     st.caption(" · ".join(p for p in parts if p))
     st.write(f"{code(summary.root)}")
-    folder_tree(fsio.tree(summary.root))
+    folder_tree(trees.tree(summary.root))
 
 
 def _export(name: str) -> None:

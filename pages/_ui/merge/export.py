@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import streamlit as st
 
-from core import fsio
+from core import fsio, trees
 from core.chat.render import literal
 from core.jobs import api
 from core.jobs.spec import read_spec
@@ -107,7 +107,7 @@ def _done(result: dict[str, Any], params: dict[str, Any], summary: Summary) -> N
     if not out.is_dir():
         st.caption(t("The folder was removed."))
         return
-    folder_tree(fsio.tree(out))
+    folder_tree(trees.tree(out))
     if params["format"] == "ollama":
         said = current.seen().names.get(summary.id)
         # Without a persona, what the merged model is called: the job is "ollama of <it>".

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from core import fsio
+from core import fsio, trees
 from core.chat.render import literal, safe_markdown
 from core.jobs import api
 from core.jobs.state import ACTIVE, State, Status
@@ -110,10 +110,10 @@ def _result(run: RunPaths, folder: Path) -> None:
         _proof(result.get("proof", {}), result.get("seconds", {}))
     with files:
         st.code(str(folder), language=None)
-        folder_tree(fsio.tree(folder))
+        folder_tree(trees.tree(folder))
         st.caption(t("Adapter"))
         st.code(str(result.get("adapter", "")), language=None)
-        folder_tree(fsio.tree(Path(result["adapter"])))
+        folder_tree(trees.tree(Path(result["adapter"])))
     with card:
         _card(folder)
     with export:

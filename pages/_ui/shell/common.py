@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import streamlit as st
 
-from core import fsio
+from core import fsio, trees
 from core.chat.render import code, literal, safe_markdown
 from core.errors import UserError, UserErrors
 from core.models.device import Device
@@ -98,7 +98,7 @@ def errors_shown() -> Iterator[None]:
         show_error(error)
 
 
-def folder_tree(entries: list[fsio.TreeEntry]) -> None:
+def folder_tree(entries: list[trees.TreeEntry]) -> None:
     """A folder listing with sizes, as the tutorial's tree.py prints it."""
     lines = [
         f"{'    ' * e.depth}{e.path}{'/' if e.is_dir else ''}  ({fsio.human_bytes(e.size)})"

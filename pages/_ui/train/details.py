@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import streamlit as st
 
-from core import fsio
+from core import fsio, trees
 from core.chat.render import code, literal
 from core.evaluation import choice
 from core.jobs.journal import read_shared
@@ -143,7 +143,7 @@ def tabs(run: RunPaths, now: Status) -> None:
         if now.kind == "train" and read_spec(run).params.get("tensorboard"):
             st.caption(t("Curves in TensorBoard:"))
             st.code(shlex.join(["tensorboard", "--logdir", str(run.work)]), language="bash")
-        folder_tree(fsio.tree(run.root))
+        folder_tree(trees.tree(run.root))
 
 
 def _tables(run: RunPaths) -> tuple[pa.Table | None, pa.Table]:
