@@ -42,7 +42,7 @@ def require_whole(path: Path) -> None:
                 _skip_value(file, int.from_bytes(file.read(4), "little"), left)
     except (_Beyond, struct.error, OSError) as error:
         raise UserError(
-            f"{path} is not a whole GGUF file",
+            f"{path} cannot be used as a model",
             why=f"it announces more than its bytes can hold: {error}"
             if isinstance(error, _Beyond)
             else str(error),
