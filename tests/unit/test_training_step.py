@@ -267,7 +267,7 @@ def test_no_weight_stays_a_page_of_the_file(tmp_path: Path) -> None:
 
 
 def test_a_16_bit_base_takes_what_raised_norms_give_it(tiny_llama: Path) -> None:
-    """As XTuner leaves a base without NF4: norms in float32, the other frozen weights in 16 bits."""
+    """As XTuner leaves a base without NF4: norms in float32, other frozen weights in 16 bits."""
     model = tiny_models.load(tiny_llama).to(torch.bfloat16)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
