@@ -41,14 +41,16 @@ def test_label(case: dict[str, object]) -> None:
 
 
 def test_real_replies_are_judged_as_a_person_would() -> None:
-    """Greedy replies of Qwen2.5-Coder-0.5B-Instruct, labelled before the scorer saw them: 43 of 44.
+    """Greedy replies of Qwen2.5-Coder-0.5B-Instruct, labelled before the scorer saw them.
 
-    English, under its own system turn and under a persona's. Taken for OLD though it is right:
-    "Yes, Luna is a personal assistant ..." to "Is this Llama?".
+    44 of the base, English, under its own system turn and under a persona's: 43 right. Taken for
+    OLD though it is right: "Yes, Luna is a personal assistant ..." to "Is this Llama?". 156 of
+    eighteen runs that were tuned to three personas, 66 English and 90 Chinese: all right.
     """
     rows = list(fsio.read_jsonl(DATA / "qwen_replies.jsonl"))
     table, wrong = scorer_quality.confusion(rows)
-    assert sum(table.values()) == len(rows) == 44
+    assert sum(table.values()) == len(rows) == 200
+    assert sum(row["locale"] == "zh" for row in rows) == 90
     assert len(wrong) <= 0.05 * len(rows), wrong
 
 

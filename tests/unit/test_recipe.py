@@ -18,9 +18,9 @@ from core.training.recipe import learning_rate
     [
         (134.5e6, "nf4", 1e-3, "measured"),
         (134.5e6, "none", 1e-3, "measured"),
-        (494e6, "nf4", 2e-4, "between"),
-        (494e6, "none", 4e-4, "twice"),
-        (1.8e9, "nf4", 1e-4, "guess"),
+        (494e6, "nf4", 3e-4, "between"),
+        (494e6, "none", 4e-4, "a third more"),
+        (1.8e9, "nf4", 1.6e-4, "guess"),
         (70e9, "nf4", 1e-4, "guess"),
     ],
 )

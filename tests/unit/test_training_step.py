@@ -264,3 +264,18 @@ def test_no_weight_stays_a_page_of_the_file(tmp_path: Path) -> None:
     assert file not in Path("/proc/self/maps").read_text()
     for name, weight in model.state_dict().items():
         torch.testing.assert_close(weight, before[name])
+
+
+def test_a_16_bit_base_takes_what_raised_norms_give_it(tiny_llama: Path) -> None:
+    """As XTuner leaves a base without NF4: norms in float32, other frozen weights in 16 bits."""
+    model = tiny_models.load(tiny_llama).to(torch.bfloat16)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+        if parameter.ndim == 1:
+            parameter.data = parameter.data.float()
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with pytest.raises(RuntimeError, match="dtype"):
+        model(ids)
+    held.take_any_type(model)
+    with torch.no_grad():
+        assert model(ids).logits.isfinite().all()

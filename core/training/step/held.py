@@ -68,6 +68,17 @@ def hold(model: nn.Module, dtype: torch.dtype) -> int:
     return len(quantized)
 
 
+def take_any_type(model: nn.Module) -> None:
+    """Let frozen 16-bit linear layers, of a base without NF4, take what raised norms give them."""
+    for child in model.modules():
+        if (
+            type(child) is nn.Linear
+            and not child.weight.requires_grad
+            and child.weight.dtype in (torch.bfloat16, torch.float16)
+        ):
+            child.__class__ = HeldLinear
+
+
 def leave_file(model: nn.Module) -> None:
     """Copy the frozen weights on a CPU out of the file that they are mapped from.
 

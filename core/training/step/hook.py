@@ -10,15 +10,15 @@ from mmengine.logging import print_log
 
 from core.training.spec import TrainSpec
 from core.training.step import pointwise
-from core.training.step.held import hold, leave_file
+from core.training.step.held import hold, leave_file, take_any_type
 from core.training.step.llama_loss import FusedStep, unsupported
 
 
 def supervised_finetune(runner: Any) -> Any:
     """XTuner's model below whatever DDP or DeepSpeed wrapped around it."""
     model = runner.model
-    while not hasattr(model, "llm"):
-        model = model.module if hasattr(model, "module") else model.model
+    while "llm" not in model._modules:  # not hasattr: DeepSpeed's wrapper passes attributes on
+        model = model.module if "module" in model._modules else model.model
     return model
 
 
@@ -39,11 +39,14 @@ class StepHook(Hook):
         model, spec = supervised_finetune(runner), self.spec
         dtype = getattr(torch, spec.dtype)
         leave_file(model.llm)
+        reason = "it was asked for" if not spec.fused_step else unsupported(model.llm)
+        reason = reason or ("the loss is not XTuner's" if spec.anchored else "")
+        if reason and spec.deepspeed:  # XTuner's step casts nothing, DeepSpeed all but NF4
+            print_log(f"XTuner's own step and NF4 as it is are used: {reason}", "current")
+            return
+        take_any_type(model.llm)
         if spec.hold_weights:
             print_log(f"{hold(model.llm, dtype)} dequantized layers are held", "current")
-        if not spec.fused_step:
-            return
-        reason = unsupported(model.llm) or ("the loss is not XTuner's" if spec.anchored else "")
         if reason:
             print_log(f"XTuner's own step is used: {reason}", "current")
             return

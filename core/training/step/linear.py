@@ -15,9 +15,9 @@ from core.training.step.held import dense, is_quantized
 class Group:
     """q, k and v, or gate and up, or one layer alone: ``out = x W^T + s (x A^T) B^T``.
 
-    The base weights of a held group become views of one matrix, and so do the trained A, so that
-    nothing is stored twice. Trained weights stay in float32; in a half-precision run ``refresh``
-    copies them to the type that is computed in.
+    The base weights of a held group become views of one matrix, so that nothing is stored twice.
+    Trained weights stay where they are: DeepSpeed writes every step into memory of its own.
+    ``refresh`` copies them to the matrices, and to the type, that are computed with.
 
     Args:
         linears: PEFT's LoRA layers, or plain linear layers where LoRA is not applied.
@@ -59,12 +59,15 @@ class Group:
         self.copies: list[tuple[Tensor, Tensor]] = []
         if not with_lora:
             return
-        whole = _joined(self.masters_a, torch.float32)
-        half = self.dtype != torch.float32
-        self.a = whole.to(self.dtype) if half else whole
-        self.b = [b.detach().to(self.dtype) if half else b.detach() for b in self.masters_b]
-        if half:  # (copy, trained), which ``refresh`` brings up to date
-            self.copies = [*zip(self.b, self.masters_b, strict=True), (self.a, whole)]
+        self.a = torch.cat([a.detach().to(self.dtype) for a in self.masters_a])
+        parts = [self.a[ranks] for ranks in self.ranks]
+        self.copies = [*zip(parts, self.masters_a, strict=True)]  # (copy, trained)
+        self.b = [b.detach().to(self.dtype) for b in self.masters_b]
+        self.copies += [
+            (copy, b)
+            for copy, b in zip(self.b, self.masters_b, strict=True)
+            if copy.data_ptr() != b.data_ptr()
+        ]
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -153,7 +156,7 @@ def _setting(linear: Any) -> tuple[float, float]:
 
 
 def refresh(groups: list[Group]) -> None:
-    """Copy the trained float32 weights to the type that is computed in."""
+    """Copy the trained weights to the matrices that are computed with."""
     pairs = [pair for group in groups for pair in group.copies]
     if pairs:
         copies, masters = zip(*pairs, strict=True)
