@@ -15,7 +15,7 @@ from core.chat.live import LiveTurn
 from core.chat.render import literal
 from core.chat.session import ChatSession
 from pages._ui.compare import columns as compare_columns
-from pages._ui.compare import icons, state, waiting
+from pages._ui.compare import following, icons, state, waiting
 from pages._ui.compare.state import Setup
 from pages._ui.compare.turns import (
     VIEWS,
@@ -212,7 +212,9 @@ def _live(session: ChatSession, turn: Turn, turn_id: int, look: ReplyStyle) -> B
         type="primary", shortcut="Esc",
     )  # fmt: skip
     order = _order(session, turn, turn_id, look.blind)
-    return live_boxes(session.transcript.columns, order, hidden=look.blind)
+    boxes = live_boxes(session.transcript.columns, order, hidden=look.blind)
+    following.follow()
+    return boxes
 
 
 def _input(setup: Setup) -> None:
