@@ -166,6 +166,8 @@ def write_json(path: Path, value: Any) -> None:
     atomic_write_text(path, dump_json(value, indent=2) + "\n")
 
 
+_MOST_DIGITS = 300
+_LONG = re.compile(rf"\d{{{_MOST_DIGITS}}}")
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -175,11 +177,18 @@ def loads(data: str | bytes) -> Any:
     JSON can hold such a half as an escape; UTF-8, and with it every page and file, cannot.
 
     Raises:
-        ValueError, RecursionError: as ``json.loads`` does.
+        ValueError, RecursionError: as ``json.loads`` does, and for a whole number that no float
+            can hold: whoever computes with it next would meet an OverflowError.
     """
-    value = json.loads(data)
     text = data if isinstance(data, str) else data.decode("latin-1")
+    value = json.loads(data, parse_int=_whole_number) if _LONG.search(text) else json.loads(data)
     return _whole(value) if _HALF.search(text) else value
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
 
 
 def _whole(value: Any) -> Any:

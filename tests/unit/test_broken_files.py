@@ -24,6 +24,7 @@ from core.inference.events import Ended, Event, Grown
 from core.inference.settings import GenerationSettings
 from core.jobs import api, processes
 from core.jobs.child import error_record
+from core.jobs.metrics import MetricsReader
 from core.jobs.observe import progress_of
 from core.jobs.state import Progress, State
 from core.paths import RunPaths
@@ -319,3 +320,14 @@ def test_a_time_beyond_all_numbers_takes_no_list_down(workspace: Path) -> None:
         run.supervisor.write_text(json.dumps({"pid": 1, "started": 1.0, "boot_id": "x", **record}))
         assert [summary.id for summary in api.list_runs()] == ["odd"]
         api.status(run)
+
+
+def test_a_number_that_no_float_can_hold_is_no_json(tmp_path: Path) -> None:
+    """As a loss it ended the curves of the page that shows the run (found by fuzzing)."""
+    path = tmp_path / "metrics.jsonl"
+    lines = [{"type": "metric", "step": step, "loss": 10 ** (400 * step)} for step in (0, 1)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert MetricsReader(path).refresh().last["step"] == 0
+    with pytest.raises(ValueError, match="401 digits"):
+        fsio.loads(json.dumps({"a": 10**400}))
+    assert fsio.loads(json.dumps({"a": "9" * 400, "b": 10**20})) == {"a": "9" * 400, "b": 10**20}
