@@ -156,10 +156,10 @@ def judge(replies: list[str]) -> OwnIdentity:
 def rehearsal_ratio(own: OwnIdentity) -> tuple[float, str]:
     """General rows to one identity row, with the reason.
 
-    Measured: 1.25 on SmolLM2-135M, LEARNED in 9 runs of 9; 3 on Qwen2.5-Coder-0.5B, which names
-    itself in most answers, LEARNED where 1.25 at the same learning rate was not (154 of 160 at step
-    30 with 12 of 132 near-miss leaks, against 150 with 8 at step 20). Two models only: that the
-    identity and not the size decides is an assumption.
+    Measured (docs/results/recipe.md): 1.25 on SmolLM2-135M, where 0.8 learned more and leaked twice
+    as much; 3 on Qwen2.5-Coder-0.5B, which names itself in most answers, LEARNED where 1.25 at the
+    same learning rate was not (154 of 160 at step 30 with 12 of 132 near-miss leaks, against 150
+    with 8 at step 20). Two models only: that the identity and not the size decides is a guess.
     """
     told = f"the base names itself in {own.named} of {own.asked} answers"
     if own.share >= STRONG:
