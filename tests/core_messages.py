@@ -45,7 +45,7 @@ SAID: dict[str, set[str]] = {
     "training/base.py": {"warnings"},
     "training/preflight.py": {"_row_warnings", "_seconds", "_memory", "_with_model"},
     "training/defaults.py": {"choose", "following", "_length", "_dtype", "_hold", "_group"}
-    | {"_compile", "_batch", "_recompute", "_steps", "passes", "_stock"},
+    | {"_compile", "_batch", "_recompute", "_steps", "passes", "_stock", "_gpus"},
     "training/recipe.py": {"learning_rate"},
     "training/fit.py": {"length", "hold", "batch", "accumulation", "recompute"},
     "training/deepspeed.py": {"_ABOUT", "unavailable"},

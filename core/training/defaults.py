@@ -110,8 +110,10 @@ def _stock(model: catalog.ModelRef) -> tuple[str, str]:
 
 
 def _gpus(device: Device) -> tuple[int, str]:
-    if device.kind != "cuda" or device.count == 1:
-        return 1, "the only one" if device.kind == "cuda" else "no GPU was found"
+    if device.kind != "cuda":
+        return 1, "no GPU was found"
+    if device.count == 1:
+        return 1, "the only one"
     return device.count, "all of this machine; each takes its share of the rows of a step"
 
 

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.slow
 
 #: One run as different processes compute it: 6 rows a step, the same in each, one by one, so that
 #: each row weighs the same whatever process it falls to.
-STEPS, ACCUMULATION = 4, 3
+STEPS, ACCUMULATION = 12, 3
 SETTINGS = {
     "steps": STEPS,
     "warmup_steps": 1,
@@ -179,7 +179,7 @@ def test_a_checkpoint_of_several_files_is_whole_only_with_all_of_them(
 ) -> None:
     run: RunPaths = request.getfixturevalue(kind)
     found = checkpoints.scan(run.work, ACCUMULATION)
-    assert [(c.step, c.problem) for c in found] == [(2, ""), (4, "")]
+    assert [(c.step, c.problem) for c in found] == [(step, "") for step in range(2, STEPS + 1, 2)]
     folder = checkpoints.require_own(found[0].path)
     copy = tmp_path / "work"
     shutil.copytree(run.work, copy)

@@ -49,7 +49,9 @@ def in_samples(base: Path, model: Any, folder: Path, monkeypatch: pytest.MonkeyP
     hook = hooks.SampleHook(
         load_tokenizer(base), QUESTIONS, "", Due(interval=1, accumulation=1), folder / "samples"
     )
-    runner = SimpleNamespace(iter=0, max_iters=1, model=SimpleNamespace(llm=model.train()))
+    wrapper = torch.nn.Module()
+    wrapper.llm = model.train()
+    runner = SimpleNamespace(iter=0, max_iters=1, model=wrapper)
     seen: Answers = []
     real = decoding.replies
 

@@ -377,7 +377,7 @@ def test_config_that_is_no_object(base: Path, tmp_path: Path) -> None:
     [
         ("exclude_modules", 1), ("target_modules", {"q_proj": 1}), ("modules_to_save", "lm_head"),
         ("rank_pattern", {"q_proj": "8"}), ("alpha_pattern", [1]), ("layers_pattern", 5),
-        ("layers_to_transform", ["0"]), ("lora_alpha", 10**400), ("r", True), ("use_dora", "no"),
+        ("layers_to_transform", ["0"]), ("lora_alpha", "4"), ("r", True), ("use_dora", "no"),
         ("init_lora_weights", 3), ("base_model_name_or_path", ["x"]),
     ],
 )  # fmt: skip
