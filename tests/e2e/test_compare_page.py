@@ -334,6 +334,7 @@ def test_tabs_stand_in_the_address(compare: Compare) -> None:
     for name in ("Batch", "Scorecard"):
         compare.page.get_by_role("tab", name=name).click()
         compare.page.wait_for_url(f"**tab={name.lower()}*")
+        compare.page.locator("[data-test-script-state=notRunning]").wait_for()
     compare.page.go_back()
     compare.main.get_by_label("One prompt a line").wait_for()
     compare.page.go_back()
