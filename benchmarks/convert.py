@@ -28,6 +28,7 @@ def make_run(folder: Path, model: Path, rank: int) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
+    from core import seal
     from tests.fakes import tiny_models as tiny
 
     base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
@@ -41,6 +42,7 @@ def make_run(folder: Path, model: Path, rank: int) -> None:
     tiny.save_checkpoint(peft, folder / "work" / "iter_3.pth")
     tiny.save_config(folder / "config.py", model, r=rank, alpha=2 * rank, nf4=True)
     (folder / "spec.json").write_text("{}")
+    seal.seal(folder / "config.py")  # XTuner's engine runs it, so it must be a run's own
 
 
 def child(engine: str, folder: Path) -> None:
