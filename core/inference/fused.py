@@ -91,7 +91,7 @@ def unsupported(model: Any) -> str:
     if window and window < config.max_position_embeddings:
         return "sliding window"
     for layer in inner.model.layers:
-        for linear in itertools.chain(*_fused_groups(layer)):
+        for linear in itertools.chain(*linear_groups(layer)):
             if type(_base(linear)) is not torch.nn.Linear:
                 return f"quantized weights ({type(_base(linear)).__name__})"
             if any(getattr(linear, "lora_variant", {}).values()):
@@ -105,7 +105,7 @@ def _other_change(inner: Any) -> str:
     An adapter that replaces a few rows of the embedding gives the same logits as the base for
     most texts, so that ``agrees`` alone would not notice it.
     """
-    fused = {id(m) for layer in inner.model.layers for m in itertools.chain(*_fused_groups(layer))}
+    fused = {id(m) for layer in inner.model.layers for m in itertools.chain(*linear_groups(layer))}
     for name, module in inner.named_modules():
         if type(module).__module__.startswith("peft.") and id(module) not in fused:
             kind = type(module).__name__
@@ -129,7 +129,7 @@ def own_memory(model: Any) -> None:
     done: set[int] = set()
     if not unsupported(model):
         for layer in inner_model(model).model.layers:
-            for group in _fused_groups(layer):
+            for group in linear_groups(layer):
                 weights = [_base(linear).weight for linear in group]
                 if len(weights) > 1:
                     _joined(weights)
@@ -139,7 +139,7 @@ def own_memory(model: Any) -> None:
             parameter.data = parameter.data.clone()
 
 
-def _fused_groups(layer: Any) -> tuple[list[Any], list[Any], list[Any], list[Any]]:
+def linear_groups(layer: Any) -> tuple[list[Any], list[Any], list[Any], list[Any]]:
     """The linear layers that read the same input: q, k and v; output; gate and up; down."""
     attention, mlp = layer.self_attn, layer.mlp
     return (
@@ -160,7 +160,7 @@ def layers_of(model: Any) -> list[LayerWeights]:
 
 
 def _layer(layer: Any) -> LayerWeights:
-    qkv, out, gate_up, down = (_fuse(group) for group in _fused_groups(layer))
+    qkv, out, gate_up, down = (_fuse(group) for group in linear_groups(layer))
     attention = layer.self_attn
     q_norm, k_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
     return LayerWeights(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from core.inference.fused import inner_model, unlike_llama
+from core.inference.fused import inner_model, linear_groups, unlike_llama
 from core.training.step.layer import Layer, Rotary, forward
 from core.training.step.linear import Group, refresh, unlike
 from core.training.step.loss import LinearCrossEntropy
@@ -33,7 +33,7 @@ def unsupported(model: Any) -> str:
     if type(head) is not torch.nn.Linear or head.bias is not None:
         return f"output head {type(head).__name__}"
     for layer in inner.model.layers:
-        if reason := next(filter(None, map(unlike, _linears(layer))), ""):
+        if reason := next(filter(None, map(unlike, linear_groups(layer))), ""):
             return reason
     inside = sum(p.requires_grad for p in inner.model.layers.parameters())
     if inside != sum(p.requires_grad for p in model.parameters()):
@@ -120,22 +120,11 @@ class FusedStep:
         )
 
 
-def _linears(layer: Any) -> tuple[list[Any], list[Any], list[Any], list[Any]]:
-    """The linear layers that read one input: q, k and v; output; gate and up; down."""
-    attention, mlp = layer.self_attn, layer.mlp
-    return (
-        [attention.q_proj, attention.k_proj, attention.v_proj],
-        [attention.o_proj],
-        [mlp.gate_proj, mlp.up_proj],
-        [mlp.down_proj],
-    )
-
-
 def _layer(layer: Any, config: Any, dtype: torch.dtype, run: Pointwise) -> Layer:
     attention = layer.self_attn
     heads, kv_heads = int(config.num_attention_heads), int(config.num_key_value_heads)
     _norms_to(layer, dtype)
-    qkv, out, gate_up, down = (Group(linears, dtype) for linears in _linears(layer))
+    qkv, out, gate_up, down = (Group(linears, dtype) for linears in linear_groups(layer))
     head_norm = None
     if getattr(attention, "q_norm", None) is not None:
         head_norm = torch.cat(
