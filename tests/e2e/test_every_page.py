@@ -240,6 +240,8 @@ def _start_keeps_what_is_typed(visit: Visit) -> None:
     settled(visit.page)
     visit.press(visit.say("Run all"))
     visit.shown(visit.say(":red[Say who made it.]"))
+    visit.page.reload()
+    visit.drawn()
     visit.holds(visit.say("Name"), "Nora")
     assert sorted((visit.app.home / "runs").iterdir()) == before
 
