@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import streamlit as st
 
@@ -67,7 +67,10 @@ def _unfinished(run: Summary) -> bool:
 
 
 def _form() -> None:
-    choices = {"start_preset": _PRESETS, "start_pack": packs.all_packs()}
+    choices: dict[str, Collection[str]] = {
+        "start_preset": list(_PRESETS),
+        "start_pack": list(packs.all_packs()),
+    }
     typed.recall(FORM, {key: choices.get(key) for key in _KEYS})
     with st.container(border=True):
         st.subheader(t("Make a persona"))
