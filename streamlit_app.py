@@ -8,7 +8,7 @@ import streamlit as st
 from starlette.middleware import Middleware
 
 from pages._ui.shell import sidebar
-from pages._ui.shell.bootstrap import THROUGH_THE_APP, bootstrap, keep_address
+from pages._ui.shell.bootstrap import before_the_first_visit, bootstrap
 from pages._ui.shell.common import errors_shown
 from pages._ui.shell.headers import SafeHeaders
 from pages._ui.shell.navigation import pages_and_addresses
@@ -16,7 +16,6 @@ from pages._ui.shell.navigation import pages_and_addresses
 
 def draw() -> None:
     """The page that is asked for, and what stands beside every page."""
-    st.session_state[THROUGH_THE_APP] = True
     bootstrap()  # before navigation, whose icon the browser would fetch from the internet
     with errors_shown():  # a file that the disk refuses is a message, not the end of the page
         page = st.navigation(pages_and_addresses(), position="hidden")
@@ -28,5 +27,5 @@ def draw() -> None:
 if __name__ == "__main__":
     draw()
 else:
-    keep_address()
+    before_the_first_visit()
     app = st.App(__file__, middleware=[Middleware(SafeHeaders)])

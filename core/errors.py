@@ -31,9 +31,11 @@ class ErrorRecord(TypedDict, total=False):
 #: Environment variables that hold a secret, by their names.
 _SECRET = re.compile(
     r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|CREDS|BEARER|PRIVATE|COOKIE|WEBHOOK"
-    r"|CONNECTION_?STRING|(^|_)(PASS|PAT|AUTH|JWT|DSN)$|_PWD$",
+    r"|CONNECTION_?STRING|(^|_)(PASS|PAT|AUTH|JWT|DSN)$|_(PWD|LOGIN)$|(?<!DESKTOP)_SESSION$",
     re.IGNORECASE,
 )
+#: Beginnings of keys that their makers chose to be told by, whatever the variable is called.
+_KEY = re.compile(r"(sk-|gh[opsru]_|github_pat_|glpat-|hf_|xox[abeprs]-|AKIA|ASIA|eyJ)")
 #: The login in an address: of a proxy, a repository, a server.
 _LOGIN = re.compile(r"(?<=://)[^\s/@?#\"'<>]+(?=@)")
 
@@ -42,12 +44,15 @@ def redacted(text: str) -> str:
     """``text`` without the values of secret environment variables, and without logins in addresses.
 
     A server may echo the key that it refuses, and what it says ends in messages, logs and files:
-    as it is, or as addresses, JSON, HTML and headers write it. Values of fewer than eight
-    characters are no keys, and would tear words apart. Cut afterwards: half a key is a secret too.
+    as it is, in two bytes a character, or as addresses, JSON, HTML and headers write it. Values of
+    fewer than eight characters are no keys, and would tear words apart. Cut afterwards: half a key
+    is a secret too.
     """
     if not text:
         return text
-    secrets = {v for name, v in os.environ.items() if len(v) >= 8 and _SECRET.search(name)}
+    secrets = {
+        v for k, v in os.environ.items() if len(v) >= 8 and (_SECRET.search(k) or _KEY.match(v))
+    }
     for value in sorted(secrets, key=len, reverse=True):  # one may begin as another does
         for form in _forms(value):
             text = text.replace(form, "***")
@@ -57,13 +62,19 @@ def redacted(text: str) -> str:
 @lru_cache(maxsize=256)
 def _forms(value: str) -> tuple[str, ...]:
     """A secret as it is, and as others write it. The longest first: one may begin as another."""
+    base64 = b64encode(value.encode("utf-8", "surrogateescape")).decode()
+    wide = "\0".join(value)  # UTF-16, for a reader of one byte a character
+    return tuple(sorted({base64, *_written(value), *_written(wide)}, key=len, reverse=True))
+
+
+def _written(value: str) -> set[str]:
     in_json = json.dumps(value)[1:-1]
     escaped = re.sub("[<>&]", lambda found: f"\\u{ord(found[0]):04x}", in_json)  # as Go does
     in_address = [quote(value, safe=""), quote(value), quote_plus(value)]
     lower = [re.sub("%..", lambda found: found[0].lower(), form) for form in in_address]
-    base64 = b64encode(value.encode("utf-8", "surrogateescape")).decode()
-    forms = {value, in_json, in_json.replace("/", "\\/"), escaped, html.escape(value), base64}
-    return tuple(sorted({*forms, *in_address, *lower}, key=len, reverse=True))
+    in_python = repr(value)[1:-1]
+    plain = {value, in_json, in_json.replace("/", "\\/"), escaped, in_python, html.escape(value)}
+    return {*plain, *in_address, *lower}
 
 
 class UserError(Exception):

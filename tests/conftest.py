@@ -6,7 +6,9 @@ import gc
 import os
 import sys
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hypothesis import settings
@@ -75,6 +77,28 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PERSONA_HOME", str(home))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     return home
+
+
+@pytest.fixture(autouse=True)
+def main_module(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The main module is given back: an ``AppTest`` puts its script in that place.
+
+    While the script runs, a process that it starts would run it once more; not if the module is
+    called ``...__main__``, which multiprocessing leaves alone.
+    """
+    main = sys.modules["__main__"]
+    if testing := sys.modules.get("streamlit.testing.v1.local_script_runner"):
+        runner = testing.LocalScriptRunner
+        plain = runner._new_module
+
+        def new_module(self: object, name: str) -> ModuleType:
+            module: ModuleType = plain(self, name)
+            module.__spec__ = ModuleSpec(f"script.{name}", None)
+            return module
+
+        monkeypatch.setattr(runner, "_new_module", new_module)
+    yield
+    sys.modules["__main__"] = main
 
 
 @pytest.fixture(scope="session")

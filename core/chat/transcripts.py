@@ -6,7 +6,8 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pydantic import TypeAdapter
 from core import fsio, paths
 from core.chat.columns import Column
 from core.chat.dialogue import MessageDraft, Reply, Transcript, Turn
+from core.chat.votes import Ballot, ballots
 from core.errors import UserError, redacted
 from core.inference.settings import GREEDY, GenerationSettings
 
@@ -198,22 +200,48 @@ def _apply(transcript: Transcript, row: dict[str, Any]) -> None:
             transcript.draft = _DRAFT.validate_python(row["draft"])
 
 
-def list_chats(limit: int = 200) -> list[tuple[str, str, float, int]]:
-    """(id, title, time of last change, turns), newest first; what cannot be read says so."""
+@dataclass(frozen=True)
+class Listed:
+    """A conversation in a list: ``changed`` when, how many ``turns``, and its blind votes.
+
+    What cannot be read says so in its title.
+    """
+
+    id: str
+    title: str
+    changed: float
+    turns: int
+    votes: tuple[Ballot, ...] = ()
+
+
+def list_chats(limit: int = 200) -> list[Listed]:
+    """The conversations in which something was said, newest first.
+
+    A file is read again only if it has changed: pages ask at each redraw.
+    """
     folder = paths.chats_dir()
     if not folder.is_dir():
         return []
     # A dangling link has a time of its own. Names that are not ours are not our conversations.
-    times = {f: f.lstat().st_mtime for f in folder.glob("*.jsonl") if fsio.is_name(f.stem)}
-    found = []
-    for file in sorted(times, key=lambda f: times[f], reverse=True)[:limit]:
-        try:
-            transcript = read(file.stem)
-            if not transcript.empty:
-                found.append((file.stem, transcript.title, times[file], len(transcript.turns)))
-        except UserError as error:
-            found.append((file.stem, f"cannot be read: {error.why or error.what}", times[file], 0))
-    return found
+    known = {
+        f: f.stat() if f.exists() else f.lstat()
+        for f in folder.glob("*.jsonl")
+        if fsio.is_name(f.stem)
+    }
+    newest = sorted(known, key=lambda f: known[f].st_mtime_ns, reverse=True)[:limit]
+    found = (_listed(f, known[f].st_mtime_ns, known[f].st_size) for f in newest)
+    return [chat for chat in found if chat is not None]
+
+
+@lru_cache(maxsize=1000)
+def _listed(file: Path, changed_ns: int, _size: int) -> Listed | None:
+    changed = changed_ns / 1e9
+    try:
+        chat = read(file.stem)
+    except UserError as error:
+        return Listed(file.stem, f"cannot be read: {error.why or error.what}", changed, 0)
+    votes = tuple(ballots(chat))
+    return None if chat.empty else Listed(chat.id, chat.title, changed, len(chat.turns), votes)
 
 
 def delete(chat_id: str) -> None:

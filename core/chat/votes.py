@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -53,26 +54,33 @@ class Tally:
         return decided + self.ties + self.both_bad
 
 
-def tally(transcripts: Iterable[Transcript]) -> Tally:
-    """Count the votes by label over these conversations.
+@dataclass(frozen=True)
+class Ballot:
+    """A vote: the label of what was chosen, TIE or BOTH_BAD, and those of what was to choose."""
+
+    vote: str
+    among: tuple[str, ...]
+
+
+def ballots(transcript: Transcript) -> list[Ballot]:
+    """The votes of a conversation, by the labels of its columns."""
+    labels = {column.id: column.label for column in transcript.columns}
+    return [
+        Ballot(labels.get(t.vote, t.vote), tuple(labels.get(c, c) for c in t.replies))
+        for t in transcript.turns
+        if t.vote
+    ]
+
+
+def tally(cast: Iterable[Ballot]) -> Tally:
+    """Count the votes by label.
 
     Ties say nothing about who is better, so they are counted apart and not into the share.
     """
-    wins: dict[str, int] = {}
-    ties = bad = 0
-    for transcript in transcripts:
-        labels = {s.id: s.label for s in transcript.columns}
-        for turn in transcript.turns:
-            if not turn.vote:
-                continue
-            for column in turn.replies:
-                wins.setdefault(labels.get(column, column), 0)
-            if turn.vote == TIE:
-                ties += 1
-            elif turn.vote == BOTH_BAD:
-                bad += 1
-            else:
-                wins[labels.get(turn.vote, turn.vote)] += 1
+    given = list(cast)
+    votes = Counter(b.vote for b in given)
+    ties, bad = votes[TIE], votes[BOTH_BAD]
+    wins = {label: votes[label] for b in given for label in b.among}
     decided = sum(wins.values())
     ordered = sorted(wins.items(), key=lambda item: -item[1])
     return Tally([_standing(label, won, decided) for label, won in ordered], ties, bad)

@@ -1,4 +1,4 @@
-"""Unsaved work that survives a reload: edits of a dataset with undo, and the persona form.
+"""Unsaved work that survives a reload: edits of a dataset with undo, and what forms hold.
 
 Edits are an append-only log, one JSON line for each action, flushed to the disk before the page
 is drawn again. Undo and redo are lines of their own, so the history is never lost, two browser
@@ -212,21 +212,25 @@ def _read_log(path: Path) -> Iterable[dict[str, Any]]:
                 yield action
 
 
-def save_form(values: dict[str, Any]) -> None:
-    """Remember the persona form of the Dataset page; nothing is written if nothing changed."""
-    if values != load_form():
-        write_json(_form_path(), {"schema": 1, "values": values})
+def save_form(values: dict[str, Any], of: str = "persona") -> None:
+    """Remember what a form holds; nothing is written if nothing changed.
+
+    Args:
+        of: which form: ``persona`` of the Dataset page, or one that ``pages`` names.
+    """
+    if values != load_form(of):
+        write_json(_form_path(of), {"schema": 1, "values": values})
 
 
-def load_form() -> dict[str, Any]:
+def load_form(of: str = "persona") -> dict[str, Any]:
     """The remembered form; empty if there is none or it cannot be read."""
     try:
-        record = read_json(_form_path())
+        record = read_json(_form_path(of))
     except UserError:
         return {}
     values = record.get("values") if isinstance(record, dict) else None
     return values if isinstance(values, dict) and record.get("schema") == 1 else {}
 
 
-def _form_path() -> Path:
-    return paths.drafts_dir() / "persona-form.json"
+def _form_path(of: str) -> Path:
+    return paths.drafts_dir() / f"{of}-form.json"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from streamlit.testing.v1 import AppTest
 
 from core.jobs import api
-from core.paths import REPO
+from core.paths import REPO, RunPaths
 from tests.unit.test_projects import whole_way
 
 
@@ -33,6 +34,32 @@ def test_an_empty_name_is_said_under_its_field_and_the_page_stays(workspace: Pat
     assert not app.error
     assert app.button(key="start_run") is not None
     assert api.list_runs() == []
+
+
+def test_what_is_typed_stays_after_a_reload_and_is_on_the_dataset_page(workspace: Path) -> None:
+    app = page()
+    app.text_input(key="start_name").set_value("Nora").run()
+    app.text_input(key="start_maker").set_value("Hill Works").run()
+    app.button_group(key="start_preset").set_value("quick").run()
+    again = page()  # another session, as a reload is
+    assert again.text_input(key="start_name").value == "Nora"
+    assert again.text_input(key="start_maker").value == "Hill Works"
+    assert again.button_group(key="start_preset").value == "quick"
+    form = AppTest.from_file(str(REPO / "pages" / "1_Dataset.py"), default_timeout=120).run()
+    assert form.text_input(key="own-name-en").value == "Nora"
+    form.text_input(key="own-name-en").set_value("Ada").run()
+    assert form.run().text_input(key="own-name-en").value == "Ada"
+
+
+def test_who_was_made_is_not_typed_into_the_next_form(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "launch", lambda spec, name: RunPaths(workspace / "runs" / name))
+    app = page()
+    app.text_input(key="start_name").set_value("Nora")
+    app.text_input(key="start_maker").set_value("Hill Works")
+    app.button(key="start_run").click().run()
+    assert page(new="1").text_input(key="start_name").value == ""
 
 
 def test_each_preset_tells_its_time(workspace: Path) -> None:

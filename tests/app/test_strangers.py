@@ -23,9 +23,8 @@ PAGES = ["1_Dataset", "2_Train", "3_Merge", "4_Compare"]
 def a_page() -> None:
     import streamlit as st
 
-    from pages._ui.shell.bootstrap import THROUGH_THE_APP, bootstrap
+    from pages._ui.shell.bootstrap import bootstrap
 
-    st.session_state[THROUGH_THE_APP] = True
     bootstrap()
     st.write("inside")
 

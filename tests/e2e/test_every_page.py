@@ -19,7 +19,7 @@ from core.language.translations import translate
 from core.models import bundled
 from tests.app.test_train_page import ended
 from tests.e2e.test_newcomer import tiny_as_bundled
-from tests.fakes.chromium import screenshot, settled
+from tests.fakes.chromium import nothing_over, screenshot, settled
 from tests.fakes.streamlit_server import StreamlitServer
 from tests.fakes.trained_run import make_run
 from tests.faults.support import until
@@ -150,9 +150,9 @@ class Visit:
         self.drawn()
 
     def drawn(self) -> None:
-        """The page is there, without an exception, and no wider than the window."""
+        """The page is there, nothing before it, no exception, and no wider than the window."""
         self.page.get_by_test_id("stMainBlockContainer").get_by_role("heading").first.wait_for()
-        settled(self.page)
+        nothing_over(self.page)
         until(lambda: self.page.get_by_test_id("stSkeleton").count() == 0, 60)
         assert self.page.get_by_test_id("stException").count() == 0
         assert self.page.evaluate(SIDEWAYS) <= 1, self.page.url
@@ -240,6 +240,8 @@ def _start_keeps_what_is_typed(visit: Visit) -> None:
     settled(visit.page)
     visit.press(visit.say("Run all"))
     visit.shown(visit.say(":red[Say who made it.]"))
+    visit.page.reload()
+    visit.drawn()
     visit.holds(visit.say("Name"), "Nora")
     assert sorted((visit.app.home / "runs").iterdir()) == before
 

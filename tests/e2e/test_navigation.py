@@ -8,25 +8,34 @@ from typing import Any
 
 import pytest
 
+from tests.fakes.chromium import nothing_over
 from tests.fakes.streamlit_server import StreamlitServer
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 _SLOW = 120_000  # ms
 
 
+@pytest.mark.parametrize(
+    "address", ["Merge?merge=x", "merge?merge=x", "compare"], ids=["ours", "small", "bare"]
+)
 def test_a_bookmark_opened_first_has_the_menu_and_keeps_its_address(
-    workspace: Path, chromium: Any
+    workspace: Path, chromium: Any, address: str
 ) -> None:
+    path, _, query = address.partition("?")
     with StreamlitServer(workspace) as server:
         page = chromium.new_page()
         page.set_default_timeout(_SLOW)
-        page.goto(f"{server.url}/Merge?merge=x")
-        page.get_by_role("heading", name="Merge").wait_for()
+        page.goto(f"{server.url}/{address}")
+        page.get_by_role("heading", name=path.capitalize(), exact=True).wait_for()
         links = page.get_by_test_id("stSidebar").get_by_test_id("stPageLink-NavLink")
         links.filter(has_text="Compare").wait_for()
         names = [text.splitlines()[-1] for text in links.all_inner_texts()]
         assert names == ["Start", "Dataset", "Train", "Merge", "Compare"]
-        assert page.url.endswith("/Merge?merge=x")
+        assert page.url == f"{server.url}/{path.capitalize()}{'?' if query else ''}{query}"
+        nothing_over(page)
+        page.reload()
+        page.get_by_role("heading", name=path.capitalize(), exact=True).wait_for()
+        nothing_over(page)
         page.close()
 
 
@@ -47,7 +56,10 @@ def url(tmp_path_factory: pytest.TempPathFactory, chromium: Any) -> Iterator[str
     [
         ("Dataset", "Dataset", "/Dataset"),
         ("dataset", "Dataset", "/Dataset"),
-        ("start", "Persona Workbench", "/"),
+        ("train", "Train", "/Train"),
+        ("compare?tab=batch", "Compare", "/Compare?tab=batch"),
+        ("Start", "Persona Workbench", "/"),
+        ("start?new=1", "Persona Workbench", "/?new=1"),
         ("merge?merge=x", "Merge", "merge=x"),
     ],
 )
@@ -59,7 +71,7 @@ def test_other_spellings_of_an_address_open_the_page(
     page.goto(f"{url}/{address}")
     page.wait_for_url(f"**{ends}")
     page.get_by_role("heading", name=heading).wait_for()
-    assert page.get_by_text("Page not found").count() == 0
+    nothing_over(page)
     links = page.get_by_test_id("stSidebar").get_by_test_id("stPageLink-NavLink")
     links.nth(4).wait_for()
     assert links.count() == 5

@@ -44,3 +44,10 @@ def settled(page: Any) -> None:
     """Wait until the script has run to its end, so that nothing drawn is stale."""
     page.wait_for_timeout(500)  # what was pressed has to reach the server first
     page.locator('[data-testid="stApp"][data-test-script-state="notRunning"]').wait_for()
+
+
+def nothing_over(page: Any) -> None:
+    """No dialog stands over a page that has been drawn, as "Page not found" would."""
+    settled(page)
+    dialogs = page.get_by_role("dialog")
+    assert dialogs.count() == 0, f"{page.url}: {dialogs.all_inner_texts()}"

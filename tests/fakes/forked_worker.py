@@ -10,11 +10,10 @@ import multiprocessing
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any, TextIO
 
 _FORKS = multiprocessing.get_context("forkserver")
@@ -35,17 +34,6 @@ def _work(stdin: Connection, stdout: Connection, log: str, cwd: str, env: dict[s
     worker.main()
 
 
-@contextmanager
-def _no_main() -> Iterator[None]:
-    """A new process would run the main module again; an ``AppTest`` leaves a script as that."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-
-
 class ForkedWorker:
     """What ``WorkerClient`` uses of ``subprocess.Popen``."""
 
@@ -58,8 +46,7 @@ class ForkedWorker:
         self._process = _FORKS.Process(
             target=_work, args=(reads, writes, stderr.name, str(cwd), dict(env)), daemon=True
         )
-        with _no_main():
-            self._process.start()
+        self._process.start()
         reads.close()
         writes.close()
         self.pid = self._process.pid

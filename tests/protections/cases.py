@@ -207,7 +207,7 @@ PROTECTIONS = [
                "send(message)\n\n        await self._app(scope, receive, with_headers if", "send(message)\n\n        await self._app(scope, receive, send if",
                "tests/e2e/test_headers.py::test_a_page_fetches_nothing_from_elsewhere_and_works"),
     Protection("27 nobody is asked for our address", "streamlit_app.py",
-               "    keep_address()\n", "",
+               "    before_the_first_visit()\n", "",
                "tests/app/test_strangers.py::test_nobody_is_asked_for_our_address"),
     Protection("size: uploads are given back", "pages/_ui/shell/uploads.py",
                "            manager.remove_file(session, file_id)", "            pass",

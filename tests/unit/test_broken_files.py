@@ -144,11 +144,11 @@ def test_broken_conversations_are_listed_and_deleted() -> None:
     (paths.chats_dir() / "dangling.jsonl").symlink_to("/nowhere")
     (paths.chats_dir() / f"{'Not ours'}.jsonl").write_text("x")
     (paths.chats_dir() / "deep.jsonl").write_text(DEEP + "\n")
-    listed = {row[0] for row in transcripts.list_chats()}
+    listed = {row.id for row in transcripts.list_chats()}
     assert listed == {good.id, *bad, "dangling", "deep"}
     for name in [*bad, "dangling", "deep"]:
         transcripts.delete(name)
-    assert [row[0] for row in transcripts.list_chats()] == [good.id]
+    assert [row.id for row in transcripts.list_chats()] == [good.id]
 
 
 def test_a_reply_with_a_key_of_another_version_is_read() -> None:

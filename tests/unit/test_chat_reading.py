@@ -97,7 +97,8 @@ def voted(*choices: str) -> Transcript:
 
 
 def test_tally_with_its_interval() -> None:
-    tally = votes.tally([voted("b", "b", "a", "tie"), voted("b", "both_bad", "")])
+    chats = [voted("b", "b", "a", "tie"), voted("b", "both_bad", "")]
+    tally = votes.tally(ballot for chat in chats for ballot in votes.ballots(chat))
     assert (tally.total, tally.ties, tally.both_bad) == (6, 1, 1)
     best = tally.standings[0]
     assert (best.label, best.wins, best.decided) == ("Luna", 3, 4)
@@ -107,7 +108,7 @@ def test_tally_with_its_interval() -> None:
 
 
 def test_ties_alone_decide_nothing() -> None:
-    tally = votes.tally([voted("tie")])
+    tally = votes.tally(votes.ballots(voted("tie")))
     assert tally.standings[0].share is None
 
 

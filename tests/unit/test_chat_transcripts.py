@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from core.chat import export, transcripts
+from core.chat import export, transcripts, votes
 from core.chat.columns import Column
 from core.chat.dialogue import MessageDraft, Reply, Turn
 from core.errors import UserError
@@ -37,7 +37,24 @@ def test_reading_gives_what_was_written() -> None:
     transcripts.configure(chat, COLUMNS[:1], "Other.", GenerationSettings(0.5))
     assert transcripts.read(chat.id) == chat
     assert [t.prompt for t in chat.turns] == ["one", "two\nlines ✓", "again"]
-    assert transcripts.list_chats()[0][:2] == (chat.id, "one")
+    assert next((c.id, c.title) for c in transcripts.list_chats()) == (chat.id, "one")
+
+
+def test_a_list_reads_only_what_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its votes; pages ask for it at each redraw, and conversations may be long."""
+    chats = [transcripts.create(COLUMNS) for _ in range(3)]
+    for chat in chats:
+        transcripts.add_turn(chat, turn("one"))
+    before = transcripts.list_chats()
+    opened: list[str] = []
+    plain = transcripts.read
+    monkeypatch.setattr(transcripts, "read", lambda name: opened.append(name) or plain(name))
+    assert transcripts.list_chats() == before and opened == []
+    transcripts.set_vote(chats[1], 0, "b")
+    listed = {chat.id: chat.votes for chat in transcripts.list_chats()}
+    assert opened == [chats[1].id]
+    assert listed == {chat.id: tuple(votes.ballots(chat)) for chat in chats}
+    assert votes.tally(listed[chats[1].id]).standings[0].label == "Prompted"
 
 
 def test_each_column_remembers_only_itself() -> None:
@@ -103,7 +120,7 @@ def test_a_message_that_waits_is_kept_until_it_is_said() -> None:
     assert transcripts.list_chats() == [], "nothing was said in it"
     transcripts.set_draft(chat, MessageDraft("Who?", 0))
     assert transcripts.read(chat.id).draft == MessageDraft("Who?", 0)
-    assert transcripts.list_chats()[0][1] == "Who?"
+    assert transcripts.list_chats()[0].title == "Who?"
     transcripts.save_partial(chat, turn("Who?"))
     assert transcripts.read(chat.id).draft is None
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import time
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -224,8 +222,6 @@ def test_two_gpus_give_what_one_gives(
     alone = sweep.sweep(run, dataset, str(tiny_llama), SMOKE)
     replies = (run.root / "sweep_replies.jsonl").read_bytes()
     monkeypatch.setattr(device, "cards", lambda: ["4", "6"])
-    # A worker runs the main module again; an AppTest before this leaves a script as that.
-    monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))
     shutil.rmtree(paths.cache_dir() / "evaluation")
     stages: list[str] = []
     both = sweep.sweep(

@@ -102,7 +102,7 @@ def test_runs_are_listed_and_deleted(put: Put) -> None:
 @odd
 def test_other_lists(put: Put) -> None:
     instead(paths.chats_dir() / "odd.jsonl", put)
-    assert [row[0] for row in transcripts.list_chats()] == ["odd"]
+    assert [row.id for row in transcripts.list_chats()] == ["odd"]
     with pytest.raises(UserError):
         transcripts.read("odd")
     transcripts.delete("odd")

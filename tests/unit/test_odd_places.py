@@ -90,7 +90,7 @@ def test_a_conversation_in_whose_place_is_a_pipe(workspace: Path) -> None:
     paths.chats_dir().mkdir(parents=True, exist_ok=True)
     os.mkfifo(paths.chats_dir() / "odd.jsonl")
     assert projects.overview().projects == ()
-    assert "cannot be read" in transcripts.list_chats()[0][1]
+    assert "cannot be read" in transcripts.list_chats()[0].title
 
 
 SIDE = {"id": "a", "kind": "base", "label": "Base", "model": "bundled"}

@@ -118,8 +118,8 @@ def test_transcripts_and_votes(prompt: str, reply: str, system: str) -> None:
     transcripts.add_turn(chat, turn)
     transcripts.set_vote(chat, 0, "a")
     assert transcripts.read(chat.id) == chat
-    assert chat.id in [listed[0] for listed in transcripts.list_chats()]
-    assert votes.tally([transcripts.read(chat.id)]) == votes.tally([chat])
+    assert chat.id in [listed.id for listed in transcripts.list_chats()]
+    assert votes.ballots(transcripts.read(chat.id)) == votes.ballots(chat)
     transcripts.delete(chat.id)
 
 

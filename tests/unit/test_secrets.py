@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import quote
 
 import pytest
 
@@ -37,13 +39,36 @@ def holding(folder: Path, text: str) -> list[Path]:
     "name",
     [
         "X_KEY", "HF_TOKEN", "DB_PASS", "GITHUB_PAT", "REGISTRY_AUTH", "MYSQL_PWD", "JWT",
-        "X_CREDS",
+        "X_CREDS", "AWS_SESSION", "REGISTRY_LOGIN",
         "AZURE_STORAGE_CONNECTION_STRING", "SLACK_WEBHOOK_URL", "SESSION_COOKIE", "SENTRY_DSN",
     ],
 )  # fmt: skip
 def test_what_is_a_secret(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, KEY)
     assert redacted(f"a {KEY} b") == "a *** b"
+
+
+@pytest.mark.parametrize(("name", "value"), [("DESKTOP_SESSION", "gnome-classic"), ("LOGIN", "x")])
+def test_what_is_none(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, value)
+    assert redacted(f"a {value} b") == f"a {value} b"
+
+
+@pytest.mark.parametrize("value", ["ghp_0123456789", "sk-0123456789", "eyJhbGciOiJIUzI1NiJ9.e30"])
+def test_a_key_is_told_by_its_beginning(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("X_ACCOUNT", value)
+    assert redacted(f"a {value} b") == "a *** b"
+
+
+def test_in_two_bytes_a_character(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a reader of UTF-8 or Latin-1 sees UTF-16, and as that is printed and kept."""
+    monkeypatch.setenv("X_KEY", KEY)
+    for encoding in ("utf-16-le", "utf-16-be"):
+        body = f"no: {KEY}!".encode(encoding)
+        read = body.decode("latin-1")
+        for text in (read, repr(body), json.dumps(read), quote(body)):
+            assert "***" in redacted(text)
+            assert "canary" not in re.sub(r"\0|\\x00|\\u0000|%00", "", redacted(text)), text
 
 
 def test_in_every_form(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from pages._ui.compare import columns as compare_columns
 from pages._ui.compare import state, waiting
 from pages._ui.compare.state import Setup
 from pages._ui.compare.turns import VIEWS, View, shown, stats
-from pages._ui.shell import words
+from pages._ui.shell import typed, words
 from pages._ui.shell.common import errors_shown, show_error
 from pages._ui.shell.language import N_, from_core, number, percent, t, time_left, tn
 
@@ -25,6 +25,7 @@ _SOURCES: dict[Source, str] = {
     "pack": N_("A set of questions"),
     "file": N_("A file"),
 }
+_TYPED = "compare_batch_typed"
 #: Rows drawn at once; a page of a thousand replies would be slow to scroll.
 _PAGE = 20
 
@@ -54,13 +55,15 @@ def draw(setup: Setup) -> None:
 
 
 def _typed() -> list[str]:
+    typed.recall("batch", {_TYPED: None})
     text = st.text_area(
         t("One prompt a line"),
-        key="compare_batch_typed",
+        key=_TYPED,
         height=140,
         placeholder=f"{t('Who are you?')}\n{t('Who made you?')}",
         persist_state="session",
     )
+    typed.keep("batch", [_TYPED])
     return _parsed(text.encode(), t("what was typed")) if text.strip() else []
 
 

@@ -8,6 +8,8 @@ from core.chat import transcripts, votes
 from core.chat.dialogue import Transcript
 from core.chat.export import FORMATS
 from core.chat.render import safe_markdown
+from core.chat.transcripts import Listed
+from core.chat.votes import Tally
 from core.errors import UserError
 from pages._ui.compare import columns as compare_columns
 from pages._ui.compare import state
@@ -24,8 +26,8 @@ def draw() -> None:
             icon=":material/forum:",
         )
         return
-    _votes([chat[0] for chat in chats])
-    by_id = {chat[0]: chat for chat in chats}
+    _votes(votes.tally(vote for chat in chats for vote in chat.votes))
+    by_id = {chat.id: chat for chat in chats}
     opened = st.query_params.get("chat", "")
     chosen = st.selectbox(
         t("Conversation"),
@@ -43,9 +45,9 @@ def draw() -> None:
         _one(transcript)
 
 
-def _label(chat: tuple[str, str, float, int]) -> str:
-    _, title, changed, turns = chat
-    return f"{moment(changed)} · {title} · {tn('{n} turn', '{n} turns', turns)}"
+def _label(chat: Listed) -> str:
+    turns = tn("{n} turn", "{n} turns", chat.turns)
+    return f"{moment(chat.changed)} · {chat.title} · {turns}"
 
 
 def _one(transcript: Transcript) -> None:
@@ -83,14 +85,7 @@ def _delete(name: str) -> None:
         state.forget(name)
 
 
-def _votes(ids: list[str]) -> None:
-    opened = []
-    for name in ids:
-        try:
-            opened.append(transcripts.read(name))
-        except UserError:
-            continue
-    tally = votes.tally(opened)
+def _votes(tally: Tally) -> None:
     if not tally.total:
         return
     st.subheader(t("Blind votes"))

@@ -19,6 +19,8 @@ from pages._ui.shell import current, model_picker
 from pages._ui.shell.common import errors_shown
 from pages._ui.shell.language import N_, listed, t
 from pages._ui.shell.words import language_name, pack_title, slot_name
+from pages._ui.start.make import FORM as START
+from pages._ui.start.make import WHO
 
 #: Text longer than this gets a box of several lines.
 _LONG = 60
@@ -45,6 +47,7 @@ def draw() -> None:
         if persona is None:
             dataset_pack.editor(pack)
             return
+        _from_start(form, persona)
         locales = _model_and_locales(form)
         usable = [loc for loc in persona.locales if loc in locales]
         slots, empty = _slots(form, pack, persona, usable or persona.locales)
@@ -92,6 +95,20 @@ def _follow(form: dict[str, Any]) -> None:
     form["own"] = {k: v for k, v in given.items() if k.partition(".")[0] in _OWN}
     form.setdefault("slots", {})[pack] = {k: v for k, v in given.items() if k not in form["own"]}
     for key in [k for k in st.session_state if str(k).startswith(("own-", f"slot-{pack}-"))]:
+        del st.session_state[key]
+
+
+def _from_start(form: dict[str, Any], persona: Persona) -> None:
+    """Who was typed on the Start page since this form was last seen."""
+    kept = drafts.load_form(START)
+    who = {slot: str(kept[key]).strip() for slot, key in WHO.items() if kept.get(key)}
+    if not who or who == form.get("from_start"):
+        return
+    form["from_start"] = who
+    form.setdefault("own", {}).update(
+        {f"{slot}.{locale}": text for slot, text in who.items() for locale in persona.locales}
+    )
+    for key in [k for k in st.session_state if str(k).startswith("own-")]:
         del st.session_state[key]
 
 

@@ -18,14 +18,11 @@ from pages._ui.shell.running import APP, title
 
 #: A file of ours: for a Material icon here the browser would ask a font server on the internet.
 _ICON = Path(__file__).with_name("icon.svg")
-#: Set by streamlit_app.py in every session that it has drawn.
-THROUGH_THE_APP = "through_the_app"
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
 def bootstrap() -> None:
     """Page settings, the workspace folders, and a refusal to serve strangers."""
-    _through_the_app()
     st.set_page_config(page_title=APP, page_icon=str(_ICON), layout="wide")
     try:
         for place in (paths.datasets_dir, paths.runs_dir, paths.chats_dir, paths.cache_dir):
@@ -51,9 +48,16 @@ def bootstrap() -> None:
     st.set_page_config(page_title=title(seen()))
 
 
-def keep_address() -> None:
-    """Streamlit asks a server on the internet for our address when a foreign origin knocks."""
+def before_the_first_visit() -> None:
+    """What Streamlit has no setting for, set when the server starts.
+
+    It asks a server on the internet for our address when a foreign origin knocks. And it takes a
+    folder called pages for the navigation until st.navigation has been called once in the
+    server's life: an address that is the first to be opened would find a menu of file names, or
+    "Page not found" if it is written as only our navigation knows it (``/compare``).
+    """
     net_util.get_external_ip = lambda: None
+    PagesManager.uses_pages_directory = False
 
 
 def _open_to_strangers() -> str:
@@ -73,17 +77,3 @@ def _open_to_strangers() -> str:
         "PERSONA_ALLOW_REMOTE=1 behind a proxy that asks for a login.",
         why=why,
     )
-
-
-def _through_the_app() -> None:
-    """Make a page that was opened by its own address run under streamlit_app.py.
-
-    Streamlit takes a folder called pages for the navigation until st.navigation has been called
-    once in the server's life. A bookmark that is the first thing opened after a start would show
-    a menu of file names, with an entry "streamlit app". Streamlit has no setting for this. A
-    session that has been through the app stays as it is: a rerun here would lose a click (AppTest
-    forgets the navigation at every run).
-    """
-    if PagesManager.uses_pages_directory and THROUGH_THE_APP not in st.session_state:
-        PagesManager.uses_pages_directory = False
-        st.rerun()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import streamlit as st
 
@@ -13,7 +13,7 @@ from core.paths import RunPaths
 from core.persona import packs
 from core.pipeline import presets
 from core.pipeline.tune_job import Spec
-from pages._ui.shell import current, model_picker
+from pages._ui.shell import current, model_picker, typed
 from pages._ui.shell.common import device, errors_shown, model_libraries
 from pages._ui.shell.language import N_, from_core, t
 from pages._ui.shell.words import pack_title
@@ -33,6 +33,10 @@ _ABOUT: dict[presets.Name, str] = {
 #: What "Try the example" makes.
 _EXAMPLE = ("Luna", "Riverside Lab")
 _EVERY = 1.0
+#: The form among those that are remembered; who it is, and all of it.
+FORM = "start"
+WHO = {"name": "start_name", "author": "start_maker"}
+_KEYS = (*WHO.values(), "start_preset", "start_pack", "start_model")
 
 
 def draw() -> None:
@@ -63,6 +67,11 @@ def _unfinished(run: Summary) -> bool:
 
 
 def _form() -> None:
+    choices: dict[str, Collection[str]] = {
+        "start_preset": list(_PRESETS),
+        "start_pack": list(packs.all_packs()),
+    }
+    typed.recall(FORM, {key: choices.get(key) for key in _KEYS})
     with st.container(border=True):
         st.subheader(t("Make a persona"))
         with st.container(horizontal=True, vertical_alignment="top"):
@@ -96,6 +105,7 @@ def _form() -> None:
                 "pages/1_Dataset.py", label=t("Step by step instead"),
                 icon=":material/arrow_forward:",
             )  # fmt: skip
+        typed.keep(FORM, _KEYS)
         if example:
             _start(_EXAMPLE, preset, _PACK, "bundled")
         elif pressed and model:
@@ -153,5 +163,7 @@ def _start(who: tuple[str, str], preset: presets.Name, pack: str, model: str) ->
             run = api.launch(Spec(spec=spec), name=who[0]).root.name
         except api.AlreadyStarted as already:
             run = already.run
+        if who != _EXAMPLE:
+            typed.forget(FORM, WHO.values())
         current.choose(all=run)
         st.rerun()
