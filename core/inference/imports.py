@@ -5,12 +5,10 @@ from __future__ import annotations
 
 def ready() -> None:
     """Import it: for the base, for an adapter on it, for replies and for distributions."""
-    import peft
-    import transformers
+    import peft  # noqa: F401
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 
-    from core.inference import decoding, scoring
+    from core.inference import decoding, scoring  # noqa: F401
     from core.models import internlm2
 
     internlm2.register()
-    assert peft and transformers.AutoModelForCausalLM and transformers.AutoTokenizer
-    assert decoding and scoring

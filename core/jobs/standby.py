@@ -43,7 +43,7 @@ class Standby:
                 [sys.executable, "-m", "core.jobs.supervisor", WAIT, kind, self.mark],
                 cwd=REPO,
                 env=env,
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
@@ -99,13 +99,13 @@ class WaitingChild:
     def __init__(self, kind: str, mark: str) -> None:
         self.secret = secrets.token_hex(16)
         self._socket, theirs = socket.socketpair()
-        env = processes.job_environment(mark) | {records.SECRET: self.secret}
+        env = {**processes.job_environment(mark), str(records.SECRET): self.secret}
         with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "core.jobs.child", WAIT, kind],
                 cwd=REPO,
                 env=env,
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
