@@ -50,6 +50,9 @@ OPENINGS = {
 #: Tokens drawn for a prompt. The bundled model's own prompts run on (7 of 8 beyond 40 tokens), so
 #: one that has not ended is cut after its last whole sentence: nothing is learned from user turns.
 MAX_PROMPT_TOKENS = 32
+#: So many replies are judged before a base is given up, and so few of a hundred must be usable. Of
+#: the bundled model's and a real 0.5B's most are; a random model gives none.
+JUDGED, FEWEST = 96, 5
 #: Part of the cache key, with the prompts; raise it when the filters change.
 RECIPE = 7
 
@@ -128,6 +131,10 @@ def shares(n: int, locales: Sequence[str]) -> dict[str, int]:
     return {locale: each + (i < over) for i, locale in enumerate(locales)}
 
 
+def _counted(rejected: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason} {count}" for reason, count in rejected.items())
+
+
 def own_prompts(locale: str) -> list[str]:
     """Our list of everyday prompts for a locale (empty if we have none)."""
     path = PROMPTS / f"general_{locale}.txt"
@@ -154,6 +161,9 @@ class _Maker:
         self._progress = _Overall(on_progress)
         self._rejected: Counter[str] = Counter()
         self._result = Rehearsal()
+        self._kept = 0
+        #: Usable prompts of those drawn last, by language.
+        self._share_drawn: dict[str, float] = {}
 
     def make(self, n: int, near_miss: Mapping[str, Sequence[str]]) -> Rehearsal:
         rng = Random(f"rehearsal/{self._seed}")
@@ -177,11 +187,14 @@ class _Maker:
     def _general(
         self, pool: list[str], locale: str, wanted: int, rng: Random
     ) -> list[Conversation]:
-        """General rows of one language; more prompts are drawn while there are too few."""
+        """General rows of one language; more prompts are drawn while there are too few.
+
+        A base that wrote hardly a prompt of all that were drawn before is asked for no more.
+        """
         rows = self._answer(pool, "rehearsal", locale, wanted)
         for extra in range(1, 7):
             missing = wanted - len(rows)
-            if missing <= 0:
+            if missing <= 0 or self._share_drawn[locale] * 100 < FEWEST:
                 break
             self._progress.expect(missing * 4 + 16)
             more = self._pool([], self._draw(missing * 3 + 16, locale, extra), rng)
@@ -236,6 +249,7 @@ class _Maker:
                 self._rejected[f"prompt: {reason}"] += 1
             else:
                 prompts.append(text)
+        self._share_drawn[locale] = len(prompts) / max(1, count)
         return prompts
 
     def _answer(
@@ -296,7 +310,21 @@ class _Maker:
                     cut=cut,
                 )
             )
+        self._kept += len(rows)
+        self._require_sense()
         return rows
+
+    def _require_sense(self) -> None:
+        """Raise UserError if almost nothing of what the base said by now can be used."""
+        asked = self._result.replies_made
+        if asked >= JUDGED and self._kept * 100 < asked * FEWEST:
+            raise UserError(
+                f"the model says almost nothing that can be used: {self._kept} of its first "
+                f"{asked} replies",
+                why=f"dropped: {_counted(self._rejected)}",
+                fix="choose a model that answers questions, or build without its replies: both "
+                "ratios 0 (--rehearsal-ratio 0 --near-miss-ratio 0)",
+            )
 
 
 class _Overall:
@@ -343,10 +371,9 @@ def require_rows(result: Rehearsal, wanted: int, locales: Sequence[str]) -> None
     made = Counter(r.locale for r in result.rows if r.kind == "rehearsal")
     for locale, share in shares(wanted, locales).items():
         if made[locale] * 2 < share:
-            why = ", ".join(f"{reason} {count}" for reason, count in result.rejected.items())
             raise UserError(
                 f"the model gave {made[locale]} usable rehearsal replies of {share} wanted in "
                 f"{locale!r}",
-                why=f"dropped: {why}",
+                why=f"dropped: {_counted(result.rejected)}",
                 fix="allow longer replies, ask for fewer rows, or leave this language out",
             )

@@ -240,6 +240,51 @@ def test_drawn_prompts_come_in_each_language(scripted: Scripted, tiny_llama: Pat
     assert len(drawn) > 20 and all(p.startswith(openings) for p in drawn)
 
 
+def test_a_base_that_talks_nonsense_is_given_up_early(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A random model: it went on through 7,000 prompts before. What the message says helps."""
+    asked: Counter[str] = Counter()
+    plain = {name: getattr(decoding, name) for name in ("replies", "continuations")}
+
+    def counting(name: str) -> Any:
+        def call(voice: Any, prompts: Sequence[Any], *rest: Any, **more: Any) -> list[Decoded]:
+            asked[name] += len(prompts)
+            return list(plain[name](voice, prompts, *rest, **more))
+
+        return call
+
+    for name in plain:
+        monkeypatch.setattr(decoding, name, counting(name))
+    spec = DatasetSpec(
+        persona_path=ASSISTANT, model=str(tiny_llama), locales=["en"], rehearsal_ratio=1.0
+    )
+    with pytest.raises(UserError, match="almost nothing that can be used: 0 of its first") as told:
+        build_dataset(spec, tmp_path / "first")
+    assert "reply: empty" in told.value.why
+    assert asked["replies"] + asked["continuations"] < 600, asked
+    assert "--rehearsal-ratio 0 --near-miss-ratio 0" in told.value.fix
+    without = spec.changed(rehearsal_ratio=0.0, near_miss_ratio=0.0)
+    assert build_dataset(without, tmp_path / "second").train.is_file()
+
+
+def test_a_base_that_writes_no_prompt_is_asked_for_no_more(
+    scripted: Scripted, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = Counter[str]()
+
+    def nothing(voice: Any, prompts: Sequence[Any], *rest: Any, **more: Any) -> list[Decoded]:
+        drawn["prompts"] += len(prompts)
+        return [Decoded("and so on", [1], "length") for _ in prompts]
+
+    monkeypatch.setattr(decoding, "continuations", nothing)
+    made = rehearsal.rehearse(
+        resolve(str(tiny_llama)), rehearsal.Wanted(1400, seed=0, max_new_tokens=40)
+    )
+    assert len(made.rows) >= 600, "our own list"
+    assert drawn["prompts"] == round(1400 * rehearsal.DRAWN * 1.6) + 8
+
+
 def test_too_few_rows_are_an_error_with_the_reasons() -> None:
     made = rehearsal.Rehearsal(rejected={"reply: too long": 90})
     with pytest.raises(UserError, match=r"0 usable rehearsal replies of 50(.|\n)*too long 90"):

@@ -56,6 +56,8 @@ OURS = re.compile(
 #: Part of a fix, as it stands in the source -> the test that follows it.
 ELSEWHERE = {
     "give one of its files": "test_wild_inputs::test_a_folder_says_which_of_its_files",
+    "build without its replies": "test_data_rehearsal::"
+    "test_a_base_that_talks_nonsense_is_given_up_early",
     "convert with engine 'xtuner'": "test_weights_advice::"
     "test_a_config_that_computes_its_values_is_converted_by_engine_xtuner",
     "leave this spelling out of the aliases": "test_data_persona::"
