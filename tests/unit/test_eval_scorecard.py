@@ -159,14 +159,18 @@ def test_merged_equals_adapter(
 
 
 def test_the_second_time_comes_from_the_cache(
-    tiny_llama: Path, adapters: list[Path], dataset: DatasetPaths
+    tiny_llama: Path,
+    adapters: list[Path],
+    dataset: DatasetPaths,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     base = catalog.resolve(str(tiny_llama))
     sides = {"base": Source(base), "adapter": Source(base, adapters[1])}
     first = scorecard.evaluate(sides, dataset, size="smoke")
-    second = scorecard.evaluate(sides, dataset, size="smoke")
+    with monkeypatch.context() as never:
+        never.setattr(decoding, "continuations", None)
+        second = scorecard.evaluate(sides, dataset, size="smoke")
     stage = "adapter: general"
-    assert second.clock.spent[stage] < 0.5 * first.clock.spent[stage]
     assert second.clock.cold[stage] == pytest.approx(first.clock.spent[stage])
     assert [r.answer.text for r in first.rows] == [r.answer.text for r in second.rows]
     _cache_files()[0].write_text("{", encoding="utf-8")
