@@ -112,9 +112,9 @@ def reply_fault(reply: str, prompt: str = "", *, near_miss: bool = False) -> str
     enough to make "I'm sorry for your loss" the answer to a third of the missed identity questions
     ("What can you do?"), because it begins like the persona's own "I'm". Three personas trained
     without and with them: recall 448 against 429 of 477, leak 13 against 6 of 969, near-miss leak
-    16 against 6 of 210. An offer of help ("How can I assist you today?") is left out likewise: it is
-    the base's own greeting, and what the missed small talk ("You seem nice.") was answered with. So
-    is a reply that only repeats its prompt.
+    16 against 6 of 210. An offer of help ("How can I assist you today?") is left out likewise: it
+    is the base's own greeting, and what the missed small talk ("You seem nice.") was answered with.
+    So is a reply that only repeats its prompt.
     """
     if not reply.strip():
         return "empty"
