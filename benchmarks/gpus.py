@@ -28,7 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import train_gpu
 
-VARIANTS = ("none", "whole", "zero2", "zero3", "zero3+nf4")
+VARIANTS = ("none", "zero2", "zero3", "zero3+nf4")
+ONE = ("none", "whole")
 
 
 def settings(args: argparse.Namespace, gpus: int, variant: str) -> dict[str, Any]:
@@ -72,8 +73,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
         "rows_per_step": args.batch * args.accumulation * max(args.gpus),
         "runs": [],
     }
-    plan = [(1, v) for v in ("none", "whole") if v == "none" or v in args.variants]
-    plan += [(n, v) for n in args.gpus if n > 1 for v in args.variants if v != "whole"]
+    plan = [(1, v) for v in args.one] + [(n, v) for n in args.gpus if n > 1 for v in args.variants]
     for gpus, variant in plan:
         found = train_gpu.run(args.out / f"{variant}-{gpus}", settings(args, gpus, variant))
         found.pop("result", None)
@@ -117,7 +117,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("workspace/bench-gpus"))
     parser.add_argument("--shape", choices=train_gpu.SHAPES, default="internlm2-1.8b")
     parser.add_argument("--gpus", type=int, nargs="+", default=[torch.cuda.device_count() or 2])
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--one", nargs="*", choices=ONE, default=list(ONE), help="on one GPU")
+    parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--batch", type=int, default=16, help="rows of a micro-batch")
     parser.add_argument("--accumulation", type=int, default=1, help="of the most GPUs")
