@@ -14,7 +14,7 @@ from core.inference import adapters, decoding, lean, resident
 from core.inference.backend import rows_that_fit
 from core.inference.cuda_graph import GraphBackend, GraphBatch
 from core.inference.lean import LeanBackend
-from core.inference.llama import LeanLlama
+from core.inference.llama import KVCache, LeanLlama, Segment
 from core.inference.load import load_model, load_tokenizer
 from core.inference.padded import PaddedBackend
 from core.inference.requests import Request
@@ -335,3 +335,45 @@ def test_heads_are_kept_by_their_tokens(tiny_llama: Path, monkeypatch: pytest.Mo
         backend.head(None, [5, 6])
         backend.head(None, [5])
         assert backend.head(None, [5, 6, 7])[0] is not first[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_that_attend_together_say_what_each_says_alone(
+    tiny_llama: Path, adapted: Path, dtype: torch.dtype
+) -> None:
+    """As on a GPU: prompts of any length, some of which go on where an earlier block ended."""
+    model = tiny_models.tuned(tiny_llama, adapted).to(dtype)
+    lean = LeanLlama(model)
+    blocks = [[[5, 6, 7, 8], [9], [11, 12, 13, 14, 15, 16]], [[17, 18], [19, 20, 21], [22]]]
+    found: list[list[torch.Tensor]] = []
+    for together in (False, True):
+        lean.attends_together = together
+        cache = KVCache(lean, 5, 16)
+        cache.keys.fill_(torch.nan)
+        cache.values.fill_(torch.nan)
+        rows, starts, given = (4, 0, 2), [0, 0, 0], []
+        for block in blocks:
+            segments = [
+                Segment(cache, row, start, ids, adapter)
+                for row, start, ids, adapter in zip(
+                    rows, starts, block, ("default", None, "default"), strict=True
+                )
+            ]
+            assert lean._may_attend_together(segments) is together
+            given.append(lean.forward(segments, [len(ids) for ids in block]))
+            starts = [start + len(ids) for start, ids in zip(starts, block, strict=True)]
+        found.append(given)
+    for alone, shared in zip(*found, strict=True):
+        assert shared.isfinite().all()
+        tolerance = 1e-5 if dtype == torch.float32 else 0.05
+        torch.testing.assert_close(shared, alone, atol=tolerance, rtol=tolerance)
+
+
+def test_a_long_row_does_not_make_the_others_padding(tiny_llama: Path) -> None:
+    lean = LeanLlama(load_model(tiny_llama))
+    lean.attends_together = True
+    cache = KVCache(lean, 9, 64)
+    short = [Segment(cache, row, 0, [5]) for row in range(8)]
+    assert lean._may_attend_together(short)
+    assert not lean._may_attend_together([*short, Segment(cache, 8, 0, [5] * 60)])
+    assert not lean._may_attend_together([short[0], Segment(KVCache(lean, 1, 8), 1, 0, [5])])
