@@ -158,7 +158,9 @@ class Run:
     def _screened(self, subject: Subject) -> list[_Asked]:
         """Ask in blocks, and no further than there is hope."""
         samples = {name: self.plan.suites[name].samples for name in self.asked.suites}
-        blocks, so_far = screening.blocks(self.asked.suites, samples), SoFar(self.asked.suites)
+        search = self.hopeless is not None
+        blocks = screening.blocks(self.asked.suites, samples, search=search)
+        so_far = SoFar(self.asked.suites)
         parts: list[_Asked] = []
         for at, (name, sample, probes) in enumerate(blocks, 1):
             parts.append(self._asked(subject, name, probes, sample))

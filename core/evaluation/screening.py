@@ -18,17 +18,25 @@ Rates = Mapping[str, tuple[Rate, int]]
 
 
 def blocks(
-    suites: Mapping[str, Sequence[Probe]], samples: Mapping[str, int]
+    suites: Mapping[str, Sequence[Probe]], samples: Mapping[str, int], *, search: bool
 ) -> list[tuple[str, int, Sequence[Probe]]]:
-    """(suite, sample, probes) of everything; first a third of each suite that screens."""
-    thirds = {name: [suites[name][i::3] for i in range(3)] for name in _SCREENED if name in suites}
+    """(suite, sample, probes) of everything; first a third of each suite that screens.
+
+    Args:
+        search: there is one to beat. The longest suite is then asked in three blocks; otherwise
+            in two, since larger ones are faster.
+    """
     found: list[tuple[str, int, Sequence[Probe]]] = [
-        (name, 0, parts[0]) for name, parts in thirds.items()
+        (name, 0, suites[name][::3]) for name in _SCREENED if name in suites
     ]
     order = [*dict.fromkeys(name for name in _RATES.values() if name in suites)]
     for name in [*order, *(name for name in suites if name not in order)]:
-        rest = thirds[name][1:] if name in thirds else [suites[name]]
-        found += [(name, 0, part) for part in rest if part]
+        parts: list[Sequence[Probe]] = [suites[name]]
+        if name in _SCREENED:
+            parts = [[probe for i, probe in enumerate(suites[name]) if i % 3]]
+            if search and name == order[-1]:
+                parts = [suites[name][1::3], suites[name][2::3]]
+        found += [(name, 0, part) for part in parts if part]
     found += [
         (name, sample, suites[name]) for name in suites for sample in range(1, samples[name] + 1)
     ]
