@@ -22,6 +22,8 @@ from pages._ui.shell.words import language_name, pack_title, slot_name
 from pages._ui.start.make import FORM as START
 from pages._ui.start.make import WHO
 
+#: Pixels of the form: the longest label of its boxes in one line.
+_FORM = 360
 #: Text longer than this gets a box of several lines.
 _LONG = 60
 #: What belongs to the persona and not to a pack: typed once, kept with every pack.
@@ -39,7 +41,9 @@ def draw() -> None:
             icon=":material/lightbulb:",
         )
         return
-    left, right = st.columns([2, 3], gap="large")
+    # Beside each other where there is room for both; two columns would share what there is.
+    beside = st.container(horizontal=True, gap="large")
+    left, right = beside.container(width=_FORM), beside.container(width="stretch")
     with left:
         _follow(form)
         pack = _choose_pack(form, names)
