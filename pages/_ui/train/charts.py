@@ -202,7 +202,7 @@ def figure_charts(figures: Mapping[str, Sequence[Figures]]) -> None:
     for name, title, form, rule in _FIGURES:
         if name in data and data[name].notna().any():
             spec = _small_spec(tuple(figures), name, (t(title), *_tips()), form, rule)
-            st.caption(f"**{t(title)}**")  # wraps in a narrow window: a chart's title is cut there
+            st.caption(t(title))  # wraps in a narrow window: a chart's title is cut there
             st.vega_lite_chart(data, spec, width="stretch")
 
 
