@@ -16,14 +16,12 @@ from pages._ui.dataset import build as dataset_build
 from pages._ui.dataset import pack as dataset_pack
 from pages._ui.dataset.state import bubbles
 from pages._ui.shell import current, model_picker
-from pages._ui.shell.common import errors_shown
+from pages._ui.shell.common import errors_shown, form_and_rest
 from pages._ui.shell.language import N_, listed, t
 from pages._ui.shell.words import language_name, pack_title, slot_name
 from pages._ui.start.make import FORM as START
 from pages._ui.start.make import WHO
 
-#: Pixels of the form: the longest label of its boxes in one line.
-_FORM = 360
 #: Text longer than this gets a box of several lines.
 _LONG = 60
 #: What belongs to the persona and not to a pack: typed once, kept with every pack.
@@ -41,9 +39,7 @@ def draw() -> None:
             icon=":material/lightbulb:",
         )
         return
-    # Beside each other where there is room for both; two columns would share what there is.
-    beside = st.container(horizontal=True, gap="large")
-    left, right = beside.container(width=_FORM), beside.container(width="stretch")
+    left, right = form_and_rest()
     with left:
         _follow(form)
         pack = _choose_pack(form, names)

@@ -11,7 +11,7 @@ from core.training import lifecycle
 from core.training.preflight import Preflight
 from core.training.spec import TrainSpec
 from pages._ui.shell import current, words
-from pages._ui.shell.common import errors_shown, model_libraries, show_error
+from pages._ui.shell.common import errors_shown, form_and_rest, model_libraries, show_error
 from pages._ui.shell.language import t
 from pages._ui.train import (
     choose as train_choose,
@@ -41,8 +41,7 @@ def draw() -> None:
         return
     # Drawn when the form has been read, but above it: most people change nothing and start.
     presets, ready = st.container(), st.container(border=True)
-    with st.container(horizontal=True, gap="large"):  # side by side, or below in a narrow window
-        form, source = st.container(width=_FORM_WIDTH), st.container()
+    form, source = form_and_rest(_FORM_WIDTH)
     spec: TrainSpec | None = None
     with form, errors_shown():
         spec = train_form.settings(*chosen, presets)
