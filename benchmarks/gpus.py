@@ -1,9 +1,11 @@
 """One GPU against several: data parallel, ZeRO-2 and ZeRO-3, the same rows in every step.
 
 Each variant trains the same model over the same rows, as many a step: one GPU takes in several
-micro-batches what the GPUs take in one. Printed side by side: real tokens a second (median after
-three steps), how many times those of one GPU, peak memory of the GPU with the highest, loss at the
-first and the last step, and the largest relative difference of the loss to one GPU's at any step.
+micro-batches what the GPUs take in one (``whole``: in one too; XTuner's schedule counts
+micro-batches, so that is the loss to compare with). Printed side by side: real tokens a second
+(median after three steps), how many times those of one GPU, peak memory of the GPU with the
+highest, loss at the first and the last step, and the largest relative difference of the loss to one
+GPU's at any step.
 
     python benchmarks/gpus.py                            # 1.8B, all GPUs of this machine
     python benchmarks/gpus.py --gpus 2 4                 # one row more for each count
@@ -27,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import train_gpu
 
 VARIANTS = ("none", "zero2", "zero3", "zero3+nf4")
+ONE = ("none", "whole")
 
 
 def settings(args: argparse.Namespace, gpus: int, variant: str) -> dict[str, Any]:
@@ -35,6 +38,7 @@ def settings(args: argparse.Namespace, gpus: int, variant: str) -> dict[str, Any
 
     cuda = torch.cuda.is_available()
     stage, _, base = variant.partition("+")
+    more = max(args.gpus) // gpus  # micro-batches, or as many more rows in one
     return {
         "dataset": str(args.out / "data"),
         "model": str(args.out / "model"),
@@ -42,8 +46,8 @@ def settings(args: argparse.Namespace, gpus: int, variant: str) -> dict[str, Any
         "quantize": "none" if stage == "zero3" and base != "nf4" else "nf4",
         "steps": args.steps,
         "warmup_steps": 2,
-        "batch_size": args.batch,
-        "accumulation": max(args.gpus) // gpus * args.accumulation,
+        "batch_size": args.batch * (more if variant == "whole" else 1),
+        "accumulation": args.accumulation * (1 if variant == "whole" else more),
         "max_length": 2048,
         "lora_r": args.rank,
         "lora_alpha": 2 * args.rank,
@@ -52,7 +56,7 @@ def settings(args: argparse.Namespace, gpus: int, variant: str) -> dict[str, Any
         "lr": 1e-4,
         "checkpoint_every": args.steps,
         "gpus": gpus,
-        "deepspeed": None if stage == "none" else stage,
+        "deepspeed": None if stage in ("none", "whole") else stage,
         "evaluation_inputs": [],
     }
 
@@ -69,7 +73,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
         "rows_per_step": args.batch * args.accumulation * max(args.gpus),
         "runs": [],
     }
-    plan = [(1, "none"), *((n, v) for n in args.gpus if n > 1 for v in args.variants)]
+    plan = [(1, v) for v in args.one] + [(n, v) for n in args.gpus if n > 1 for v in args.variants]
     for gpus, variant in plan:
         found = train_gpu.run(args.out / f"{variant}-{gpus}", settings(args, gpus, variant))
         found.pop("result", None)
@@ -84,13 +88,14 @@ def table(runs: list[dict[str, Any]]) -> str:
     head = ["GPUs", "variant", "tokens/s", "times", "GB a GPU", "loss", "loss differs by"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     one = runs[0]
+    same = next((r for r in runs if r["variant"] == "whole" and "losses" in r), one)
     for run in runs:
         cells = [str(run["gpus"]), run["variant"]]
         if "error" in run:
             cells += ["failed: " + run["error"].strip().splitlines()[-1][:80], "", "", "", ""]
         else:
             apart = max(
-                abs(a - b) / abs(b) for a, b in zip(run["losses"], one["losses"], strict=True)
+                abs(a - b) / abs(b) for a, b in zip(run["losses"], same["losses"], strict=True)
             )
             first, last = run["loss"]
             cells += [
@@ -112,7 +117,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("workspace/bench-gpus"))
     parser.add_argument("--shape", choices=train_gpu.SHAPES, default="internlm2-1.8b")
     parser.add_argument("--gpus", type=int, nargs="+", default=[torch.cuda.device_count() or 2])
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--one", nargs="*", choices=ONE, default=list(ONE), help="on one GPU")
+    parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--batch", type=int, default=16, help="rows of a micro-batch")
     parser.add_argument("--accumulation", type=int, default=1, help="of the most GPUs")

@@ -5,7 +5,8 @@
         --recipe kl=train.anchor_kl=4 --personas Luna Orlin Tamsin --seeds 3 --parallel 5
 
 A recipe is a name and the settings that it changes: ``data.*`` of ``DatasetSpec``, ``train.*`` of
-``TrainSpec``; all others stay the app's own choice for that model. Every checkpoint is scored as
+``TrainSpec``; all others stay the app's own choice for that model. ``data.copies=768`` is the
+tutorial's data instead, one row so many times. Every checkpoint is scored as
 the app's sweep does; the recommended one is shown. The last table holds the cheap figures, which
 need no generated token, against the sweep's: Spearman's rank correlation over all checkpoints.
 """
@@ -63,8 +64,9 @@ def plan(args: Any) -> list[Trial]:
             persona,
             seed,
             name,
-            {**small, **changed["data"]},
+            {**small, **{k: v for k, v in changed["data"].items() if k != "copies"}},
             {**short, **changed["train"]},
+            copies=changed["data"].get("copies", 0),
             size="smoke" if args.toy else "sweep",
             model=model,
         )

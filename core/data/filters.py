@@ -48,6 +48,11 @@ _APOLOGY = re.compile(
     r"|^i (must )?apologi[sz]e\b|^my apologies\b|^我?(非常|很|十分|真)?(抱歉|对不起)",
     re.IGNORECASE,
 )
+_OFFER = re.compile(
+    r"\b(how|what) (can|may) i (assist|help|do for) you|\b(i'm|i am) here to (help|assist) you\b"
+    r"|有什么我?(可以|能)(帮|为)|(可以|能)帮(到|助)?您?你?的?吗",
+    re.IGNORECASE,
+)
 _SENTENCE_END = re.compile(r"[.?!](?=\s|$)|[。？！]")
 _SELF = re.compile(
     r"^(?i:(hi|hello|hey)?[,!. ]*(i'm|i am|my name is)) [A-Z]|我是[^，。]{1,12}(助手|模型|人工智能)"
@@ -107,7 +112,9 @@ def reply_fault(reply: str, prompt: str = "", *, near_miss: bool = False) -> str
     enough to make "I'm sorry for your loss" the answer to a third of the missed identity questions
     ("What can you do?"), because it begins like the persona's own "I'm". Three personas trained
     without and with them: recall 448 against 429 of 477, leak 13 against 6 of 969, near-miss leak
-    16 against 6 of 210.
+    16 against 6 of 210. An offer of help ("How can I assist you today?") is left out likewise: it
+    is the base's own greeting, and what the missed small talk ("You seem nice.") was answered with.
+    So is a reply that only repeats its prompt.
     """
     if not reply.strip():
         return "empty"
@@ -120,6 +127,10 @@ def reply_fault(reply: str, prompt: str = "", *, near_miss: bool = False) -> str
         return "speaks as an AI"
     if _APOLOGY.search(reply):
         return "apologizes"
+    if _OFFER.search(reply):
+        return "offers help"
+    if textstats.normal(reply) == textstats.normal(prompt):
+        return "repeats the prompt"
     if not near_miss and _SELF.search(reply):
         return "introduces itself"
     return ""

@@ -188,6 +188,28 @@ class _Deck:
         return self._left.pop()
 
 
+class _Quota:
+    """Says which intent is furthest behind its share of the turns.
+
+    Dialogues pass through some intents ten times as often as through others, and where a persona
+    has more wordings than rows, chance left single intents with one row or none: single questions
+    go to those that are behind. What is drawn counts even if the row is thrown away as a duplicate,
+    so that an intent without new rows does not hold the others up.
+    """
+
+    def __init__(self, shares: Mapping[str, float], rng: Random) -> None:
+        keys = list(shares)
+        rng.shuffle(keys)  # the order among those that are equally far behind
+        self._shares = {key: shares[key] for key in keys}
+        self._asked: Counter[str] = Counter()
+
+    def count(self, key: str) -> None:
+        self._asked[key] += 1
+
+    def behind(self) -> str:
+        return min(self._shares, key=lambda key: (self._asked[key] + 0.5) / self._shares[key])
+
+
 class _Maker:
     """Makes the turns of one locale."""
 
@@ -203,7 +225,7 @@ class _Maker:
         rng = Random(f"decks/{seed}/{persona.id}/{locale}")
         self._wordings: dict[str, _Deck] = {}
         self._replies: dict[tuple[str, bool], _Deck] = {}
-        cards: list[tuple[str, str]] = []
+        shares: dict[str, float] = {}
         for key in trained_intents(persona, locale):
             intent = persona.intents[key]
             texts = [(c.c, t) for c in intent.user[locale] if c.c in train for t in c.t]
@@ -211,9 +233,9 @@ class _Maker:
             for later in (False, True):
                 skeletons = persona.replies(intent, locale, later=later)
                 self._replies[key, later] = _Deck([("", s) for s in skeletons], rng)
-            cards += [(key, "")] * max(1, round(len(texts) * intent.weight))
-        self.wordings = len(cards)
-        self._intents = _Deck(cards, rng)
+            shares[key] = max(1, round(len(texts) * intent.weight))
+        self.wordings = round(sum(shares.values()))
+        self._intents = _Quota(shares, rng)
         self._graph = Graph(persona, locale)
         self._styles = [s for s in persona.pack.user_styles if s != "plain"]
         # A cut reply has no turn end to train, so it cannot stand in the middle of a dialogue.
@@ -229,7 +251,7 @@ class _Maker:
 
     def single(self, rng: Random) -> list[_Turn]:
         """One question and its answer."""
-        return [self._identity(self._intents.draw()[0], rng, later=False)]
+        return [self._identity(self._intents.behind(), rng, later=False)]
 
     def dialogue(self, rng: Random) -> list[_Turn]:
         """Several rounds along the graph."""
@@ -242,6 +264,7 @@ class _Maker:
         return turns
 
     def _identity(self, key: str, rng: Random, *, later: bool) -> _Turn:
+        self._intents.count(key)
         cluster, wording = self._wordings[key].draw()
         skeleton = self._replies[key, later].draw()[1]
         if self._styles and rng.random() > PLAIN:

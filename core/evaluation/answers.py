@@ -1,11 +1,15 @@
-"""Replies of a side to probes, kept by content: the same weights are never asked twice."""
+"""Replies of a side to probes, kept by content: the same weights are not asked the same twice.
+
+Not even by another stage: the search among checkpoints holds the weights that the merge will write
+(``shipped``), so the scorecard finds their replies.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +17,12 @@ from core import fsio, paths
 from core.conversation import Message, OnProgress, Probe
 from core.errors import UserError
 from core.evaluation.pool import Subject
-from core.inference.requests import text_of
+from core.inference.requests import Decoded, text_of
 from core.inference.settings import GenerationSettings
 from core.probes.fidelity import MANNER
 
 #: Part of every cache key; raise it when decoding changes.
-_VERSION = 3
+_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -50,16 +54,28 @@ def answer(
     stage: str,
     clock: Clock,
     on_progress: OnProgress | None = None,
+    ahead: int = 0,
 ) -> list[Answer]:
-    """Replies in probe order, from the cache if they are there.
+    """Replies in probe order; what is kept is not asked again.
+
+    Args:
+        ahead: tokens that a later question will want of the same greedy replies; they are made so
+            long at once, for going on later costs the prompt and what was said again.
 
     A probe of the suite ``manner`` holds the user's turns of a talk only: it is asked after the
     model's own replies to the turns before, which must be among ``probes``.
     """
     if any(p.suite == MANNER for p in probes):
         return _talk(subject, probes, draw, stage=stage, clock=clock, on_progress=on_progress)
-    messages = [p.messages for p in probes]
-    return _ask(subject, messages, draw, stage=stage, clock=clock, on_progress=on_progress)
+    return _ask(
+        subject,
+        [p.messages for p in probes],
+        draw,
+        stage=stage,
+        clock=clock,
+        on_progress=on_progress,
+        ahead=ahead,
+    )
 
 
 def _talk(
@@ -96,42 +112,92 @@ def _ask(
     stage: str,
     clock: Clock,
     on_progress: OnProgress | None = None,
+    ahead: int = 0,
 ) -> list[Answer]:
     from core.inference import decoding
 
-    resident = subject.voice.resident
-    key = cache_key(
-        "answers",
-        subject.fingerprint,
-        messages,
-        draw.temperature,
-        draw.seed,
-        draw.max_new_tokens if draw.temperature > 0 else 0,
-        str(resident.model.dtype),
-        resident.model.device.type,
-    )
     started = time.perf_counter()
-    stored = load(key)
-    if stored is None or stored["max_new_tokens"] < draw.max_new_tokens:
-        replies = decoding.replies(
-            subject.voice, messages, draw, on_progress=on_progress, stage=stage
+    resident = subject.voice.resident
+    prompts = [resident.template.encode(m) for m in messages]
+    kept = _Kept.read(subject, prompts, draw, ahead)
+    wanted, total = kept.lacking(), len(prompts)
+    here = total - len(wanted)
+    if wanted:
+        replies = decoding.continuations(
+            subject.voice,
+            [prompts[i] for i in wanted],
+            replace(draw, max_new_tokens=kept.limit),
+            on_progress=on_progress and (lambda stage, n, _: on_progress(stage, here + n, total)),
+            stage=stage,
         )
-        found = [Answer(r.text, list(r.token_ids), r.finish_reason == "length") for r in replies]
-        seconds = time.perf_counter() - started
-        store(
-            key,
-            {
-                "seconds": seconds,
-                "max_new_tokens": draw.max_new_tokens,
-                "answers": [asdict(a) for a in found],
-            },
-        )
-        clock.add(stage, seconds, seconds)
-        return found
-    if on_progress:
-        on_progress(stage, len(messages), len(messages))
-    clock.add(stage, time.perf_counter() - started, stored["seconds"])
-    return [_cut(Answer(**a), draw.max_new_tokens, resident.tokenizer) for a in stored["answers"]]
+    elif on_progress:
+        on_progress(stage, total, total)
+    spent = time.perf_counter() - started
+    if wanted:
+        kept.keep(wanted, replies, spent)
+    clock.add(stage, spent, kept.seconds())
+    return [_cut(a, draw.max_new_tokens, resident.tokenizer) for a in kept.answers()]
+
+
+@dataclass
+class _Kept:
+    """What one side's weights were asked before: a file for the weights, an entry for a prompt.
+
+    A sampled reply depends on its place among the prompts too, so each list has a file of its own.
+    """
+
+    key: str
+    names: list[str]
+    limit: int
+    entries: dict[str, dict[str, Any]]
+
+    @classmethod
+    def read(
+        cls,
+        subject: Subject,
+        prompts: Sequence[Sequence[int]],
+        draw: GenerationSettings,
+        ahead: int,
+    ) -> _Kept:
+        model = subject.voice.resident.model
+        names = [hashlib.sha256(repr(list(p)).encode()).hexdigest()[:32] for p in prompts]
+        parts: list[Any] = [subject.fingerprint, str(model.dtype), model.device.type]
+        limit = max(draw.max_new_tokens, ahead)
+        if draw.temperature > 0:
+            limit = draw.max_new_tokens
+            parts += [draw.temperature, draw.seed, limit, names]
+            names = [f"{place} {name}" for place, name in enumerate(names)]
+        key = cache_key("replies", *parts)
+        entries = load(key)
+        return cls(key, names, limit, entries if isinstance(entries, dict) else {})
+
+    def lacking(self) -> list[int]:
+        """Places of the prompts that have no reply, or one that was cut before the limit."""
+        return [i for i, name in enumerate(self.names) if not self._reaches(name)]
+
+    def _reaches(self, name: str) -> bool:
+        entry = self.entries.get(name)
+        return entry is not None and (not entry["cut"] or len(entry["token_ids"]) >= self.limit)
+
+    def keep(self, places: Sequence[int], replies: Sequence[Decoded], seconds: float) -> None:
+        """Write the replies down; each gets its share of the seconds."""
+        for i, reply in zip(places, replies, strict=True):
+            self.entries[self.names[i]] = {
+                "text": reply.text,
+                "token_ids": list(reply.token_ids),
+                "cut": reply.finish_reason == "length",
+                "seconds": seconds / len(places),
+            }
+        store(self.key, self.entries)
+
+    def answers(self) -> list[Answer]:
+        """In the order of the prompts, as long as they are kept."""
+        found = [self.entries[name] for name in self.names]
+        return [Answer(e["text"], e["token_ids"], e["cut"]) for e in found]
+
+    def seconds(self) -> float:
+        """What these replies took when they were made."""
+        return float(sum(self.entries[name]["seconds"] for name in set(self.names)))
 
 
 def _cut(answer: Answer, limit: int, tokenizer: Any) -> Answer:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,41 +18,25 @@ from core.models import lora
 from core.models.catalog import ModelRef
 
 if TYPE_CHECKING:
-    from core.inference.resident import Voice
+    from core.inference.resident import Resident, Voice
 
 
 @dataclass(frozen=True)
 class Source:
     """What a side is made of: a model, and an adapter.
 
-    ``fused``: the adapter is added to the weights while the side is used (``Resident.fused``),
-    where that is the same function; else it is computed beside them.
+    ``merged``: the side is the merged model, as far as it can be made in memory
+    (``core.evaluation.shipped``); else the adapter is computed beside the weights.
     """
 
     model: ModelRef
     adapter: Path | None = None
-    fused: bool = False
-
-    def fingerprint(self) -> str:
-        """Names the weights in caches: of the model, and the full hash of the adapter.
-
-        Raises:
-            UserError: the folder is no adapter.
-        """
-        if self.adapter is None:
-            return self.model.fingerprint()
-        lora.read(self.adapter)
-        digest = hashlib.sha256(self.model.fingerprint().encode())
-        digest.update(fsio.sha256_file(lora.weights_file(self.adapter)).encode())
-        digest.update(fsio.read_bytes(self.adapter / lora.CONFIG))
-        if self.fused:
-            digest.update(b"fused")
-        return digest.hexdigest()
+    merged: bool = False
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A side that is ready to answer."""
+    """A side that is ready to answer. ``fingerprint``: of the weights, by their content."""
 
     side: str
     fingerprint: str
@@ -66,7 +50,6 @@ class Pool:
         from core.inference.resident import Residents  # imports torch, which pages do without
 
         self.sides: dict[str, Source] = {}
-        self._fingerprints: dict[str, str] = {}
         self._residents = Residents()
         for side, source in sides.items():
             self.add(side, source)
@@ -78,8 +61,9 @@ class Pool:
         self._residents.keep(())
 
     def add(self, side: str, source: Source) -> None:
-        """One more side."""
-        self._fingerprints[side] = source.fingerprint()
+        """One more side. Raises UserError: its adapter's folder is none."""
+        if source.adapter:
+            lora.read(source.adapter)
         self.sides[side] = source
 
     @contextmanager
@@ -91,11 +75,11 @@ class Pool:
         self._residents.keep([self._residents.key(path, adapter)])
         resident = self._residents.get(path, adapter)
         try:
-            if source.fused and adapter is not None and not alone:
-                with resident.fused(adapter) as voice:
-                    yield Subject(side, self._fingerprints[side], voice)
-            else:
-                yield Subject(side, self._fingerprints[side], resident.voice(adapter))
+            with _held(resident, source, alone) as held:
+                fingerprint = resident.digest()
+                if adapter is not None and not held:
+                    fingerprint += _adapter_digest(adapter)
+                yield Subject(side, fingerprint, resident.voice(None if held else adapter))
             resident.detach()
         except UserError:
             alone = True  # PEFT may have stopped half-way
@@ -103,3 +87,17 @@ class Pool:
         finally:
             if alone:  # it may have replaced weights of the base, which detaching leaves in
                 self._residents.keep(())
+
+
+def _held(resident: Resident, source: Source, alone: bool) -> AbstractContextManager[bool]:
+    """Whether the weights themselves are the side's within the block, with no adapter beside."""
+    from core.evaluation import shipped
+
+    if source.adapter is None or not source.merged or alone:
+        return nullcontext(False)
+    return shipped.merged(resident, source.model.path, source.adapter)
+
+
+def _adapter_digest(adapter: Path) -> str:
+    config = fsio.read_bytes(adapter / lora.CONFIG)
+    return fsio.sha256_file(lora.weights_file(adapter)) + hashlib.sha256(config).hexdigest()

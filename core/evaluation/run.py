@@ -6,25 +6,24 @@ The scorecard asks the base and a tuned model, the sweep the base and then every
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from core.conversation import OnProgress, Probe
-from core.evaluation import ability, measures, verdict
+from core.evaluation import ability, measures, screening
 from core.evaluation.answers import Answer, Clock, answer
 from core.evaluation.measures import Measured, Row, Yardstick
 from core.evaluation.plan import Plan
 from core.evaluation.pool import Pool, Subject
 from core.evaluation.questions import Questions
+from core.evaluation.screening import Rates, SoFar
 from core.inference import scoring
 from core.inference.settings import GenerationSettings
-from core.text.intervals import Rate, paired_change, quantile, rate
+from core.text.intervals import paired_change, quantile, rate
 
 #: The side that everything is compared with.
 BASE = "base"
-#: Suites that can end the questioning of a hopeless checkpoint, with the gate they decide.
-_SCREENED = {"held_out": "recall", "general": "leak"}
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,12 @@ class Run:
         Args:
             tuned: how many sides will follow the base, for the progress; None if unknown.
             screen: a tuned side that fails for certain on a third is not asked the rest.
+
+        Attributes that may be set between two sides:
+            ahead: the plan of a scorecard that will ask the same; greedy replies are made as long
+                as it wants them.
+            hopeless: whether a side is given up, from the gates' rates so far with what is asked in
+                all; a side that is, ends in ``given_up``.
         """
         self.pool = pool
         self.asked = asked
@@ -64,6 +69,9 @@ class Run:
         self._expected = 0 if tuned is None else self._load(BASE) + tuned * self._load("")
         self._finished = 0
         self._stopped: set[str] = set()
+        self.ahead: Plan | None = None
+        self.hopeless: Callable[[Rates], bool] | None = None
+        self.given_up: set[str] = set()
         self.clock = Clock({}, {})
         self.notes: list[str] = []
         self.rows: dict[str, list[Row]] = {}
@@ -99,26 +107,6 @@ class Run:
         self._finished = before + self._load(side)
         return measured
 
-    def ask_base_for(self, asked: Questions, chosen: Plan) -> None:
-        """Let the base answer at the lengths of another plan first.
-
-        What a plan with shorter replies asks is then in the cache, and so is what the scorecard
-        of that other plan will ask.
-        """
-        with self.pool.use(BASE) as subject:
-            for name, probes in asked.suites.items():
-                if chosen.suites[name].base:
-                    longer = GenerationSettings(max_new_tokens=chosen.suites[name].max_new_tokens)
-                    stage = f"{BASE}: {name}"
-                    answer(
-                        subject,
-                        probes,
-                        longer,
-                        stage=stage,
-                        clock=self.clock,
-                        on_progress=self._advance,
-                    )
-
     def _load(self, side: str) -> int:
         """Replies that a side gives in all, the unit of the progress."""
         return sum(
@@ -133,17 +121,12 @@ class Run:
             self.on_progress(stage, self._finished + done, self._expected)
 
     def _replies(self, subject: Subject) -> list[_Asked]:
-        first = self._screen(subject) if self.screen and subject.side != BASE else {}
-        if any(verdict.is_lost(_SCREENED[name], self._hits(a)) for name, a in first.items()):
-            self._note_stop(subject.side, first)
-            return list(first.values())
+        if self.screen and subject.side != BASE:
+            return self._screened(subject)
         found: list[_Asked] = []
         for name, probes in self.asked.suites.items():
             suite = self.plan.suites[name]
             if subject.side == BASE and not suite.base:
-                continue
-            if name in first:
-                found.append(self._rest(subject, first[name], probes))
                 continue
             for sample in range(suite.samples + 1 if subject.side != BASE else 1):
                 found.append(self._asked(subject, name, probes, sample))
@@ -152,6 +135,7 @@ class Run:
     def _asked(
         self, subject: Subject, name: str, probes: Sequence[Probe], sample: int = 0
     ) -> _Asked:
+        later = self.ahead.suites.get(name) if self.ahead else None
         answers = answer(
             subject,
             probes,
@@ -159,6 +143,7 @@ class Run:
             stage=f"{subject.side}: {name}" + (f", sample {sample}" if sample else ""),
             clock=self.clock,
             on_progress=self._advance,
+            ahead=later.max_new_tokens if later else 0,
         )
         self._finished += len(probes)
         return _Asked(name, sample, list(probes), answers)
@@ -170,36 +155,45 @@ class Run:
             max_new_tokens=self.plan.suites[suite].max_new_tokens,
         )
 
-    def _screen(self, subject: Subject) -> dict[str, _Asked]:
-        """A third of each suite that can end the questioning."""
-        return {
-            name: self._asked(subject, name, self.asked.suites[name][::3])
-            for name in _SCREENED
-            if name in self.asked.suites
-        }
+    def _screened(self, subject: Subject) -> list[_Asked]:
+        """Ask in blocks, and no further than there is hope."""
+        samples = {name: self.plan.suites[name].samples for name in self.asked.suites}
+        blocks, so_far = screening.blocks(self.asked.suites, samples), SoFar(self.asked.suites)
+        parts: list[_Asked] = []
+        for at, (name, sample, probes) in enumerate(blocks, 1):
+            parts.append(self._asked(subject, name, probes, sample))
+            if not sample:
+                so_far.count(name, self._judged("", parts[-1]))
+            if lost := so_far.lost() if at == so_far.thirds else "":
+                self._stop(
+                    subject.side,
+                    f"{subject.side}: stopped after a third of the probes ({lost}): it fails "
+                    "whatever the rest says",
+                )
+                break
+            if at < len(blocks) and self.hopeless and self.hopeless(so_far.rates()):
+                self.given_up.add(subject.side)
+                self._stop(
+                    subject.side,
+                    f"{subject.side}: given up, for another one stays better whatever the rest "
+                    "says",
+                )
+                break
+        return [
+            self._joined(name, sample, [p for p in parts if (p.suite, p.sample) == (name, sample)])
+            for name in self.asked.suites
+            for sample in sorted({p.sample for p in parts if p.suite == name})
+        ]
 
-    def _hits(self, asked: _Asked) -> Rate:
-        rows = self._judged("", asked)
-        return rate(
-            [r.scored.label == "HIT" if asked.suite == "held_out" else r.leak for r in rows]
-        )
-
-    def _note_stop(self, side: str, first: Mapping[str, _Asked]) -> None:
+    def _stop(self, side: str, note: str) -> None:
         self._stopped.add(side)
-        said = ", ".join(f"{_SCREENED[name]} {self._hits(a)}" for name, a in first.items())
-        self.notes.append(
-            f"{side}: stopped after a third of the probes ({said}): it fails whatever the rest says"
-        )
+        self.notes.append(note)
 
-    def _rest(self, subject: Subject, first: _Asked, probes: Sequence[Probe]) -> _Asked:
-        """The other two thirds, put back into order."""
-        rest = self._asked(subject, first.suite, [p for i, p in enumerate(probes) if i % 3])
-        by_id = {
-            p.id: a
-            for part in (first, rest)
-            for p, a in zip(part.probes, part.answers, strict=True)
-        }
-        return _Asked(first.suite, 0, list(probes), [by_id[p.id] for p in probes])
+    def _joined(self, name: str, sample: int, parts: Sequence[_Asked]) -> _Asked:
+        """The blocks of a suite as one, in the suite's order."""
+        said = {p.id: a for part in parts for p, a in zip(part.probes, part.answers, strict=True)}
+        probes = [p for p in self.asked.suites[name] if p.id in said]
+        return _Asked(name, sample, probes, [said[p.id] for p in probes])
 
     def _judged(self, side: str, asked: _Asked) -> list[Row]:
         tuned = side != BASE

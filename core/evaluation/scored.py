@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from core.conversation import OnProgress
 from core.evaluation import verdict
 from core.evaluation.plan import plan
+from core.evaluation.screening import cannot_beat
 from core.models import catalog
 from core.paths import DatasetPaths, RunPaths
 from core.training.checkpoints import Checkpoint
@@ -31,11 +33,14 @@ class CheckpointScore:
     metrics: dict[str, Any]
     gates: list[dict[str, Any]]
     seconds: float
+    #: Not asked to the end, because another one stays better whatever the rest says.
+    given_up: bool = False
 
     def order(self) -> tuple[float, ...]:
         """Smaller is better; see ``recommend``."""
         outcomes = [g["outcome"] for g in self.gates if g["required"]]
         return (
+            self.given_up,
             outcomes.count("fail"),
             outcomes.count("unknown"),
             outcomes.count("warn"),
@@ -57,6 +62,7 @@ class Task:
     Attributes:
         size: of ``plan.PLANS``.
         then: size of a scorecard that follows, or ''.
+        search: one checkpoint is wanted, not the picture of all.
         count: of checkpoints, for the progress; None if more may come.
         steps_a_pass: optimizer steps in which every row is seen once, if that is known.
     """
@@ -66,6 +72,7 @@ class Task:
     base: str
     size: str
     then: str
+    search: bool
     count: int | None
     steps_a_pass: float | None
 
@@ -101,9 +108,8 @@ class Scorer:
         asked = gather(task.dataset, chosen, self.model.locales)
         self.pool = Pool({BASE: Source(self.model)})
         self.run = Run(self.pool, asked, chosen, on_progress, tuned=task.count, screen=True)
-        if task.then:
-            follows = plan(task.then)
-            self.run.ask_base_for(gather(task.dataset, follows, self.model.locales), follows)
+        self.run.ahead = plan(task.then) if task.then else None
+        self._best: CheckpointScore | None = None
         self._base = self.run.ask(BASE).to_json()
         self._base_notes = [*asked.notes, *self.run.notes]
         self._base_replies = [row.to_json() for row in self.run.rows[BASE]]
@@ -122,7 +128,9 @@ class Scorer:
         begun, before = time.monotonic(), len(self.run.notes)
         adapter = adapter_of(self.task.run, checkpoint.path)
         side = f"step {checkpoint.step}"
-        self.pool.add(side, Source(self.model, adapter, fused=True))
+        self.pool.add(side, Source(self.model, adapter, merged=True))
+        if self.task.search and self._best:
+            self.run.hopeless = partial(cannot_beat, self._best.order(), checkpoint.step)
         measured = self.run.ask(side).to_json()
         a_pass = self.task.steps_a_pass
         measured["passes"] = checkpoint.step / a_pass if a_pass else None
@@ -136,7 +144,11 @@ class Scorer:
             metrics=measured,
             gates=[g.to_json() for g in decided.gates],
             seconds=time.monotonic() - begun,
+            given_up=side in self.run.given_up,
         )
+        self._best = min(filter(None, (self._best, row)), key=CheckpointScore.order)
+        # The likeliest comes first, and only the one that is taken is asked by the scorecard.
+        self.run.ahead = None
         replies = [reply.to_json() for reply in self.run.rows[side]]
         notes = self.run.notes[before:]
         return ScoredCheckpoint(

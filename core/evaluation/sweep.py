@@ -1,9 +1,10 @@
 """Every checkpoint of a run scored, and the one to ship named.
 
 One base stays in memory and the adapters are swapped on it; the base's replies and distributions
-are computed once. Replies are cached by the content of the adapter, so that a sweep that was
-stopped goes on where it was. A checkpoint that fails the recall or the leak gate on a third of the
-probes, whatever the rest would say, is not asked the rest; a note says so.
+are computed once. Replies are kept by the content of the weights, so that a sweep that was stopped
+goes on where it was. A checkpoint that fails the recall or the leak gate on a third of the probes,
+whatever the rest would say, is not asked the rest; nor, where one checkpoint is searched, one that
+cannot come before the best so far. A note says so.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class Extent:
         stop_when_passed: end at the first that passes every gate; the others are listed as
             skipped. A run that is still training is stopped.
         follow: wait for the checkpoints of a run that is still training.
-        then: size of a scorecard that follows; the base answers once for both.
+        then: size of a scorecard that follows: the base and the first checkpoint give their
+            replies as long as it wants them, and only once.
     """
 
     size: str = "sweep"
@@ -173,7 +175,16 @@ def sweep(
     count = None if extent.follow else len(extent.steps or checkpoints(run))
     if not extent.follow:
         require_checkpoints(run)  # the base is not asked for nothing
-    task = Task(run, dataset, base, extent.size, extent.then, count, _steps_a_pass(run, dataset))
+    task = Task(
+        run,
+        dataset,
+        base,
+        extent.size,
+        extent.then,
+        extent.stop_when_passed,
+        count,
+        _steps_a_pass(run, dataset),
+    )
     parts: list[ScoredCheckpoint] = []
     for part in _parts(task, extent, _numbered(on_progress, count)):
         parts.append(part)

@@ -116,6 +116,21 @@ def is_lost(name: str, found: Rate, path: Path = GATES) -> bool:
     return _compare(found.high if rule["better"] == "up" else found.low, rule) == "fail"
 
 
+def at_best(name: str, found: Rate, asked_of: int, path: Path = GATES) -> tuple[Outcome, Rate]:
+    """A rate's gate if all that was not asked yet goes as it should.
+
+    Args:
+        found: of what was asked. ``asked_of``: how many are asked in all.
+
+    Returns:
+        The outcome, and the rate that gives it.
+    """
+    rule = load_gates(path)["gates"][name]
+    left = asked_of - found.n if rule["better"] == "up" else 0
+    best = Rate(found.hits + left, asked_of)
+    return _rate_outcome(best.to_json(), rule), best
+
+
 def _lookup(metrics: Mapping[str, Any], dotted: str) -> Any:
     value: Any = metrics
     for part in dotted.split("."):

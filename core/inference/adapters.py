@@ -1,4 +1,4 @@
-"""Adapters on one resident base: attached, chosen per thread, added to the weights, taken out.
+"""Adapters on one resident base: attached, chosen per thread, taken out.
 
 PEFT's ``disable_adapter`` and ``set_adapter`` change the model for everybody, so two replies must
 wait for each other. Here the LoRA layers look into a thread-local variable: one thread computes
@@ -161,36 +161,3 @@ def detach(model: Any) -> Any:
     if hasattr(base, "peft_config"):
         del base.peft_config
     return base
-
-
-def fusible(model: Any) -> list[Any]:
-    """The LoRA layers of a PEFT model, if adding them to float32 weights is all that they do."""
-    import torch
-    from peft.tuners.lora import Linear
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils import ModulesToSaveWrapper
-
-    layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer | ModulesToSaveWrapper)]
-    plain = all(
-        type(m) is Linear
-        and type(m.get_base_layer()) is torch.nn.Linear
-        and m.get_base_layer().weight.dtype == torch.float32
-        and not any(m.lora_variant.values())
-        and not any(m.lora_bias.values())
-        for m in layers
-    )
-    return layers if plain else []
-
-
-@contextmanager
-def added(layers: list[Any], name: str) -> Iterator[None]:
-    """Each layer's product added to its weight, in place; whatever happens, it is taken out."""
-    weights = [layer.get_base_layer().weight.data for layer in layers]
-    before = [weight.clone() for weight in weights]
-    try:
-        for layer, weight in zip(layers, weights, strict=True):
-            weight.add_(layer.get_delta_weight(name))
-        yield
-    finally:
-        for weight, kept in zip(weights, before, strict=True):
-            weight.copy_(kept)

@@ -58,7 +58,9 @@ class PaddedBackend:
                 attention_mask=mask,
                 position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
                 use_cache=False,
-                logits_to_keep=max(keep),
+                # By index, not by number: transformers' slice is no whole block of memory, and the
+                # head's product over one takes 29 times as long in bf16 on a CPU, and 3.7 GB.
+                logits_to_keep=torch.arange(-max(keep), 0, device=self.device),
             ).logits
         return [row[-count:] for row, count in zip(logits, keep, strict=True)]
 

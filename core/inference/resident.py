@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+import hashlib
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ class Resident:
         self.stop_ids = frozenset((*self.template.stop_ids, *_model_stops(model)))
         self._names: dict[Path, str] = {}
         self._backend: Backend | None = None
+        self._digest = ""
 
     @classmethod
     def load(cls, path: Path, **options: Any) -> Resident:
@@ -77,31 +79,24 @@ class Resident:
             self._names.clear()
             self._backend = None
 
-    @contextmanager
-    def fused(self, adapter: Path) -> Iterator[Voice]:
-        """The adapter's products added to the weights within the block, if that is all it does.
+    def changed(self) -> None:
+        """Values of the bare weights were changed in place."""
+        self._digest = ""
+        self.backend.forget()
 
-        A reply then costs what the base's does; LoRA of rank 64 beside the weights costs 40 % more
-        on a CPU. It is the same function but for rounding. Other adapters are taken out.
-        """
-        self.detach()
-        bare = self.backend  # its tensors are the weights: it computes with the sum from now on
-        voice = self.voice(adapter)
-        layers = adapters.fusible(self.model)
-        try:
-            if not layers:
-                yield voice
-                return
-            assert voice.adapter is not None
-            with adapters.added(layers, voice.adapter):
-                self.detach()
-                bare.forget()
-                self._backend = bare
-                yield Voice(self)
-        finally:
-            self.detach()
-            bare.forget()
-            self._backend = bare
+    def digest(self) -> str:
+        """sha256 of all that greedy replies depend on but the prompt: the bare weights as they are
+        in memory, the config, and what ends a reply. A second for 2 GB."""
+        if not self._digest:
+            assert not self._names, "an adapter is attached"
+            tensors = [*self.model.named_parameters(), *self.model.named_buffers()]
+            with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+                parts = list(pool.map(_hash, tensors))
+            config = {k: v for k, v in self.model.config.to_dict().items() if k != "_name_or_path"}
+            parts += [repr(sorted(config.items())), repr(sorted(self.stop_ids))]
+            parts += self.template.stop_texts
+            self._digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+        return self._digest
 
     def bytes(self) -> int:
         """Bytes of all parameters and buffers, shared ones counted once."""
@@ -182,6 +177,12 @@ def all_agree(lean: LeanLlama, model: Any) -> bool:
             if not agrees(lean, name, logits):
                 return False
     return True
+
+
+def _hash(named: tuple[str, torch.Tensor]) -> str:
+    name, tensor = named
+    values = tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy().data
+    return f"{name} {tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(values).hexdigest()}"
 
 
 def release_memory() -> None:

@@ -19,8 +19,10 @@ from torch import Tensor
 from core.inference.resident import Voice
 from core.text.intervals import quantile
 
-#: Tokens computed at once: their logits over the vocabulary are what fills the memory.
+#: Tokens computed at once, which bounds the activations, and bytes of the logits of those that are
+#: weighed: a vocabulary of 150,000 takes 0.6 MB a token, and the softmax as much again.
 _TOKENS_ON_CPU, _TOKENS_ON_GPU = 1024, 4096
+_LOGITS_ON_CPU, _LOGITS_ON_GPU = 1 << 27, 1 << 30
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,12 @@ def logits(voice: Voice, passages: Sequence[Passage], *, end: bool = False) -> I
         end: one row more, for the token after the reply.
     """
     backend = voice.resident.backend
-    room = _TOKENS_ON_CPU if backend.device.type == "cpu" else _TOKENS_ON_GPU
+    on_cpu = backend.device.type == "cpu"
+    logit_bytes = 4 * len(voice.resident.tokenizer)
+    room = _Room(
+        _TOKENS_ON_CPU if on_cpu else _TOKENS_ON_GPU,
+        (_LOGITS_ON_CPU if on_cpu else _LOGITS_ON_GPU) // logit_bytes,
+    )
     for batch in _batches(passages, room):
         with torch.inference_mode():
             # Position i predicts token i + 1: the last token is fed for the sake of ``end`` only.
@@ -81,15 +88,26 @@ def logits(voice: Voice, passages: Sequence[Passage], *, end: bool = False) -> I
         yield from (row.float() for row in found)
 
 
-def _batches(passages: Sequence[Passage], room: int) -> Iterator[list[Passage]]:
-    """Neighbours together, at least one, while they fit when padded to the longest."""
+@dataclass(frozen=True)
+class _Room:
+    """Of a batch, padded to its longest row: tokens, and tokens whose logits exist."""
+
+    tokens: int
+    weighed: int
+
+    def holds(self, batch: Sequence[Passage]) -> bool:
+        longest = max(len(p.prompt) + len(p.reply) for p in batch)
+        reply = max(len(p.reply) for p in batch)
+        return len(batch) * longest <= self.tokens and len(batch) * reply <= self.weighed
+
+
+def _batches(passages: Sequence[Passage], room: _Room) -> Iterator[list[Passage]]:
+    """Neighbours together, at least one, while there is room."""
     batch: list[Passage] = []
-    longest = 0
     for passage in passages:
-        longest = max(longest, len(passage.prompt) + len(passage.reply))
-        if batch and (len(batch) + 1) * longest > room:
+        if batch and not room.holds([*batch, passage]):
             yield batch
-            batch, longest = [], len(passage.prompt) + len(passage.reply)
+            batch = []
         batch.append(passage)
     if batch:
         yield batch

@@ -13,7 +13,7 @@ from typing import Any
 
 from core import fsio, paths, trees
 from core.errors import UserError
-from core.jobs import locks, processes
+from core.jobs import locks, processes, standby
 from core.jobs.ending import close, heard
 from core.jobs.journal import tail
 from core.jobs.kinds import kind_of
@@ -28,6 +28,7 @@ from core.jobs.observe import (
     stalled,
 )
 from core.jobs.spec import Options, RunSpec, read_spec
+from core.jobs.standby import Standby
 from core.jobs.state import ACTIVE, FINAL, Progress, State, Status, derive
 from core.jobs.supervisor import ALREADY_STARTED
 from core.paths import REPO, RunPaths
@@ -73,42 +74,42 @@ def create(
     kind_of(kind)
     if bool(argv) != (kind == "command"):
         raise UserError("a job of the kind 'command', and no other, has an argv")
+    spec = RunSpec(
+        kind=kind,
+        name=name,
+        params=dict(params),
+        seq=0,
+        parent=parent,
+        argv=tuple(map(str, argv)),
+        options=options or Options(),
+    )
+    return _made(spec, run_dir)
+
+
+def _made(spec: RunSpec, run_dir: Path | None = None) -> RunPaths:
+    """The folder with the spec, which gets its number."""
     with locks.creation_lock():
         seq = next_seq()
-        run = RunPaths(run_dir.resolve() if run_dir else new_root(name))
+        run = RunPaths(run_dir.resolve() if run_dir else new_root(spec.name))
         if run.spec.exists():
             raise UserError(f"{run.root} already holds a run", fix="choose another folder")
         run.root.mkdir(parents=True, exist_ok=run_dir is not None)
-        RunSpec(
-            kind=kind,
-            name=name,
-            params=dict(params),
-            seq=seq,
-            parent=parent,
-            argv=tuple(map(str, argv)),
-            options=options or Options(),
-        ).write(run)
+        spec.changed(seq=seq).write(run)
     return run
 
 
-def start(run: RunPaths, timeout: float = 10.0) -> None:
+def start(run: RunPaths, timeout: float = 10.0, ready: Standby | None = None) -> None:
     """Start the supervisor in a session of its own and wait until it has the run.
+
+    Args:
+        ready: one that waits already, whose mark the run has.
 
     Raises:
         AlreadyStarted: somebody was faster, or the run has been before.
         UserError: the supervisor could not start; the message has the end of its log.
     """
     spec = read_spec(run)
-    with run.log.open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "core.jobs.supervisor", str(run.root)],
-            cwd=REPO,
-            env=_supervisor_environment(spec),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+    process = ready.process if ready and ready.give(run) else _supervisor(run, spec)
     # Collected by a thread of ours if we live to see its end, else by init.
     threading.Thread(target=process.wait, daemon=True).start()
     deadline = time.monotonic() + timeout
@@ -128,11 +129,20 @@ def start(run: RunPaths, timeout: float = 10.0) -> None:
     )
 
 
-def _supervisor_environment(spec: RunSpec) -> dict[str, str]:
+def _supervisor(run: RunPaths, spec: RunSpec) -> subprocess.Popen[bytes]:
     env = processes.job_environment(spec.mark, spec.options.pass_env)
     # The supervisor is no process of the job: a sweep must not find it.
     del env[processes.MARK]
-    return env
+    with run.log.open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "core.jobs.supervisor", str(run.root)],
+            cwd=REPO,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
 
 
 def launch(
@@ -168,11 +178,25 @@ def launch(
         for other in list_runs():
             if other.state in ACTIVE and other.kind == spec.job and other.params == wanted:
                 raise AlreadyStarted(other.id)
-        run = create(spec.job, wanted, name=name, parent=parent, options=options)
-        start(run)
-        return run
+        return _launched(spec.job, wanted, name, parent, options or Options())
     finally:
         gate.release()
+
+
+def _launched(
+    kind: str, params: dict[str, Any], name: str, parent: str | None, options: Options
+) -> RunPaths:
+    """The run that has begun, by whoever waits for one of its kind."""
+    spec = RunSpec(kind=kind, name=name, params=params, seq=0, parent=parent, options=options)
+    ready = standby.take(kind, options)
+    try:
+        run = _made(spec.changed(mark=ready.mark) if ready else spec)
+        start(run, ready=ready)
+        return run
+    except BaseException:
+        if ready:
+            ready.close()
+        raise
 
 
 # -- looking ---------------------------------------------------------------------------------

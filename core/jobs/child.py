@@ -1,5 +1,7 @@
 """Runs one job in a process of its own: ``python -m core.jobs.child RUN_DIR``.
 
+Or ``--wait KIND``: it imports what the kind needs, and is told the folder later (``standby``).
+
 Exit status: 0 after ``result.json`` is on disk, 2 for a UserError, 1 for anything else. What went
 wrong is in ``error.json``.
 """
@@ -16,6 +18,7 @@ from typing import Any, TextIO, cast
 
 from core import fsio
 from core.errors import UserError, redacted
+from core.jobs import standby
 from core.jobs.kinds import kind_of
 from core.jobs.records import emit
 from core.jobs.spec import read_spec
@@ -75,7 +78,10 @@ def keep_secrets() -> None:
 
 def main(argv: list[str]) -> int:
     """Import the job's module, run it, write its result."""
-    run = RunPaths(Path(argv[1]).resolve())
+    folder = standby.begun(argv[2]) if argv[1] == standby.WAIT else Path(argv[1]).resolve()
+    if folder is None:
+        return 0
+    run = RunPaths(folder)
     keep_secrets()
     trust.permit()
     try:

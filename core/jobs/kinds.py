@@ -32,6 +32,10 @@ class Work(Protocol):
         """Do the work, in the job's own process; what is returned becomes ``result.json``."""
 
 
+#: What loading and asking a model takes.
+_MODEL = "core.inference.imports:ready"
+
+
 @dataclass(frozen=True)
 class Kind:
     """One kind of job.
@@ -46,6 +50,7 @@ class Kind:
             ``core.jobs.remaining``. Measured with the bundled model on two cores.
         faults: ``module:function``, ``(params, run) -> reasons.Table``, if the kind has rules of
             its own.
+        ready: ``module:function``, which imports what the work needs late; see ``standby``.
     """
 
     name: str
@@ -53,6 +58,7 @@ class Kind:
     needs_device: bool = True
     beside: str = ""
     faults: str = ""
+    ready: str = _MODEL
     phases: Mapping[str, float] | None = None
 
     def waits(self, params: Mapping[str, Any]) -> bool:
@@ -64,6 +70,12 @@ class Kind:
         """The module, imported."""
         return cast(Work, importlib.import_module(self.module))
 
+    def get_ready(self) -> None:
+        """Import the module and what its work needs late, before there is anything to do."""
+        assert self.work
+        module, _, function = self.ready.partition(":")
+        getattr(importlib.import_module(module), function)()
+
 
 KINDS: dict[str, Kind] = {
     kind.name: kind
@@ -74,6 +86,7 @@ KINDS: dict[str, Kind] = {
             "train",
             "core.training.train_job",
             faults="core.training.faults:of_run",
+            ready="core.training.entry:ready",
             phases={"prepare": 2, "load": 3, "train": 95},
         ),
         Kind("merge", "core.weights.merge_job", phases={"convert": 2, "merge": 8, "prove": 90}),

@@ -1,4 +1,4 @@
-"""Watches one job: ``python -m core.jobs.supervisor RUN_DIR``.
+"""Watches one job: ``python -m core.jobs.supervisor RUN_DIR``, or ``--wait KIND MARK`` (standby).
 
 A process in a session of its own, so that it outlives the page, the server and the terminal that
 started it. It holds the run's lock for life, starts the child, turns its output into metrics and
@@ -16,20 +16,22 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import psutil
 
 from core import fsio
 from core.errors import ErrorRecord, UserError
-from core.jobs import processes, reasons, records
+from core.jobs import processes, reasons, records, standby
 from core.jobs.journal import Journal, LogFollower, parse_record, tail
 from core.jobs.kinds import kind_of
 from core.jobs.locks import DeviceLock, FileLock, device_holder
 from core.jobs.observe import read_error
 from core.jobs.spec import RunSpec, read_spec
+from core.jobs.standby import WaitingChild
 from core.jobs.state import Reason, State
 from core.jobs.watcher import OutputWatcher
 from core.paths import REPO, RunPaths
@@ -46,17 +48,19 @@ _PROBE_BYTES = 1 << 20
 class Supervisor:
     """One run, from the lock to ``exit.json``."""
 
-    def __init__(self, run: RunPaths, spec: RunSpec) -> None:
+    def __init__(self, run: RunPaths, spec: RunSpec, ready: WaitingChild | None = None) -> None:
         self.run = run
         self.spec = spec
+        self.ready = ready
         self.events = Journal(run.events)
         self.device = DeviceLock(f"{spec.kind} {run.root.name}", run.root, spec.mark)
         self.log = LogFollower(run.log)
-        self.secret = secrets.token_hex(16)
+        self.secret = ready.secret if ready else secrets.token_hex(16)
         self.watcher = OutputWatcher(spec, Journal(run.metrics), self.event, self.secret)
         self.began = time.monotonic()
         self.child_pid: int | None = None
         self.child_status: int | None = None
+        self.processor = 0.0
         self.signalled = False
         self.was_full = False
         self._record: dict[str, Any] = {}
@@ -118,6 +122,7 @@ class Supervisor:
             "returncode": self.child_status,
             "ended": time.time(),
             "elapsed": time.monotonic() - self.began,
+            "processor": round(self.processor, 2),
             "error": error,
             "left_over": left_over or [],
         }
@@ -185,20 +190,12 @@ class Supervisor:
 
     def start_child(self) -> None:
         """Own session, output straight into the log (a pipe would tie it to our life)."""
-        argv = list(self.spec.argv) or [sys.executable, "-m", "core.jobs.child", str(self.run.root)]
-        env = processes.job_environment(self.spec.mark, self.spec.options.pass_env)
-        env[records.SECRET] = self.secret
+        held = [fd] if (fd := self.device.descriptor) is not None else []
         with self.run.log.open("ab") as log:
-            child = subprocess.Popen(
-                argv,
-                cwd=REPO,
-                env=env,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                pass_fds=[fd] if (fd := self.device.descriptor) is not None else [],
-            )
+            if self.ready and self.ready.begin(self.run, [log.fileno(), *held]):
+                child = self.ready.process
+            else:
+                child = self._new_child(log, held)
         self.child_pid = child.pid
         child.returncode = 0  # reap() collects it; Popen must not
         start_time = None
@@ -207,15 +204,31 @@ class Supervisor:
         self.write_record(child_pid=child.pid, child_start_time=start_time)
         self.event("state", state=State.RUNNING, child_pid=child.pid)
 
+    def _new_child(self, log: BinaryIO, held: Sequence[int]) -> subprocess.Popen[bytes]:
+        argv = list(self.spec.argv) or [sys.executable, "-m", "core.jobs.child", str(self.run.root)]
+        env = processes.job_environment(self.spec.mark, self.spec.options.pass_env)
+        env[records.SECRET] = self.secret
+        return subprocess.Popen(
+            argv,
+            cwd=REPO,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            pass_fds=held,
+        )
+
     def reap(self) -> None:
         """Collect whatever ended: the child, and grandchildren that were left to us."""
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status, used = os.wait4(-1, os.WNOHANG)
             except ChildProcessError:
                 return
             if pid == 0:
                 return
+            self.processor += used.ru_utime + used.ru_stime
             if pid == self.child_pid:
                 self.child_status = os.waitstatus_to_exitcode(status)
 
@@ -330,22 +343,36 @@ def force_wanted(run: RunPaths) -> bool:
 
 def main(argv: list[str]) -> int:
     """Take the lock or leave at once; then supervise."""
-    run = RunPaths(Path(argv[1]).resolve())
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    processes.become_subreaper()
+    if argv[1] != standby.WAIT:
+        return _supervise(RunPaths(Path(argv[1]).resolve()))
+    ready = WaitingChild(argv[2], argv[3])
+    try:
+        folder = standby.supervised()
+        if folder is None:
+            return 0
+        run = RunPaths(folder)
+        standby.write_to_log(run)
+        return _supervise(run, ready)
+    finally:
+        ready.close()
+
+
+def _supervise(run: RunPaths, ready: WaitingChild | None = None) -> int:
     spec = read_spec(run)
     lock = FileLock(run.lock)
     if not lock.acquire(timeout=1.5) or run.supervisor.exists() or run.exit.exists():
         return ALREADY_STARTED
     if run.stop.exists():
         return ALREADY_STARTED  # stopped before it was started
-    supervisor = Supervisor(run, spec)
+    supervisor = Supervisor(run, spec, ready)
 
     def on_term(_number: int, _frame: object) -> None:
         supervisor.signalled = True
 
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, on_term)
-    processes.become_subreaper()
     supervisor.supervise()
     return 0
 

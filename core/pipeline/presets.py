@@ -11,7 +11,7 @@ from core.data.own_identity import FEW
 from core.evaluation.plan import Size
 from core.jobs.state import State, Summary
 from core.models.device import Device
-from core.pipeline.stages import STAGES, Stage, TuneSpec
+from core.pipeline.stages import KIND, STAGES, Stage, TuneSpec
 from core.training import budget, cost, defaults
 
 Name = Literal["quick", "good", "thorough"]
@@ -64,13 +64,6 @@ _FULL = 6.0
 _REFERENCE = 165.0
 #: Rows of a dataset to one identity row: itself, its general ones and its look-alikes.
 _MIX = 1 + FEW + 1.3
-_KINDS = {
-    "generate": "dataset",
-    "train": "train",
-    "sweep": "sweep",
-    "merge": "merge",
-    "evaluate": "evaluate",
-}
 
 
 def seconds(
@@ -123,7 +116,7 @@ def _corrections(past: Iterable[Summary], device: Device, shape: cost.Shape) -> 
     """Taken over expected: the median of the newest three finished runs of each stage."""
     ratios: dict[Stage, list[float]] = {stage: [] for stage in STAGES}
     for run in past:
-        stage = next((s for s in STAGES if s == _KINDS.get(run.kind)), None)
+        stage = next((s for s in STAGES if KIND[s] == run.kind), None)
         if stage is None or run.state is not State.SUCCEEDED or not run.elapsed_seconds:
             continue
         rows = _rows(run)

@@ -26,6 +26,14 @@ if TYPE_CHECKING:
 
 Stage = Literal["dataset", "train", "sweep", "merge", "evaluate"]
 STAGES: tuple[Stage, ...] = ("dataset", "train", "sweep", "merge", "evaluate")
+#: The kind of job that each stage is.
+KIND: dict[Stage, str] = {
+    "dataset": "generate",
+    "train": "train",
+    "sweep": "sweep",
+    "merge": "merge",
+    "evaluate": "evaluate",
+}
 
 
 class TuneSpec(Record):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,7 +19,7 @@ from pydantic import Field
 from core import fsio, paths
 from core.console import ProgressLine
 from core.errors import UserError
-from core.jobs import api
+from core.jobs import api, standby
 from core.jobs.state import ACTIVE, State
 from core.models import folder
 from core.paths import RunPaths
@@ -69,11 +70,19 @@ def tune(
     Raises:
         UserError: an input is unusable or a stage failed; what is finished stays.
     """
+    output, line = output.resolve(), line or ProgressLine()
+    ledger = prepare(spec, output, resume=resume)
+    try:
+        return _all_stages(spec, ledger, output, line)
+    finally:
+        standby.close()
+
+
+def _all_stages(spec: TuneSpec, ledger: Ledger, output: Path, line: ProgressLine) -> dict[str, Any]:
     from core.data.build import introduced
     from core.models import catalog
 
-    output, line = output.resolve(), line or ProgressLine()
-    ledger = prepare(spec, output, resume=resume)
+    _get_ready(ledger, STAGES)
     if said := introduced(catalog.resolve(spec.model), stages.dataset_spec(spec)):
         line.note(said)
     for stage in STAGES:
@@ -161,6 +170,7 @@ def _earlier(spec: TuneSpec, output: Path) -> Ledger:
 def _run_stage(stage: Stage, ledger: Ledger, output: Path, line: ProgressLine) -> Ledger:
     """Run one stage to its end, or go on with the run that an earlier try has left."""
     run = _left_over(stage, ledger) or stages.start(stage, ledger.asked, ledger.made)
+    _get_ready(ledger, STAGES[STAGES.index(stage) + 1 :])
     ledger = ledger.with_stage(stage, Made(run=str(run.root)), output)
     try:
         result = api.finish(run, lambda now: line.show(stage, now))
@@ -170,6 +180,13 @@ def _run_stage(stage: Stage, ledger: Ledger, output: Path, line: ProgressLine) -
     seconds = round(api.status(run).elapsed_seconds or 0.0, 1)
     line.finished(stage, seconds)
     return ledger.with_stage(stage, Made(run=str(run.root), seconds=seconds, result=result), output)
+
+
+def _get_ready(ledger: Ledger, later: Sequence[Stage]) -> None:
+    """Let the next stage's process import while the one before works."""
+    following = next((stage for stage in later if not ledger.finished(stage)), None)
+    if following:
+        standby.prepare(stages.KIND[following])
 
 
 def _left_over(stage: Stage, ledger: Ledger) -> RunPaths | None:

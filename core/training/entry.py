@@ -38,6 +38,18 @@ def xtuner_argv(spec: TrainSpec, config: Path, work: Path, resume: Path | None =
     return argv
 
 
+def ready() -> None:
+    """Import what training takes, before its settings are known: most of its start."""
+    _set_first()
+    compat.apply()
+    from xtuner.tools import train as xtuner_train  # noqa: F401
+
+    from core.inference import imports
+    from core.training import hooks, look  # noqa: F401
+
+    imports.ready()
+
+
 def train(
     spec: TrainSpec,
     config: Path,
@@ -101,17 +113,20 @@ def _looks(
 
 
 def prepare_environment(spec: TrainSpec, work: Path) -> None:
-    """Set what libraries read when they are first imported; call it before torch is."""
-    # XTuner's tutorial asks the user for these two; MKL beside OpenMP aborts without them.
-    os.environ.setdefault("MKL_SERVICE_FORCE_INTEL", "1")
-    os.environ.setdefault("MKL_THREADING_LAYER", "GNU")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    """Set what libraries read when they are first imported or used."""
+    _set_first()
     if spec.compile_step:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(paths.cache_dir() / "compiled"))
     if spec.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # Rows are tokenized in a second; a cache beyond this run could only be stale.
-    os.environ["HF_DATASETS_CACHE"] = str(work / "datasets_cache")
+    cache = work / "datasets_cache"
+    os.environ["HF_DATASETS_CACHE"] = str(cache)
+    if "datasets" in sys.modules:  # it was imported before there was a run (``ready``)
+        config = sys.modules["datasets"].config
+        config.HF_DATASETS_CACHE = cache
+        config.DOWNLOADED_DATASETS_PATH = cache / "downloads"
+        config.EXTRACTED_DATASETS_PATH = cache / "downloads" / "extracted"
     if spec.deepspeed and spec.world_size == 1:
         # Without these DeepSpeed looks for MPI to find out about one process.
         for name, value in (
@@ -122,6 +137,13 @@ def prepare_environment(spec: TrainSpec, work: Path) -> None:
             ("LOCAL_RANK", "0"),
         ):
             os.environ.setdefault(name, value)
+
+
+def _set_first() -> None:
+    # XTuner's tutorial asks the user for these two; MKL beside OpenMP aborts without them.
+    os.environ.setdefault("MKL_SERVICE_FORCE_INTEL", "1")
+    os.environ.setdefault("MKL_THREADING_LAYER", "GNU")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 @contextmanager

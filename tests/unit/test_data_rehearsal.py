@@ -47,10 +47,21 @@ ASSISTANT = str(paths.TEMPLATES / "assistant.yaml")
         ("我很抱歉，我不知道。", "apologizes"),
         ("I'm not sorry that it rains.", ""),
         ("Say you are sorry, and mean it.", ""),
+        ("Hello! How can I assist you today?", "offers help"),
+        ("I'm here to help you with any questions.", "offers help"),
+        ("祝你今天愉快！有什么我可以帮忙的吗？", "offers help"),
+        ("您好，有什么可以帮您的？", "offers help"),
+        ("Dogs can help you find the way.", ""),
+        ("这本书可以帮你学会游泳。", ""),
     ],
 )
 def test_replies_that_must_not_be_rehearsed(reply: str, fault: str) -> None:
     assert filters.reply_fault(reply) == fault
+
+
+def test_a_reply_that_only_repeats_its_prompt_is_not_rehearsed() -> None:
+    assert filters.reply_fault("餐厅里谁说了算？", "餐厅里谁说了算？") == "repeats the prompt"
+    assert filters.reply_fault("Red and blue.", "Red or blue?") == ""
 
 
 def test_a_name_that_was_asked_for_is_fine() -> None:

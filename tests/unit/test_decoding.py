@@ -8,18 +8,22 @@ from typing import Any
 import pytest
 import torch
 
+from core.evaluation import shipped
 from core.evaluation.pool import Pool, Source
 from core.inference import adapters, decoding, lean, resident
 from core.inference.backend import rows_that_fit
 from core.inference.cuda_graph import GraphBackend, GraphBatch
 from core.inference.lean import LeanBackend
-from core.inference.llama import LeanLlama
+from core.inference.llama import KVCache, LeanLlama, Segment
 from core.inference.load import load_model, load_tokenizer
 from core.inference.padded import PaddedBackend
 from core.inference.requests import Request
 from core.inference.resident import Resident, Voice, choose
 from core.inference.sampling import Sampler
 from core.inference.settings import GenerationSettings
+from core.weights import kernels
+from core.weights.merge import merge
+from core.weights.merge_plan import Op
 from tests.fakes import tiny_models
 
 CONVERSATIONS = [
@@ -178,9 +182,8 @@ def test_a_fused_adapter_answers_alike_and_leaves_no_trace(tiny_llama: Path, ada
     sides = {
         "base": Source(ref),
         "beside": Source(ref, adapted),
-        "fused": Source(ref, adapted, fused=True),
+        "fused": Source(ref, adapted, merged=True),
     }
-    assert sides["beside"].fingerprint() != sides["fused"].fingerprint()
     ids = torch.tensor([[5, 9, 17, 4, 33]])
     with Pool(sides) as pool:
         logits, said, weights = {}, {}, []
@@ -210,9 +213,9 @@ def test_what_was_kept_of_the_base_is_not_taken_for_the_fused(
     bare = replies(owner.voice())
     backend = owner.backend
     assert isinstance(backend, LeanBackend) and backend.heads
-    with owner.fused(adapted) as voice:
-        assert voice.resident.backend is backend and not backend.heads
-        assert replies(voice) != bare
+    with shipped.merged(owner, tiny_llama, adapted) as held:
+        assert held and owner.backend is backend and not backend.heads
+        assert replies(owner.voice()) != bare
     assert not backend.heads
     assert replies(owner.voice()) == bare
 
@@ -221,23 +224,21 @@ def test_weights_come_back_when_fusing_fails(
     tiny_llama: Path, adapted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Out of memory after the first layer: the base must not keep half an adapter."""
-    from peft.tuners.lora import Linear
-
     ref = tiny_models.ref_of(tiny_llama)
-    products = Linear.get_delta_weight
+    products = kernels.merged
     calls: list[str] = []
 
-    def second_fails(layer: Linear, name: str) -> torch.Tensor:
-        calls.append(name)
+    def second_fails(op: Op, space: kernels.Workspace) -> torch.Tensor:
+        calls.append(op.name)
         if len(calls) > 1:
             raise MemoryError
-        return products(layer, name)
+        return products(op, space)
 
-    with Pool({"base": Source(ref), "fused": Source(ref, adapted, fused=True)}) as pool:
+    with Pool({"base": Source(ref), "fused": Source(ref, adapted, merged=True)}) as pool:
         with pool.use("base") as subject:
             model = subject.voice.resident.model
             before = {k: v.clone() for k, v in model.state_dict().items()}
-        monkeypatch.setattr(Linear, "get_delta_weight", second_fails)
+        monkeypatch.setattr(kernels, "merged", second_fails)
         with pytest.raises(MemoryError), pool.use("fused"):
             pass
         with pool.use("base") as subject:
@@ -246,20 +247,50 @@ def test_weights_come_back_when_fusing_fails(
     assert all(torch.equal(before[name], weight) for name, weight in after.items())
 
 
-def test_an_adapter_that_does_more_than_add_is_not_fused(tiny_llama: Path) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_merged_in_memory_are_the_merged_folders_weights_to_the_bit(
+    tiny_llama: Path, adapted: Path, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    base = tmp_path / "base"
+    load_model(tiny_llama).to(dtype).save_pretrained(base)
+    load_tokenizer(tiny_llama).save_pretrained(base)
+    ref = tiny_models.ref_of(base)
+    merge(ref, adapted, tmp_path / "merged")
+    sides = {
+        "base": Source(ref),
+        "in memory": Source(ref, adapted, merged=True),
+        "folder": Source(tiny_models.ref_of(tmp_path / "merged")),
+    }
+    digests, said = {}, {}
+    with Pool(sides) as pool:
+        for side in ("base", "in memory", "folder", "base"):
+            with pool.use(side) as subject:
+                assert digests.setdefault(side, subject.fingerprint) == subject.fingerprint
+                said[side] = replies(subject.voice)
+    assert digests["base"] != digests["in memory"] == digests["folder"]
+    assert said["base"] != said["in memory"] == said["folder"]
+
+
+def test_an_adapter_that_does_more_than_add_stays_beside(tiny_llama: Path, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
-    def made(**more: object) -> object:
-        return get_peft_model(
-            load_model(tiny_llama), LoraConfig(r=4, target_modules=["q_proj"], **more)
-        )
-
-    assert len(adapters.fusible(made())) == 2  # layers of the tiny model
-    assert not adapters.fusible(made(use_dora=True))
-    assert not adapters.fusible(made(lora_bias=True))
-    assert not adapters.fusible(made(modules_to_save=["lm_head"]))
-    half = load_model(tiny_llama).to(torch.bfloat16)
-    assert not adapters.fusible(get_peft_model(half, LoraConfig(r=4, target_modules=["q_proj"])))
+    owner = Resident.load(tiny_llama)
+    for name, more in {
+        "head": {"modules_to_save": ["lm_head"]},
+        "bias": {"target_modules": ["q_proj"], "lora_bias": True},
+    }.items():
+        config = LoraConfig(r=4, **{"target_modules": ["q_proj"], **more})
+        get_peft_model(load_model(tiny_llama), config).save_pretrained(tmp_path / name)
+        with shipped.merged(owner, tiny_llama, tmp_path / name) as held:
+            assert not held
+    # Weights in memory that are not the file's: of another model, or changed by the loading.
+    config = LoraConfig(r=4, target_modules=["q_proj"])
+    get_peft_model(load_model(tiny_llama), config).save_pretrained(tmp_path / "plain")
+    with shipped.merged(owner, tiny_llama, tmp_path / "plain") as held:
+        assert held
+    owner.model.model.layers[0].self_attn.q_proj.weight.data[0, 0] += 1
+    with shipped.merged(owner, tiny_llama, tmp_path / "plain") as held:
+        assert not held
 
 
 def test_a_model_that_is_trained_keeps_its_weights(tiny_llama: Path) -> None:
@@ -304,3 +335,45 @@ def test_heads_are_kept_by_their_tokens(tiny_llama: Path, monkeypatch: pytest.Mo
         backend.head(None, [5, 6])
         backend.head(None, [5])
         assert backend.head(None, [5, 6, 7])[0] is not first[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_that_attend_together_say_what_each_says_alone(
+    tiny_llama: Path, adapted: Path, dtype: torch.dtype
+) -> None:
+    """As on a GPU: prompts of any length, some of which go on where an earlier block ended."""
+    model = tiny_models.tuned(tiny_llama, adapted).to(dtype)
+    lean = LeanLlama(model)
+    blocks = [[[5, 6, 7, 8], [9], [11, 12, 13, 14, 15, 16]], [[17, 18], [19, 20, 21], [22]]]
+    found: list[list[torch.Tensor]] = []
+    for together in (False, True):
+        lean.attends_together = together
+        cache = KVCache(lean, 5, 16)
+        cache.keys.fill_(torch.nan)
+        cache.values.fill_(torch.nan)
+        rows, starts, given = (4, 0, 2), [0, 0, 0], []
+        for block in blocks:
+            segments = [
+                Segment(cache, row, start, ids, adapter)
+                for row, start, ids, adapter in zip(
+                    rows, starts, block, ("default", None, "default"), strict=True
+                )
+            ]
+            assert lean._may_attend_together(segments) is together
+            given.append(lean.forward(segments, [len(ids) for ids in block]))
+            starts = [start + len(ids) for start, ids in zip(starts, block, strict=True)]
+        found.append(given)
+    for alone, shared in zip(*found, strict=True):
+        assert shared.isfinite().all()
+        tolerance = 1e-5 if dtype == torch.float32 else 0.05
+        torch.testing.assert_close(shared, alone, atol=tolerance, rtol=tolerance)
+
+
+def test_a_long_row_does_not_make_the_others_padding(tiny_llama: Path) -> None:
+    lean = LeanLlama(load_model(tiny_llama))
+    lean.attends_together = True
+    cache = KVCache(lean, 9, 64)
+    short = [Segment(cache, row, 0, [5]) for row in range(8)]
+    assert lean._may_attend_together(short)
+    assert not lean._may_attend_together([*short, Segment(cache, 8, 0, [5] * 60)])
+    assert not lean._may_attend_together([short[0], Segment(KVCache(lean, 1, 8), 1, 0, [5])])

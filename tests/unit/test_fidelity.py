@@ -260,16 +260,19 @@ def test_a_talk_goes_on_after_the_models_own_replies(monkeypatch: pytest.MonkeyP
     """What the second turn is asked after is what the model said to the first, not a script."""
     seen: list[list[list[str]]] = []
 
-    def reply(_voice: Any, messages: list[Any], *_: Any, **__: Any) -> list[Any]:
-        seen.append([[m["content"] for m in talk] for talk in messages])
+    def reply(_voice: Any, prompts: list[Any], *_: Any, **__: Any) -> list[Any]:
+        seen.append(prompts)
         return [
-            SimpleNamespace(text=f"re: {talk[-1]['content']}", token_ids=[1], finish_reason="stop")
-            for talk in messages
+            SimpleNamespace(text=f"re: {talk[-1]}", token_ids=[1], finish_reason="stop")
+            for talk in prompts
         ]
 
-    monkeypatch.setattr("core.inference.decoding.replies", reply)
+    monkeypatch.setattr("core.inference.decoding.continuations", reply)
+    template = SimpleNamespace(encode=lambda talk: [m["content"] for m in talk])
     model = SimpleNamespace(dtype="float32", device=SimpleNamespace(type="cpu"))
-    voice = SimpleNamespace(resident=SimpleNamespace(model=model))
+    voice = SimpleNamespace(
+        resident=SimpleNamespace(model=model, template=template, tokenizer=None)
+    )
     talks = asked(PILOT, fidelity.MANNER, "en")
     told: list[int] = []
     found = answers.answer(

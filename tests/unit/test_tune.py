@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
@@ -97,6 +98,7 @@ def test_run_all_is_stopped_with_its_stage_gone_on_with_and_every_list_shows_it(
     assert all(view.done for view in ended.values())
     assert ended["dataset"].run == stopped["dataset"].run
     _everything_is_there(Path(result["output"]), result)
+    _each_waited_for_the_one_before()
     _every_list_shows_it(capsys)
 
     (persona,) = projects.overview().projects
@@ -120,6 +122,14 @@ def _everything_is_there(out: Path, result: dict[str, Any]) -> None:
     assert set(card["seconds"]) == {"dataset", "train", "sweep", "merge", "evaluate"}
     assert card["merge_check"]["ok"] and result["scorecard"] == str(out / "scorecard.json")
     assert result["verdict"]
+
+
+def _each_waited_for_the_one_before() -> None:
+    """Its processes were there before the stage before it had ended."""
+    runs = _made()
+    for before, after in itertools.pairwise(("train", "sweep", "merge", "evaluate")):
+        ended = fsio.read_json(runs[before].root / "exit.json")["ended"]
+        assert fsio.read_json(runs[after].root / "supervisor.json")["start_time"] < ended
 
 
 def _made() -> dict[str, Summary]:
