@@ -140,6 +140,9 @@ def child(task: str, folder: Path) -> None:
         start = clock()
         merge(ref, adapter, folder / task)
     elif task == "xtuner":
+        from core.training import compat
+
+        compat.importable()
         from xtuner.tools.model_converters import merge as _  # noqa: F401  as above
 
         from core.weights import xtuner_tools

@@ -83,8 +83,9 @@ SIDEWAYS = """() => {
     '[data-testid=stMain], [data-testid=stAppScrollToBottomContainer]');
   return box.scrollWidth - box.clientWidth;
 }"""
-#: What is chosen in a box too narrow for it.
+#: What is chosen in a box too narrow for it; the sidebar of a narrow window is folded.
 CUT = """() => [...document.querySelectorAll('[data-testid=stSelectbox] input')]
+  .filter((box) => !box.closest('[data-testid=stSidebar]'))
   .filter((box) => box.scrollWidth > box.clientWidth + 1).map((box) => box.value)"""
 FOCUSED = """() => {
   const at = document.activeElement;
