@@ -133,9 +133,11 @@ def child(task: str, folder: Path) -> None:
         if task == "ours-cached":
             os.O_DIRECT = 0
         from core.models.catalog import ModelRef
+        from core.inference.load import load_tokenizer
         from core.weights import kernels  # noqa: F401  imports torch before the clock starts
         from core.weights.merge import merge
 
+        load_tokenizer(base)  # and transformers, which writing the chat template needs
         ref = ModelRef(base, "base", "folder", "unknown", ("en",), "llama")
         start = clock()
         merge(ref, adapter, folder / task)
