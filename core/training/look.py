@@ -74,6 +74,9 @@ class Look:
         margins = self._margins(voice)
         if not self.general:
             return Figures(step, margins)
+        if step == 0 and _untouched(llm):
+            # It is the base itself: the first step need not wait for passes that would say so.
+            return Figures(step, margins, 0.0, 1.0, 1.0, sum(len(p.reply) for p in self.general))
         if self._base is None:
             with llm.disable_adapter():
                 self._base = scoring.reference(voice, self.general)
@@ -92,6 +95,17 @@ class Look:
             locale: Margin(quantile(values, 0.5), Rate(sum(v > 0 for v in values), len(values)))
             for locale, values in by_locale.items()
         }
+
+
+def _untouched(llm: Any) -> bool:
+    """Whether a PEFT model computes what its base does: plain LoRA whose B is zero."""
+    config = llm.active_peft_config
+    plain = getattr(config, "peft_type", "") == "LORA" and not (
+        config.use_dora or config.modules_to_save or config.lora_bias
+    )
+    return plain and not any(
+        bool(p.any()) for name, p in llm.named_parameters() if ".lora_B." in name
+    )
 
 
 def prepare(dataset: Path, model: ModelRef, tokenizer: Any) -> Look:

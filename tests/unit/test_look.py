@@ -15,6 +15,8 @@ from core.data import own_identity
 from core.data.generation import held_out, identity_rows
 from core.data.own_identity import OwnIdentity
 from core.errors import UserError
+from core.inference import scoring
+from core.inference.resident import Voice
 from core.jobs import api, reasons, records
 from core.jobs.state import Reason
 from core.jobs.watcher import OutputWatcher
@@ -79,14 +81,24 @@ def test_looks_tell_and_change_no_bit(
         "lr": 5e-3,
     }
     values = spec_for(dataset, tiny_llama, **changes)
-    _, whole = train(tmp_path / "looked", values)
+    asked: list[int] = []
+    divergence = scoring.divergence
+
+    def counted(voice: Voice, base: scoring.Reference) -> Any:
+        asked.append(3 * (len(asked) + 1))
+        return divergence(voice, base)
+
+    with monkeypatch.context() as spied:
+        spied.setattr(scoring, "divergence", counted)
+        _, whole = train(tmp_path / "looked", values)
     found = [
         Figures.from_values(r["step"], r["values"])
         for r in emitted(capsys.readouterr().out, "figures")
     ]
     assert [f.step for f in found] == [0, 3, 6]
-    assert found[0].kl == pytest.approx(0, abs=1e-4)
-    assert found[0].ppl_ratio == pytest.approx(1, abs=1e-3)
+    # Before the first step it is the base, which need not be asked to know that.
+    assert (found[0].kl, found[0].ppl_ratio, found[0].agreement) == (0.0, 1.0, 1.0)
+    assert found[0].tokens == found[1].tokens > 0 and asked == [3, 6]
     assert all(set(f.margins) == {"en", "zh"} and f.margins["en"].ahead.n > 8 for f in found)
     assert found[0].margin is not None and found[-1].margin is not None
     assert found[-1].margin > found[0].margin  # it is learning the names
