@@ -132,8 +132,8 @@ def child(task: str, folder: Path) -> None:
     elif task.startswith("ours"):
         if task == "ours-cached":
             os.O_DIRECT = 0
-        from core.models.catalog import ModelRef
         from core.inference.load import load_tokenizer
+        from core.models.catalog import ModelRef
         from core.weights import kernels  # noqa: F401  imports torch before the clock starts
         from core.weights.merge import merge
 
