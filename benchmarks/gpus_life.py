@@ -85,6 +85,8 @@ def life(spec: Any, name: str, report: dict[str, Any]) -> Any:
     half = spec.steps // 2
     whole = start(spec, name)
     report["whole"] = ended(whole)
+    if report["whole"]["state"] != "SUCCEEDED":
+        raise RuntimeError(f"the first run: {report['whole']}\n{api.status(whole).log_tail}")
     run = start(spec, f"{name}-stopped")
     internlm2_full.watch(run, at_step(half))
     began = time.monotonic()

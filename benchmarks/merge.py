@@ -132,14 +132,19 @@ def child(task: str, folder: Path) -> None:
     elif task.startswith("ours"):
         if task == "ours-cached":
             os.O_DIRECT = 0
+        from core.inference.load import load_tokenizer
         from core.models.catalog import ModelRef
         from core.weights import kernels  # noqa: F401  imports torch before the clock starts
         from core.weights.merge import merge
 
+        load_tokenizer(base)  # and transformers, which writing the chat template needs
         ref = ModelRef(base, "base", "folder", "unknown", ("en",), "llama")
         start = clock()
         merge(ref, adapter, folder / task)
     elif task == "xtuner":
+        from core.training import compat
+
+        compat.importable()
         from xtuner.tools.model_converters import merge as _  # noqa: F401  as above
 
         from core.weights import xtuner_tools

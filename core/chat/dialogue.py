@@ -143,10 +143,9 @@ class Transcript:
         return {t.id: t for t in (*self.turns, *self.others)}[turn_id]
 
     def add(self, turn: Turn) -> None:
-        """A turn behind those that are shown; what waited to be sent is said with it."""
+        """A turn behind those that are shown."""
         turn.parent = self.turns[-1].id if self.turns else 0
         self.turns.append(turn)
-        self.draft = None
 
     def go_back(self, count: int) -> None:
         """Put the turns behind the first ``count`` aside."""

@@ -61,6 +61,8 @@ class ChatSession:
                 transcripts.go_back(self.transcript, instead_of)
             live = ask(self.transcript, prompt, settings, self._worker, self._endpoints, again)
             self.live = live
+            # In the file it waits until the turn is there: the server may die before.
+            self.transcript.draft = None if again is None else self.transcript.draft
         threading.Thread(target=self._keep, args=(live,), daemon=True).start()
         return live
 

@@ -183,6 +183,8 @@ def _apply(transcript: Transcript, row: dict[str, Any]) -> None:
             for reply in turn.replies.values():
                 reply.finish_reason = reply.finish_reason or "interrupted"
             transcript.add(turn)
+            if transcript.draft and transcript.draft.text == turn.prompt:
+                transcript.draft = None  # said with it; what was written meanwhile still waits
         case "version" | "partial version":
             reply = _REPLY.validate_python(row["reply"])
             reply.finish_reason = reply.finish_reason or "interrupted"

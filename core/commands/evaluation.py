@@ -91,13 +91,17 @@ def print_card(card: dict[str, Any]) -> None:
     print(
         f"\n{card['verdict']}: {card['explanation']['why']}\nnext: {card['explanation']['next']}\n"
     )
-    for gate in card["explanation"]["gates"]:
-        print(f"  {gate['outcome']:8}{gate['title']:48}{gate['shown']:32}limit {gate['limit']}")
+    gates = card["explanation"]["gates"]
+    wide = max((len(gate["title"]) for gate in gates), default=0) + 2
+    for gate in gates:
+        print(f"  {gate['outcome']:8}{gate['title']:{wide}}{gate['shown']:32}limit {gate['limit']}")
     print()
-    for row in report.table([card]):
+    rows = report.table([card])
+    wide = max((len(str(row["metric"])) for row in rows), default=0) + 2
+    for row in rows:
         print(
             "  "
-            + row["metric"].ljust(50)
+            + row["metric"].ljust(wide)
             + "".join(str(v).ljust(32) for k, v in row.items() if k != "metric")
         )
     for note in card["notes"]:

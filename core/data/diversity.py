@@ -43,7 +43,7 @@ class Diversity:
         self_bleu: mean BLEU-4 of a text against all others, 0-100; high = alike.
         gzip_ratio: bytes over compressed bytes; high = repeated.
         near_duplicates: share of the unique texts (of ``compared``) that resemble another.
-        most_copies: how often the most frequent text occurs, ``most_copied`` is that text.
+        most_copies: how often the most frequent text occurs.
     """
 
     texts: int
@@ -54,7 +54,6 @@ class Diversity:
     near_duplicates: float
     compared: int
     most_copies: int
-    most_copied: str
 
 
 def measure(texts: Sequence[str], *, questions: bool = False, seed: int = 0) -> Diversity:
@@ -71,7 +70,6 @@ def measure(texts: Sequence[str], *, questions: bool = False, seed: int = 0) -> 
     if len(unique) > MAX_COMPARED:
         sample = Random(f"near/{seed}").sample(unique, MAX_COMPARED)
     near = near_questions(sample) if questions else near_replies(sample)
-    top = counts.most_common(1)[0] if counts else ("", 0)
     return Diversity(
         texts=len(texts),
         unique=len(unique),
@@ -80,8 +78,7 @@ def measure(texts: Sequence[str], *, questions: bool = False, seed: int = 0) -> 
         gzip_ratio=gzip_ratio(texts),
         near_duplicates=sum(near) / len(sample) if sample else 0.0,
         compared=len(sample),
-        most_copies=top[1],
-        most_copied=first.get(top[0], ""),
+        most_copies=max(counts.values(), default=0),
     )
 
 

@@ -4,7 +4,7 @@
       rows, kinds {kind: rows}, rounds {rounds: rows}
       locales        {locale: {kind: rows}}: each language needs its share of every kind
       intents        [IntentCell(intent, locale, family, clusters_trained, clusters_held_out,
-                                 wordings_trained, turns)]     turns 0 = an empty cell
+                                 turns)]                       turns 0 = an empty cell
       lengths        Lengths(p50, p95, longest, limit, over_limit, tokens, histogram [(from, n)])
       loss_tokens    {kind: supervised tokens}
       general_to_identity  (by_rows, by_loss_tokens)           None without identity rows
@@ -53,7 +53,6 @@ class IntentCell:
     family: str
     clusters_trained: int
     clusters_held_out: int
-    wordings_trained: int
     turns: int
 
 
@@ -262,7 +261,6 @@ def _cells(
                     intent.family,
                     len(trained),
                     len(intent.user[locale]) - len(trained),
-                    sum(len(c.t) for c in trained),
                     turns[key, locale],
                 )
             )

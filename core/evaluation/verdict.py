@@ -240,7 +240,8 @@ def _name(
             or _lookup(metrics, "recall.value") < _lookup(metrics, "train_recall.value") - 0.1
         )
         return "MEMORISED" if by_heart else "UNDERFIT", _because(failed)
-    unknown = [g for g in gates if g.outcome == "unknown" and g.required]
+    # Required or not: what was asked, and too rarely, is no evidence that all is well.
+    unknown = [g for g in gates if g.outcome == "unknown"]
     if unknown:
         return "NOT ENOUGH EVIDENCE", _because(unknown)
     warned = [g for g in gates if g.outcome == "warn"]

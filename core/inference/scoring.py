@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from core.inference.resident import Voice
-from core.text.intervals import quantile
 
 #: Tokens computed at once, which bounds the activations, and bytes of the logits of those that are
 #: weighed: a vocabulary of 150,000 takes 0.6 MB a token, and the softmax as much again.
@@ -50,15 +49,14 @@ class Reference:
 class Divergence:
     """How far a model's distribution is from the base's.
 
-    ``kl``: mean over prompts, nats a token; ``kl_p90``: its 90th percentile over prompts;
-    ``top1``: share of tokens whose most likely token is the same; ``ppl_ratio``: perplexity of the
-    base's replies under the model over that under the base.
+    ``kl``: mean over prompts, nats a token; ``top1``: share of tokens whose most likely token is
+    the same; ``ppl_ratio``: perplexity of the base's replies under the model over that under the
+    base.
     """
 
     prompts: int
     tokens: int
     kl: float
-    kl_p90: float
     top1: float
     ppl_ratio: float
 
@@ -146,12 +144,11 @@ def divergence(voice: Voice, base: Reference) -> tuple[Divergence, list[float]]:
         drift += float(_of_tokens(ours - mine, passage.reply).sum())
         tokens += len(passage.reply)
     if not tokens:
-        return Divergence(0, 0, math.nan, math.nan, math.nan, math.nan), []
+        return Divergence(0, 0, math.nan, math.nan, math.nan), []
     found = Divergence(
         len(kls),
         tokens,
         max(0.0, sum(kls) / len(kls)),
-        quantile(kls, 0.9),
         same / tokens,
         math.exp(min(drift / tokens, 50.0)),
     )

@@ -74,16 +74,17 @@ def needed(folder: Path) -> Code | None:
 def _model_code(folder: Path) -> dict[str, str]:
     config = _json(folder / "config.json")
     named = _classes(config, ("AutoConfig", "AutoModelForCausalLM"))
-    return {} if str(config.get("model_type")) in _own_types() else named
+    # Most folders name no code: what transformers has is only asked for where it matters, for to
+    # ask takes seconds of imports.
+    return {} if not named or str(config.get("model_type")) in _own_types() else named
 
 
 def _tokenizer_code(folder: Path) -> dict[str, str]:
     config = _json(folder / "tokenizer_config.json")
-    if _own_tokenizer(str(config.get("tokenizer_class"))):
+    named = _classes(config, ("AutoTokenizer",))
+    if not named or _json(folder / "config.json").get("model_type") == "internlm2":
         return {}
-    if _json(folder / "config.json").get("model_type") == "internlm2":
-        return {}
-    return _classes(config, ("AutoTokenizer",))
+    return {} if _own_tokenizer(str(config.get("tokenizer_class"))) else named
 
 
 def _classes(config: dict[str, Any], wanted: tuple[str, ...]) -> dict[str, str]:

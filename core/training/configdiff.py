@@ -14,24 +14,19 @@ class DiffLine:
     """One line of the config beside its stock file. ``kind``: same, added, removed."""
 
     kind: str
-    stock_line: int | None
-    line: int | None
     text: str
 
 
 def diff(stock: str, edited: str) -> list[DiffLine]:
-    """Line by line, edits marked; lines count from 1."""
+    """Line by line, edits marked."""
     old, new = stock.splitlines(), edited.splitlines()
     lines: list[DiffLine] = []
     for tag, a0, a1, b0, b1 in difflib.SequenceMatcher(None, old, new, False).get_opcodes():
         if tag == "equal":
-            lines += [
-                DiffLine("same", a + 1, b + 1, new[b])
-                for a, b in zip(range(a0, a1), range(b0, b1), strict=True)
-            ]
+            lines += [DiffLine("same", text) for text in new[b0:b1]]
             continue
-        lines += [DiffLine("removed", a + 1, None, old[a]) for a in range(a0, a1)]
-        lines += [DiffLine("added", None, b + 1, new[b]) for b in range(b0, b1)]
+        lines += [DiffLine("removed", text) for text in old[a0:a1]]
+        lines += [DiffLine("added", text) for text in new[b0:b1]]
     return lines
 
 

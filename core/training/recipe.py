@@ -5,11 +5,12 @@ What is measured (identity data of ``core.data.build``, 16 rows a step, rank 64,
 =====================  ======  ==========  =======================================================
 base                   NF4     rate        outcome
 =====================  ======  ==========  =======================================================
-SmolLM2-135M-Instruct  yes     1e-3        LEARNED in 4 runs of 9, nothing general lost in any;
+SmolLM2-135M-Instruct  yes     1e-3        LEARNED in 7 runs of 9, nothing general lost in any;
                                            5e-4 missed held-out wordings
 Qwen2.5-Coder-0.5B     yes     1e-3        ruined: perplexity of general replies 2.1 x the base's
-                       yes     3e-4        LEARNED in 8 runs of 9, perplexity 0.93 to 1.00 x
-                       yes     1.8e-4      LEARNED in 6 runs of 9: the old identity is what fails
+                       yes     2.7e-4      LEARNED in 9 runs of 9, perplexity 0.91 to 0.99 x
+                       yes     1.8e-4      LEARNED in 6 runs of 9, with the rows of before: the old
+                                           identity is what failed
                        no      4e-4        LEARNED with the mix with which NF4 at 2e-4 was not
 =====================  ======  ==========  =======================================================
 

@@ -193,9 +193,11 @@ def test_duplicate_a_pack_and_edit_it() -> None:
 @pytest.mark.slow
 def test_build_runs_as_a_job_and_gives_a_named_version(workspace_with_model: Path) -> None:
     drafts.save_form({"rehearsal_ratio": 0.0, "near_miss_ratio": 0.0, "max_rows": 12})
+    drafts.save_form({"start_name": "Mira"}, "start")
     app = page()
     next(t for t in app.text_input if t.label == "Name of the dataset").set_value("mira")
     app.button(key="build-dataset").click().run()
+    assert drafts.load_form("start") == {}, "who was built is not who is made next"
     (summary,) = api.list_runs()
     end = api.wait(api.open_run(summary.id))
     assert end.state is State.SUCCEEDED, end.error

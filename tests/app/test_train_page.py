@@ -323,7 +323,7 @@ def test_the_form_survives_a_reload_and_a_preset_fills_it(workspace_with_model: 
         return next(n for n in app.number_input if n.label == label)
 
     good = number(app, "Optimizer steps").value
-    app.button(key="train_preset_thorough").click().run()
+    app.segmented_control(key="train_preset").set_value("thorough").run()
     assert number(app, "Optimizer steps").value == 2 * good
     assert "passes over 40 rows" in texts(app)
     before = next(c.value for c in app.caption if "passes over 40 rows" in c.value)

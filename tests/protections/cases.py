@@ -47,7 +47,7 @@ PROTECTIONS = [
                "    if supervisor is None:\n", "    if True:\n",
                "tests/faults/test_ends.py::test_force_ends_a_run_whose_supervisor_is_stopped"),
     Protection("6 an orphan keeps the device", "core/jobs/supervisor.py",
-               "pass_fds=[fd] if", "pass_fds=[] if",
+               "pass_fds=held,", "pass_fds=[],",
                "tests/faults/test_ends.py::test_the_device_stays_with_a_child_whose_supervisor_died"),
     Protection("7 a reused pid is not signalled", "core/jobs/processes.py",
                "if abs(process.create_time() - float(str(start_time))) < 0.1 else None", "",

@@ -123,6 +123,9 @@ def test_a_message_that_waits_is_kept_until_it_is_said() -> None:
     assert transcripts.list_chats()[0].title == "Who?"
     transcripts.save_partial(chat, turn("Who?"))
     assert transcripts.read(chat.id).draft is None
+    transcripts.set_draft(chat, MessageDraft("And then?"))  # while that streams
+    transcripts.add_turn(chat, turn("Who?"))
+    assert chat.draft == transcripts.read(chat.id).draft == MessageDraft("And then?")
 
 
 @pytest.mark.parametrize("row", [{"id": 1}, {"id": -3}, {"id": "x"}, {}])

@@ -142,9 +142,12 @@ def test_stop_one_column(worker: WorkerClient, tiny_llama: Path) -> None:
     columns = local(tiny_llama)
     worker.load(columns)
     session = ChatSession(transcripts.create(columns), worker, Endpoints())
+    transcripts.set_draft(session.transcript, dialogue.MessageDraft("Go on."))
     live = session.send("Go on.", LONG)
+    assert session.transcript.draft is None, "it is not waiting any more"
     with pytest.raises(UserError, match="still streaming"):
         session.send("Another.", SHORT)
+    transcripts.set_draft(session.transcript, dialogue.MessageDraft("Another."))
     until(lambda: live.turn.replies["a"].text)
     session.stop("a")
     until(lambda: live.turn.replies["a"].finish_reason)
@@ -152,6 +155,8 @@ def test_stop_one_column(worker: WorkerClient, tiny_llama: Path) -> None:
     assert not live.turn.replies["b"].finish_reason
     session.stop()
     assert finish(session, live)["b"].finish_reason == "cancelled"
+    kept = transcripts.read(session.transcript.id)
+    assert session.transcript.draft == kept.draft == dialogue.MessageDraft("Another.")
 
 
 def test_preview_tells_what_would_be_cut(worker: WorkerClient, tiny_llama: Path) -> None:

@@ -161,6 +161,17 @@ def test_a_folder_without_need_for_its_code_is_as_before(tmp_path: Path) -> None
     load_model(tmp_path / "plain", device="cpu")
 
 
+def test_a_folder_that_names_no_code_costs_no_imports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A merge asks first, and needs nothing of transformers; importing it took it four seconds."""
+    fsio.write_json(tmp_path / "config.json", {"model_type": "llama"})
+    fsio.write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": "Nobody's"})
+    for name in ("_own_types", "_own_tokenizer"):
+        monkeypatch.setattr(trust, name, lambda *_: pytest.fail("transformers was asked"))
+    assert trust.needed(tmp_path) is None
+
+
 def test_a_hub_repository_comes_with_code_only_when_it_was_trusted(
     folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

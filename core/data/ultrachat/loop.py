@@ -67,7 +67,6 @@ class Dialogue:
     sources: list[str] = field(default_factory=list)
     attempts: Counter[str] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
-    fallbacks: int = 0
     failed: int = 0
     tries: int = 0
     tokens: int = 0
@@ -128,7 +127,6 @@ class Dialogue:
             self._fail()
             prepared = next(self._unused_lines(), None)
             if not self.ended and prepared:
-                self.fallbacks += 1
                 self._say("user", prepared, "fallback")
             elif not prepared:
                 self.ended = self.ended or "no_line_left"

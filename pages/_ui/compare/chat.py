@@ -54,7 +54,7 @@ def draw(setup: Setup, box: DeltaGenerator) -> None:
     session = state.session()
     with box:
         look = _toolbar(session)
-        if session is None or session.transcript.empty:
+        if session is None or (session.transcript.empty and session.live is None):
             _first_questions(setup)
         # Looked up before the turns: a reply that ends meanwhile is then drawn twice for a
         # moment, not left out until the next click.

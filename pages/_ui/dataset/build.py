@@ -19,9 +19,11 @@ from core.persona.persona import Persona
 from core.training.budget import plan
 from pages._ui.dataset.report import advice
 from pages._ui.dataset.state import job_panel, jobs_at_work
-from pages._ui.shell import current
-from pages._ui.shell.common import errors_shown
+from pages._ui.shell import current, typed
+from pages._ui.shell.common import errors_shown, model_libraries
 from pages._ui.shell.language import t
+from pages._ui.start.make import FORM as START
+from pages._ui.start.make import WHO
 
 _DEFAULT = DatasetSpec(persona_path="")
 
@@ -47,7 +49,13 @@ def draw(
         )  # fmt: skip
     if pressed:
         with errors_shown():
-            current.choose(build=start(form, pack, overrides, name))
+            with st.spinner(
+                t("Looking at the model")
+            ):  # the bundled one is unpacked the first time
+                model_libraries()
+                run = start(form, pack, overrides, name)
+            typed.forget(START, WHO.values())  # it is somebody now
+            current.choose(build=run)
             st.rerun()
     job_panel()
     if "build" not in st.query_params and not jobs_at_work():

@@ -17,14 +17,14 @@ from core.data.tables import Sheet
 from core.persona import packs
 from pages._ui.dataset.state import bubbles, choose_dataset, go
 from pages._ui.shell import address, words
-from pages._ui.shell.common import errors_shown, folder_tree
+from pages._ui.shell.common import errors_shown, folder_tree, form_and_rest
 from pages._ui.shell.language import N_, from_core, listed, moment_of, number, t, tn
 from pages._ui.shell.uploads import release_uploads
 
 
 def draw() -> None:
     """The Files part."""
-    left, right = st.columns(2, gap="large")
+    left, right = form_and_rest(440)
     with left:
         name = choose_dataset()
         if name:

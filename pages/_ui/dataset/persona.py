@@ -16,7 +16,7 @@ from pages._ui.dataset import build as dataset_build
 from pages._ui.dataset import pack as dataset_pack
 from pages._ui.dataset.state import bubbles
 from pages._ui.shell import current, model_picker
-from pages._ui.shell.common import errors_shown
+from pages._ui.shell.common import errors_shown, form_and_rest
 from pages._ui.shell.language import N_, listed, t
 from pages._ui.shell.words import language_name, pack_title, slot_name
 from pages._ui.start.make import FORM as START
@@ -39,7 +39,7 @@ def draw() -> None:
             icon=":material/lightbulb:",
         )
         return
-    left, right = st.columns([2, 3], gap="large")
+    left, right = form_and_rest()
     with left:
         _follow(form)
         pack = _choose_pack(form, names)

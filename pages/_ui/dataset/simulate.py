@@ -15,7 +15,7 @@ from core.fsio import check_name
 from core.jobs import api
 from core.jobs.spec import Options
 from pages._ui.shell import current
-from pages._ui.shell.common import errors_shown
+from pages._ui.shell.common import errors_shown, form_and_rest
 from pages._ui.shell.language import N_, number, t
 from pages._ui.shell.words import language_name
 
@@ -32,7 +32,7 @@ def draw() -> None:
         t("One model plays a person, another answers. First lines come from templates, later ones "
           "from the model that plays the person; every turn is checked.")
     )  # fmt: skip
-    left, right = st.columns(2, gap="large")
+    left, right = form_and_rest()
     with errors_shown():
         with left:
             spec, base = _form()

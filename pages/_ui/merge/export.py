@@ -16,7 +16,7 @@ from core.jobs.state import ACTIVE, Summary
 from core.paths import RunPaths
 from core.weights.export_job import ExportSpec
 from pages._ui.shell import current
-from pages._ui.shell.common import errors_shown, folder_tree, show_error
+from pages._ui.shell.common import errors_shown, folder_tree, form_and_rest, show_error
 from pages._ui.shell.language import N_, t
 from pages._ui.train.state import badge
 
@@ -30,7 +30,7 @@ _KINDS: dict[Literal["f32", "f16", "bf16", "q8_0"], str] = {
 
 def draw(run: RunPaths, folder: Path) -> None:
     """The choices, and the exports of this merge so far."""
-    left, right = st.columns([2, 3], gap="large")
+    left, right = form_and_rest()
     with left, errors_shown():
         spec = _choices(folder)
         pressed = st.button(

@@ -17,7 +17,7 @@ from core.weights.merge_job import MergeSpec
 from core.weights.preview import outputs
 from pages._ui.merge.state import RESULTS, Source, checkpoints, trained
 from pages._ui.shell import current
-from pages._ui.shell.common import errors_shown
+from pages._ui.shell.common import errors_shown, form_and_rest
 from pages._ui.shell.language import N_, from_core, number, t
 from pages._ui.shell.words import WHY_CHECKPOINT
 from pages._ui.train.state import run_label
@@ -41,7 +41,7 @@ _CONVERTERS = {
 
 def draw() -> None:
     """The form, and beside it what pressing the button will write."""
-    left, right = st.columns([2, 3], gap="large")
+    left, right = form_and_rest()
     with left:
         source = _source()
         if source is None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from core import fsio, trees
 from core.chat.render import code, literal, safe_markdown
@@ -47,6 +48,18 @@ def _model_libraries() -> bool:
     import core.training.preflight  # noqa: F401
 
     return True
+
+
+def form_and_rest(width: int = 360) -> tuple[DeltaGenerator, DeltaGenerator]:
+    """A form and what it leads to: beside each other where both have room, else below.
+
+    Columns would share what there is, and cut the boxes of the form in a window of 900 px.
+
+    Args:
+        width: pixels of the form: the longest label or choice of its boxes in one line.
+    """
+    row = st.container(horizontal=True, gap="large")
+    return row.container(width=width), row.container(width="stretch")
 
 
 def device() -> Device:

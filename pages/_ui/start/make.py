@@ -119,10 +119,11 @@ def _form() -> None:
 
 def _preset() -> presets.Name:
     expected = _expected()
-    chosen = st.segmented_control(
+    st.session_state.setdefault("start_preset", "good")
+    chosen: presets.Name = st.session_state["start_preset"]
+    st.segmented_control(
         t("How thorough"),
         list(_PRESETS),
-        default="good",
         required=True,
         format_func=lambda p: f"{t(_PRESETS[p])} · {expected[p]}" if p in expected else p,
         key="start_preset",
@@ -145,8 +146,11 @@ def _more() -> tuple[str, str | None]:
     """Pack and model; None while the model is not fetched or not trusted."""
     with st.expander(t("Character and base model"), icon=":material/tune:"):
         names = list(packs.all_packs())
+        st.session_state.setdefault(
+            "start_pack", _PACK if _PACK in names else next(iter(names), "")
+        )
         pack = st.selectbox(
-            t("Character"), names, index=names.index(_PACK) if _PACK in names else 0,
+            t("Character"), names,
             format_func=pack_title, key="start_pack",
             help=t("What it is and how it talks. The Dataset page has every sentence."),
         )  # fmt: skip

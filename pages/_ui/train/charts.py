@@ -106,7 +106,12 @@ def _loss_spec(
     """The chart without its data: Altair checks it against a schema, once and not at each look."""
     scale = alt.Scale(type="log", nice=False) if log_scale else alt.Scale(zero=False)
     x_title, y_title, each, mean, run, rate = said
-    x = alt.X("step:Q", title=x_title, scale=alt.Scale(nice=False), axis=alt.Axis(tickMinStep=1))
+    x = alt.X(
+        "step:Q",
+        title=x_title,
+        scale=alt.Scale(nice=False),
+        axis=alt.Axis(tickMinStep=1, format="d"),
+    )
     base = alt.Chart().encode(x=x)
     if len(names) > 1:
         color = _color(names, legend=True)
@@ -197,6 +202,7 @@ def figure_charts(figures: Mapping[str, Sequence[Figures]]) -> None:
     for name, title, form, rule in _FIGURES:
         if name in data and data[name].notna().any():
             spec = _small_spec(tuple(figures), name, (t(title), *_tips()), form, rule)
+            st.caption(t(title))  # wraps in a narrow window: a chart's title is cut there
             st.vega_lite_chart(data, spec, width="stretch")
 
 
@@ -230,7 +236,7 @@ def _small_spec(
                 "step:Q",
                 title=None,
                 scale=alt.Scale(nice=False),
-                axis=alt.Axis(tickCount=4, tickMinStep=1),
+                axis=alt.Axis(tickCount=4, tickMinStep=1, format="d"),
             ),
             y=alt.Y(
                 f"{name}:Q",
@@ -247,6 +253,7 @@ def _small_spec(
         line = line.encode(strokeDash=alt.StrokeDash("language:N", legend=legend))
     limit = alt.Chart().mark_rule(color="#a8a8a8").encode(y=alt.datum(rule))
     chart = alt.layer(line, limit) if rule is not None else line
+    if measured:
+        return _without_data(chart.properties(height=160 if name == "margin" else 120))
     headline = alt.TitleParams(title, fontSize=13, anchor="start")
-    # Title and legend are within the height.
-    return _without_data(chart.properties(height=190 if name == "margin" else 150, title=headline))
+    return _without_data(chart.properties(height=150, title=headline))  # the title is within

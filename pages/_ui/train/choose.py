@@ -13,6 +13,9 @@ from core.training.spec import DEFAULT_CONFIG
 from pages._ui.shell import current, model_picker
 from pages._ui.shell.language import from_core, t, tn
 
+#: Pixels of a box: the name of a stock config.
+_BOX = 300
+
 
 def choose_dataset() -> Path | None:
     """A dataset of the workspace; None, with what to do, if there is none."""
@@ -54,7 +57,8 @@ def choose() -> tuple[Path, str, str] | None:
     """
     from core.training.config import stock_configs
 
-    left, middle, right = st.columns(3)
+    row = st.container(horizontal=True)  # below each other where their names would be cut
+    left, middle, right = (row.container(width=_BOX) for _ in range(3))
     with left:
         dataset = choose_dataset()
     if dataset is None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from core import fsio, paths
 from core.chat.render import literal
@@ -16,7 +17,7 @@ from core.errors import UserError
 from core.training import drafts
 from core.training.defaults import choose, following, passes
 from core.training.drafts import FormDraft
-from core.training.lengths import RunLength, lengths
+from core.training.lengths import Name, RunLength, lengths
 from core.training.preflight import preflight
 from core.training.spec import TrainSpec
 from core.training.spec_fields import FIELDS, Field
@@ -55,8 +56,8 @@ def _auto(dataset: str, model: str, stock: str, stamp: int) -> _Auto:
     return _Auto(spec.to_dict(), {c.name: c.reason for c in choices}, usable, lengths(found))
 
 
-def settings(dataset: Path, model: str, stock: str) -> TrainSpec:
-    """Draw the form; the spec as it stands.
+def settings(dataset: Path, model: str, stock: str, presets: DeltaGenerator) -> TrainSpec:
+    """Draw the form, and the plans that fill it into ``presets``; the spec as it stands.
 
     Raises:
         UserError: the model or dataset cannot be used, or a value cannot be read.
@@ -68,7 +69,8 @@ def settings(dataset: Path, model: str, stock: str) -> TrainSpec:
     scope = hashlib.sha256(f"{dataset}\0{model}\0{stamp}".encode()).hexdigest()[:8]
     _from_draft(scope, dataset.name, model)
     _take_over(scope)
-    _presets(scope, auto)
+    with presets:
+        _presets(scope, auto)
     values = {**auto.values, "stock_config": stock}
     for part, (_, is_open, note) in _PARTS.items():
         with st.expander(t(_PARTS[part][0]), expanded=is_open):
@@ -98,29 +100,36 @@ def _keep(draft: FormDraft) -> None:
 
 
 _PRESETS = {
-    "quick": (N_("Quick"), N_("a first look")),
-    "good": (N_("Good"), N_("what suits most personas")),
-    "thorough": (N_("Thorough"), N_("more passes, more to choose from")),
+    "quick": (N_("Quick"), N_("A first look.")),
+    "good": (N_("Good"), N_("What suits most personas.")),
+    "thorough": (N_("Thorough"), N_("More passes, more to choose from.")),
 }
 
 
 def _presets(scope: str, auto: _Auto) -> None:
     """Three plans with their time on this device; the form below shows what each of them sets."""
+    plans = {plan.name: plan for plan in auto.presets}
     steps = st.session_state.get(f"train_{scope}_steps", auto.values["steps"])
-    for column, plan in zip(st.columns(len(auto.presets)), auto.presets, strict=True):
+    now = next((name for name, plan in plans.items() if plan.steps == steps), None)
+    key = "train_preset"
+    st.session_state[key] = now
+
+    def label(name: Name) -> str:
+        plan = plans[name]
         time = "" if plan.seconds is None else about_duration(plan.seconds)
-        told = [tn("{n} step", "{n} steps", plan.steps), time]
-        with column:
-            if st.button(
-                t(_PRESETS[plan.name][0]),
-                key=f"train_preset_{plan.name}",
-                type="primary" if plan.steps == steps else "secondary",
-                width="stretch",
-                help=t(_PRESETS[plan.name][1]),
-            ):
-                _fill(scope, plan.settings)
-                st.rerun()
-            st.caption(" · ".join(filter(None, told)))
+        told = [t(_PRESETS[name][0]), tn("{n} step", "{n} steps", plan.steps), time]
+        return " · ".join(filter(None, told))
+
+    def fill() -> None:
+        if chosen := st.session_state[key]:
+            _fill(scope, plans[chosen].settings)
+
+    st.segmented_control(
+        t("How thorough"), list(plans), format_func=label, key=key, on_change=fill,
+        help=t("The form below shows what each of them sets."),
+    )  # fmt: skip
+    if now:
+        st.caption(t(_PRESETS[now][1]))
 
 
 def _fill(scope: str, changes: Mapping[str, Any]) -> None:

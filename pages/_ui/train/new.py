@@ -1,4 +1,4 @@
-"""A new run: form and source side by side, what stands against it, the command, one button."""
+"""A new run: one button with what stands against it; below, form and source side by side."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from core.training import lifecycle
 from core.training.preflight import Preflight
 from core.training.spec import TrainSpec
 from pages._ui.shell import current, words
-from pages._ui.shell.common import errors_shown, model_libraries, show_error
+from pages._ui.shell.common import errors_shown, form_and_rest, model_libraries, show_error
 from pages._ui.shell.language import t
 from pages._ui.train import (
     choose as train_choose,
@@ -39,11 +39,12 @@ def draw() -> None:
         chosen = train_choose.choose()
     if chosen is None:
         return
-    with st.container(horizontal=True, gap="large"):  # side by side, or below in a narrow window
-        form, source = st.container(width=_FORM_WIDTH), st.container()
+    # Drawn when the form has been read, but above it: most people change nothing and start.
+    presets, ready = st.container(), st.container(border=True)
+    form, source = form_and_rest(_FORM_WIDTH)
     spec: TrainSpec | None = None
     with form, errors_shown():
-        spec = train_form.settings(*chosen)
+        spec = train_form.settings(*chosen, presets)
     if spec is None:
         return
     with source:
@@ -52,8 +53,8 @@ def draw() -> None:
         except UserError as error:
             show_error(error)
             return
-    st.divider()
-    with errors_shown():
+        train_preflight.command(spec)
+    with ready, errors_shown():
         name = train_form.run_name(spec.dataset)
         _start(train_preflight.draw(spec), name)
 

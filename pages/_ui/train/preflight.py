@@ -1,4 +1,4 @@
-"""Before Start: what the run will do and cost, everything against it, the command to copy."""
+"""What the run will do and cost, and everything against it; the command to copy."""
 
 from __future__ import annotations
 
@@ -37,7 +37,6 @@ def draw(spec: TrainSpec) -> Preflight:
         show_error(UserErrors(found.problems))
     elif not found.warnings:
         st.caption(f":material/check: {t('Ready to start.')}")
-    command(spec)
     return found
 
 
