@@ -164,7 +164,7 @@ def test_a_folder_without_need_for_its_code_is_as_before(tmp_path: Path) -> None
 def test_a_folder_that_names_no_code_costs_no_imports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A merge asks first, and needs nothing of transformers; importing it took it four seconds."""
+    """A merge asks first, and needs nothing of transformers."""
     fsio.write_json(tmp_path / "config.json", {"model_type": "llama"})
     fsio.write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": "Nobody's"})
     for name in ("_own_types", "_own_tokenizer"):
