@@ -57,6 +57,11 @@ class Resident:
             self._backend = choose(self.model)
         return self._backend
 
+    @property
+    def vocab_size(self) -> int:
+        """Logits of a token, padding of the vocabulary included."""
+        return int(self.model.get_output_embeddings().weight.shape[0])
+
     def voice(self, adapter: Path | None = None) -> Voice:
         """The weights with an adapter, which is attached if it was not, or bare.
 

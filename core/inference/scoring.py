@@ -72,7 +72,7 @@ def logits(voice: Voice, passages: Sequence[Passage], *, end: bool = False) -> I
     """
     backend = voice.resident.backend
     on_cpu = backend.device.type == "cpu"
-    logit_bytes = 4 * len(voice.resident.tokenizer)
+    logit_bytes = 4 * voice.resident.vocab_size
     room = _Room(
         _TOKENS_ON_CPU if on_cpu else _TOKENS_ON_GPU,
         (_LOGITS_ON_CPU if on_cpu else _LOGITS_ON_GPU) // logit_bytes,

@@ -8,6 +8,7 @@ says so.
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import os
 import tempfile
@@ -20,6 +21,8 @@ from core.models import families, nf4, trust
 from core.models.device import cpu_has_bf16
 
 _applied = False
+#: A file's name on ext4, XFS, Btrfs and APFS.
+NAME_BYTES = 255
 
 
 def apply() -> None:
@@ -317,9 +320,27 @@ def same_start_under_deepspeed() -> None:
     DeepSpeedStrategy.build_model = build_model
 
 
+def lock_names_by_bytes() -> None:
+    """datasets shortens a lock's name above 255 characters; a file system counts bytes.
+
+    The name is the whole path of the cache, so a workspace in a folder with a long Chinese name
+    could not train ("File name too long"). Shortened by ``hash``, processes had different locks.
+    """
+    from datasets.utils._filelock import FileLock
+
+    def short(cls: Any, path: str) -> str:
+        folder, name = os.path.split(os.path.abspath(os.path.expanduser(path)))
+        if len(os.fsencode(name)) > NAME_BYTES:
+            name = hashlib.sha256(os.fsencode(name)).hexdigest() + ".lock"
+        return os.path.join(folder, name)
+
+    FileLock.hash_filename_if_too_long = classmethod(short)
+
+
 #: In order of application.
 REPAIRS: tuple[Callable[[], None], ...] = (
     importable,
+    lock_names_by_bytes,
     own_architectures,
     cpu_bf16_query,
     nf4.keep_unpacked,

@@ -80,7 +80,7 @@ def test_button_starts_one_job_with_what_was_chosen(
 ) -> None:
     run = make_run(workspace, base)
     started: list[RunPaths] = []
-    monkeypatch.setattr(api, "start", started.append)
+    monkeypatch.setattr(api, "start", lambda run, ready=None: started.append(run))
     app = page()
     app.toggle(key="merge_fp32").set_value(True).run()
     app.button(key="merge_start").click().run()

@@ -13,7 +13,7 @@ from core.conversation import Conversation
 from core.errors import UserError
 from core.models.catalog import resolve
 from core.paths import RunPaths
-from core.training import train_job
+from core.training import compat, train_job
 from core.training.preflight import preflight
 from core.training.spec import TrainSpec
 from core.weights import export_job, merge_job
@@ -36,6 +36,17 @@ def _spec(dataset: Path, model: Path) -> TrainSpec:
         accumulation=1,
         checkpoint_every=2, evaluation_inputs=["Who are you?"],
     )  # fmt: skip
+
+
+def test_a_lock_s_name_is_short_enough_in_bytes(tmp_path: Path) -> None:
+    """Named after the whole path of the rows' cache: 120 Chinese characters are 360 bytes."""
+    from datasets.utils._filelock import FileLock
+
+    compat.lock_names_by_bytes()
+    for name in ("人设工作台" * 24, "plain"):
+        with FileLock(str(tmp_path / f"{name}.lock")) as lock:
+            assert lock.is_locked
+            assert len(Path(lock.lock_file).name) == (len("plain.lock") if name == "plain" else 69)
 
 
 @pytest.mark.slow

@@ -155,7 +155,7 @@ def test_scores_of_the_base_after_those_of_an_adapter(
     monkeypatch.setattr(resident, "ChatTemplate", _NoTemplate)
     adapter = make(base, tmp_path / "adapter", **KINDS[kind][0])
     model = tiny_models.ref_of(base, "qwen2")
-    with Pool({"tuned": Source(model, adapter, fused=True), "base": Source(model)}) as pool:
+    with Pool({"tuned": Source(model, adapter, merged=True), "base": Source(model)}) as pool:
         with pool.use("tuned") as tuned:
             found = scored(tuned.voice)
         with pool.use("base") as plain:

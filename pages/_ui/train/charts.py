@@ -201,8 +201,9 @@ def figure_charts(figures: Mapping[str, Sequence[Figures]]) -> None:
     data = pd.DataFrame(rows)
     for name, title, form, rule in _FIGURES:
         if name in data and data[name].notna().any():
-            spec = _small_spec(tuple(figures), name, (t(title), *_tips()), form, rule)
-            st.caption(t(title))  # wraps in a narrow window: a chart's title is cut there
+            said = t(title)
+            spec = _small_spec(tuple(figures), name, (said, *_tips()), form, rule)
+            st.caption(said)  # wraps in a narrow window: a chart's title is cut there
             st.vega_lite_chart(data, spec, width="stretch")
 
 
