@@ -37,7 +37,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 #: Raised when what this module writes changes, so that a cached folder is made anew.
-FORMAT = 1
+FORMAT = 2
 _BYTES_NEEDED = 700_000_000
 
 
@@ -83,7 +83,7 @@ def _write(source: Path, out: Path, on_progress: OnProgress) -> None:
     stage = "prepare the bundled model"
     on_progress(stage, 0, 3)
     tokenizer = _tokenizer(source)
-    tokenizer.save_pretrained(out)
+    prepared.save_tokenizer(tokenizer, out)
     on_progress(stage, 1, 3)
     # float32: the 4-bit blocks are dequantized in float32, and a CPU computes in it; storing
     # less would round every weight once more.

@@ -19,7 +19,7 @@ from core.models import chat_templates, gguf_header
 
 _DONE = "workbench.json"
 #: Raised when what ``from_gguf`` writes changes, so that a cached folder is made anew.
-_GGUF_FORMAT = 1
+_GGUF_FORMAT = 2
 #: ``general.file_type`` of a GGUF in bfloat16; others fit into float16's range.
 _BF16_FILE = 32
 _LINKED = {".safetensors", ".bin"}
@@ -137,7 +137,7 @@ def _write_gguf(source: Path, folder: Path, loaded: Callable[[], None]) -> None:
             name = "pad" if role == "padding" else role
             setattr(tokenizer, f"{name}_token", tokenizer.convert_ids_to_tokens(int(token)))
     tokenizer.chat_template = value("tokenizer.chat_template") or tokenizer.chat_template
-    tokenizer.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
     dtype = torch.bfloat16 if value("general.file_type") == _BF16_FILE else torch.float16
     model = load_gguf(source, dtype)
     loaded()
@@ -146,6 +146,19 @@ def _write_gguf(source: Path, folder: Path, loaded: Callable[[], None]) -> None:
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
     model.to(dtype).save_pretrained(folder)
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """``save_pretrained``, under a name that other programs know too.
+
+    transformers 5 calls what is all in tokenizer.json ``TokenizersBackend``; transformers 4, which
+    many a server still holds, cannot load that. Both know the older name.
+    """
+    tokenizer.save_pretrained(folder)
+    settings = folder / "tokenizer_config.json"
+    config = fsio.read_json(settings)
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        fsio.write_json(settings, {**config, "tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def with_template(base: Path, name: str) -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from core import fsio
 from core.conversation import Conversation, Message
 from core.errors import UserError
 from core.inference.load import load_model, load_tokenizer
@@ -45,6 +46,13 @@ def _tokenizer(folder: Path, template: str, *, llama3: bool = False):
         )
     tokenizer.chat_template = template
     return tokenizer
+
+
+@pytest.mark.slow
+def test_bundled_folder_can_be_read_by_transformers_4(bundled_model: Path) -> None:
+    """transformers 5 writes ``TokenizersBackend``, which a server with 4.57 could not load."""
+    config = fsio.read_json(bundled_model / "tokenizer_config.json")
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 
 @pytest.mark.slow
