@@ -54,7 +54,7 @@ MAX_PROMPT_TOKENS = 32
 #: the bundled model's and a real 0.5B's most are; a random model gives none.
 JUDGED, FEWEST = 96, 5
 #: Part of the cache key, with the prompts; raise it when the filters change.
-RECIPE = 7
+RECIPE = 8
 
 
 @dataclass
