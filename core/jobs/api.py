@@ -31,7 +31,7 @@ from core.jobs.spec import Options, RunSpec, read_spec
 from core.jobs.standby import Standby
 from core.jobs.state import ACTIVE, FINAL, Progress, State, Status, derive
 from core.jobs.supervisor import ALREADY_STARTED
-from core.paths import REPO, RunPaths
+from core.paths import RunPaths
 from core.records import JobSpec
 
 
@@ -134,15 +134,8 @@ def _supervisor(run: RunPaths, spec: RunSpec) -> subprocess.Popen[bytes]:
     # The supervisor is no process of the job: a sweep must not find it.
     del env[processes.MARK]
     with run.log.open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "core.jobs.supervisor", str(run.root)],
-            cwd=REPO,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+        argv = [sys.executable, "-m", "core.jobs.supervisor", str(run.root)]
+        return processes.begin(argv, env, log=log)
 
 
 def launch(

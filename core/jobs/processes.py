@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import psutil
+
+from core.paths import REPO
 
 #: The environment variable that marks every process of a run.
 MARK = "PERSONA_RUN_MARK"
@@ -53,6 +57,32 @@ def job_environment(mark: str, pass_env: Iterable[str] = ()) -> dict[str, str]:
     env["PYTHONFAULTHANDLER"] = "1"
     env["MKL_SERVICE_FORCE_INTEL"] = "1"  # MKL and GNU OpenMP in one process otherwise abort
     return env
+
+
+def begin(
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    *,
+    stdin: int = subprocess.DEVNULL,
+    log: BinaryIO | int = subprocess.DEVNULL,
+    pass_fds: Sequence[int] = (),
+) -> subprocess.Popen[bytes]:
+    """A supervisor or a job's process, in a session of its own: it outlives whoever starts it.
+
+    Args:
+        log: takes all that it prints.
+        pass_fds: descriptors that it keeps, beside these.
+    """
+    return subprocess.Popen(
+        argv,
+        cwd=REPO,
+        env=env,
+        stdin=stdin,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+        pass_fds=pass_fds,
+    )
 
 
 def boot_id() -> str:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from pathlib import Path
 from core.jobs import processes, records
 from core.jobs.kinds import kind_of
 from core.jobs.spec import Options
-from core.paths import REPO, RunPaths
+from core.paths import RunPaths
 
 #: Instead of a run's folder, in the arguments of a supervisor or a child that is to wait.
 WAIT = "--wait"
@@ -39,15 +38,8 @@ class Standby:
         env = processes.job_environment(self.mark)
         del env[processes.MARK]  # the child's, and no other's
         with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "core.jobs.supervisor", WAIT, kind, self.mark],
-                cwd=REPO,
-                env=env,
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+            argv = [sys.executable, "-m", "core.jobs.supervisor", WAIT, kind, self.mark]
+            self.process = processes.begin(argv, env, stdin=theirs.fileno())
 
     def give(self, run: RunPaths) -> bool:
         """Start the run; False if nobody waits any more."""
@@ -101,15 +93,8 @@ class WaitingChild:
         self._socket, theirs = socket.socketpair()
         env = {**processes.job_environment(mark), str(records.SECRET): self.secret}
         with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "core.jobs.child", WAIT, kind],
-                cwd=REPO,
-                env=env,
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+            argv = [sys.executable, "-m", "core.jobs.child", WAIT, kind]
+            self.process = processes.begin(argv, env, stdin=theirs.fileno())
 
     def begin(self, run: RunPaths, descriptors: Sequence[int]) -> bool:
         """Tell it the run; it gets ``descriptors``, the log's first. False if it has died."""

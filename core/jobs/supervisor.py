@@ -34,7 +34,7 @@ from core.jobs.spec import RunSpec, read_spec
 from core.jobs.standby import WaitingChild
 from core.jobs.state import Reason, State
 from core.jobs.watcher import OutputWatcher
-from core.paths import REPO, RunPaths
+from core.paths import RunPaths
 
 #: Exit status of a supervisor that found the run already started.
 ALREADY_STARTED = 3
@@ -208,16 +208,7 @@ class Supervisor:
         argv = list(self.spec.argv) or [sys.executable, "-m", "core.jobs.child", str(self.run.root)]
         env = processes.job_environment(self.spec.mark, self.spec.options.pass_env)
         env[records.SECRET] = self.secret
-        return subprocess.Popen(
-            argv,
-            cwd=REPO,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            pass_fds=held,
-        )
+        return processes.begin(argv, env, log=log, pass_fds=held)
 
     def reap(self) -> None:
         """Collect whatever ended: the child, and grandchildren that were left to us."""

@@ -30,9 +30,9 @@ class Protection:
 
 
 PROTECTIONS = [
-    Protection("1, 2 a run outlives its starter", "core/jobs/api.py",
-               "            stderr=log,\n            start_new_session=True,",
-               "            stderr=log,\n            start_new_session=False,",
+    Protection("1, 2 a run outlives its starter", "core/jobs/processes.py",
+               "        stderr=log,\n        start_new_session=True,",
+               "        stderr=log,\n        start_new_session=False,",
                "tests/faults/test_starting.py::test_1_and_2_the_run_outlives_its_starter"),
     Protection("3, 4 exit 0 is no success", "core/jobs/supervisor.py",
                "self.child_status == 0 and self._has_result()", "self.child_status == 0",
@@ -47,7 +47,7 @@ PROTECTIONS = [
                "    if supervisor is None:\n", "    if True:\n",
                "tests/faults/test_ends.py::test_force_ends_a_run_whose_supervisor_is_stopped"),
     Protection("6 an orphan keeps the device", "core/jobs/supervisor.py",
-               "pass_fds=held,", "pass_fds=[],",
+               "pass_fds=held)", "pass_fds=[])",
                "tests/faults/test_ends.py::test_the_device_stays_with_a_child_whose_supervisor_died"),
     Protection("7 a reused pid is not signalled", "core/jobs/processes.py",
                "if abs(process.create_time() - float(str(start_time))) < 0.1 else None", "",
