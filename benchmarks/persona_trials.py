@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 from core import fsio, paths  # noqa: E402  (after the path)
 from core.paths import DatasetPaths, RunPaths  # noqa: E402
+from core.text.intervals import wilson  # noqa: E402
 
 #: Personas that nobody tuned the defaults on: pack and slot values.
 PERSONAS: dict[str, tuple[str, dict[str, str]]] = {
@@ -173,8 +174,16 @@ def cells(row: dict[str, Any]) -> list[str]:
 
 def pooled(metrics: Sequence[dict[str, Any]], key: str) -> str:
     """Hits of all trials together; a checkpoint that fails on a third of the probes has fewer."""
-    hits, n = (sum(m[key][part] for m in metrics) for part in ("hits", "n"))
-    return f"{hits}/{n} = {hits / n:.3f}" if n else "not asked"
+    return interval([m[key] for m in metrics])
+
+
+def interval(rates: Sequence[dict[str, Any]]) -> str:
+    """Hits of all together with the 95 % interval."""
+    hits, n = (sum(r[part] for r in rates) for part in ("hits", "n"))
+    if not n:
+        return "not asked"
+    low, high = wilson(hits, n)
+    return f"{hits}/{n} [{low:.3f}, {high:.3f}]"
 
 
 HEAD = ["step", "recall", "leak", "near-miss", "unique", "KL", "verdict"]

@@ -140,6 +140,27 @@ HEAD = [
 ]
 
 
+def _part(metrics: list[dict[str, Any]], key: str, of: str) -> str:
+    """One intent's or one language's recall, all trials together."""
+    return trials.interval([m[key][of] for m in metrics if of in (m.get(key) or {})])
+
+
+def _range(metrics: list[dict[str, Any]], path: str) -> str:
+    found = [x for m in metrics if (x := look(m, path)) is not None]
+    return f"{min(found):.2f} to {max(found):.2f}" if found else ""
+
+
+def _missed(metrics: list[dict[str, Any]]) -> str:
+    """Intents with what they miss of what was asked, the worst first."""
+    lost: Counter[str] = Counter()
+    asked: Counter[str] = Counter()
+    for intents in (m.get("recall_by_intent") or {} for m in metrics):
+        for intent, found in intents.items():
+            lost[intent] += found["n"] - found["hits"]
+            asked[intent] += found["n"]
+    return ", ".join(f"{k} {n} of {asked[k]}" for k, n in lost.most_common() if n)
+
+
 def summarize(results: list[dict[str, Any]]) -> str:
     """Every trial's recommended and last checkpoint, the trials together, the correlations."""
     pick: Callable[[dict[str, Any]], dict[str, Any]] = trials.recommended
@@ -148,26 +169,31 @@ def summarize(results: list[dict[str, Any]]) -> str:
         rows.append(_row(r, pick(r)))
         if trials.final(r)["step"] != pick(r)["step"]:
             rows.append(_row(r, trials.final(r)))
-    together = []
+    together: list[list[str]] = []
+    missed: list[str] = []
     for model, recipe in dict.fromkeys((r["model"], r["regime"]) for r in results):
         mine = [pick(r) for r in results if (r["model"], r["regime"]) == (model, recipe)]
         metrics = [m["metrics"] for m in mine]
         verdicts = Counter(m["verdict"] for m in mine)
+        locales = dict.fromkeys(k for m in metrics for k in m.get("recall_by_locale") or {})
         together.append(
             [
                 Path(model).name,
                 recipe,
-                *(trials.pooled(metrics, k) for k in ("recall", "leak", "near_miss_leak")),
+                trials.pooled(metrics, "recall"),
+                "; ".join(f"{k} {_part(metrics, 'recall_by_locale', k)}" for k in locales),
+                *(trials.pooled(metrics, k) for k in ("leak", "near_miss_leak", "old")),
+                *(_range(metrics, path) for path in ("ppl_ratio", "top1_agreement")),
                 ", ".join(f"{v} {n}" for v, n in verdicts.most_common()),
             ]
         )
+        missed.append(f"{Path(model).name}, {recipe}: {_missed(metrics)}")
     return "\n\n".join(
         [
             trials.table(HEAD, rows),
             "Together (recommended checkpoints):",
-            trials.table(
-                ["model", "recipe", "recall", "leak", "near-miss leak", "verdicts"], together
-            ),
+            trials.table([*HEAD[:2], "recall", "by language", *HEAD[7:10], *HEAD[11:]], together),
+            "Held-out wordings missed, by intent:\n" + "\n".join(missed),
             "Spearman's rank correlation over all checkpoints (number of them):",
             trials.table(["by teacher forcing", *SWEPT], correlations(results)),
         ]

@@ -7,9 +7,11 @@ import re
 import shutil
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -28,6 +30,7 @@ from core.evaluation import (
     scorecard,
     scored,
     screening,
+    spread,
     sweep,
     sweep_job,
     userprobes,
@@ -237,6 +240,14 @@ def test_two_gpus_give_what_one_gives(
     monkeypatch.setattr(device, "cards", lambda: ["4", "6"])
     shutil.rmtree(paths.cache_dir() / "evaluation")
     stages: list[str] = []
+    workers: list[int] = []
+
+    class Counted(ProcessPoolExecutor):
+        def __init__(self, count: int, *args: Any) -> None:
+            workers.append(count)
+            super().__init__(count, *args)
+
+    monkeypatch.setattr(spread, "ProcessPoolExecutor", Counted)
     both = sweep.sweep(
         run,
         dataset,
@@ -254,7 +265,7 @@ def test_two_gpus_give_what_one_gives(
     said = capfd.readouterr().out
     # On a busy machine the first worker may have done all before the second is there.
     used = re.findall(r"scored on GPU (\d)", said)
-    assert len(used) == 3 and set(used) <= {"4", "6"}
+    assert workers == [2] and len(used) == 3 and set(used) <= {"4", "6"}
     assert any("(2 of 3 checkpoints)" in s for s in stages)
 
 
